@@ -1,0 +1,154 @@
+"""Which backend serves an op: explicit requests are met or raise, ``auto`` takes the first able."""
+
+import importlib
+import os
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from sede_kernels.errors import BackendUnavailableError
+
+#: Backend name -> package below ``sede_kernels.backends``. ``reference`` has no ops: the functional
+#: layer calls ``sede_kernels.reference`` itself, so that the specification stays plain autograd.
+PACKAGES = {"torch": "torch_blocked", "cpu": "cpu", "triton": "triton", "cuda": "cuda"}
+NAMES = ("auto", "reference", *PACKAGES)
+
+#: Op -> file that holds it in every backend package.
+FILES = {
+    "bank_lse": "bank_lse",
+    "batch_lse": "batch_lse",
+    "batch_lse_backward": "batch_lse",
+    "hardest": "hardest",
+    "enqueue": "enqueue",
+    "erase": "erase",
+    "erase_backward": "erase",
+    "cross_attention": "cross_attention",
+    "cross_attention_backward": "cross_attention",
+}
+
+_AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
+
+
+@cache
+def _package(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(f"sede_kernels.backends.{PACKAGES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name == f"sede_kernels.backends.{PACKAGES[name]}":
+            return None
+        raise
+
+
+@cache
+def _function(name: str, op: str) -> Callable[..., Any] | None:
+    package = _package(name)
+    path = f"sede_kernels.backends.{PACKAGES[name]}.{FILES[op]}"
+    if package is None:
+        return None
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name == path:
+            return None
+        raise
+    return getattr(module, op, None)
+
+
+def unavailable_reason(name: str) -> str | None:
+    """Why backend ``name`` cannot be used in this process, or None when it can."""
+    if name == "reference":
+        return None
+    package = _package(name)
+    if package is None:
+        return "not part of this version"
+    reason: str | None = package.unavailable_reason()
+    return reason
+
+
+def _refusal(name: str, op: str, tensors: tuple[Tensor, ...], options: dict[str, Any]) -> str | None:
+    """Why ``name`` cannot serve this very call, or None when it can."""
+    reason = unavailable_reason(name)
+    if reason is not None:
+        return reason
+    if _function(name, op) is None:
+        return f"has no {op} kernel"
+    package = _package(name)
+    refused: str | None = package.unsupported_reason(op, *tensors, **options) if package else None
+    return refused
+
+
+def default_backend() -> str:
+    """The backend that ``backend="auto"`` starts from: ``SEDE_BACKEND``, or ``auto`` itself."""
+    return os.environ.get("SEDE_BACKEND", "auto") or "auto"
+
+
+def requested(backend: str) -> str:
+    """Resolve ``auto`` through ``SEDE_BACKEND`` and check the name.
+
+    Raises:
+        ValueError: for a name that is not one of ``NAMES``.
+    """
+    name = default_backend() if backend == "auto" else backend
+    if name not in NAMES:
+        source = "SEDE_BACKEND" if backend == "auto" else "backend"
+        raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {name!r}.")
+    return name
+
+
+def resolve(op: str, backend: str, *tensors: Tensor, **options: Any) -> Callable[..., Any]:
+    """The function of the backend that serves ``op`` on these tensors.
+
+    Args:
+        op: key of ``FILES``.
+        backend: one of ``NAMES`` except ``reference``.
+        tensors: the tensors that decide (device, dtype); the first one's device picks the order.
+        options: further facts a backend may refuse on.
+
+    Raises:
+        BackendUnavailableError: an explicit backend cannot serve the call.
+        ValueError: unknown backend name.
+    """
+    name = requested(backend)
+    if name == "reference":
+        raise ValueError(f"{op}: the reference has no ops; call sede_kernels.functional instead.")
+    if name == "auto":
+        for candidate in _AUTO_ORDER.get(tensors[0].device.type, ("torch",)):
+            if _refusal(candidate, op, tensors, options) is None:
+                name = candidate
+                break
+        else:
+            raise BackendUnavailableError(f"{op}: no backend can serve this call.\n{_report()}")
+    else:
+        reason = _refusal(name, op, tensors, options)
+        if reason is not None:
+            raise BackendUnavailableError(
+                f"{op}: backend {name!r} was asked for but {reason}. Backends here:\n{_report()}"
+            )
+    function = _function(name, op)
+    if function is None:
+        raise BackendUnavailableError(f"{op}: backend {name!r} has no {op} kernel.")
+    return function
+
+
+def _report() -> str:
+    lines = []
+    for name in PACKAGES:
+        reason = unavailable_reason(name)
+        lines.append(f"  {name}: {'available' if reason is None else reason}")
+    return "\n".join(lines)
+
+
+def available_backends() -> dict[str, str | None]:
+    """Every backend with None when it can be used here, else the reason it cannot.
+
+    Returns:
+        dict: name -> None (usable) or one clause that says what is missing.
+
+    Example:
+        >>> available_backends()["torch"] is None
+        True
+    """
+    return {name: unavailable_reason(name) for name in ("reference", *PACKAGES)}

@@ -1,0 +1,9 @@
+"""``torch.library`` ops: schema, fake and autograd; the arithmetic is in the backends.
+
+Inputs are validated by ``sede_kernels.functional``; every op takes ``backend`` and resolves it when
+it runs, so a compiled graph is not tied to the machine it was traced on.
+"""
+
+from sede_kernels.ops import bank_lse, batch_lse, cross_attention, enqueue, erase, hardest
+
+__all__ = ["bank_lse", "batch_lse", "cross_attention", "enqueue", "erase", "hardest"]

@@ -1,0 +1,136 @@
+"""The core op: one pass over the bank gives log-sum-exps, their query gradients and the hardest row.
+
+With s_ij = q_i.m_j and V_i the valid slots of query i, for each exponent c of ``scales``:
+
+    lse(c)    = log sum_{j in V_i} exp(c s_ij)
+    moment(c) = sum_j P_ij(c) s_ij            P(c) = softmax over V_i of c s
+    acc(c)    = sum_j P_ij(c) m_j             so that d lse(c) / d q_i = c acc(c)
+
+The bank has no gradient, hence the query gradient is complete after the forward and the backward
+is a row scale. ``grad_scales`` replaces c in it: the detached weights of the weighted InfoNCE need
+1/tau acc(1/tau + beta).
+"""
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.registry import resolve
+
+
+def result_dtype(query: Tensor) -> torch.dtype:
+    """fp64 for fp64 queries, else fp32: the dtype of every floating result of an op."""
+    return torch.float64 if query.dtype == torch.float64 else torch.float32
+
+
+@torch.library.custom_op("sede::bank_lse", mutates_args=())
+def bank_lse(
+    query: Tensor,
+    bank: Tensor,
+    row_scale: Tensor | None,
+    scales: Tensor,
+    grad_scales: Tensor,
+    query_ids: Tensor | None,
+    bank_ids: Tensor | None,
+    limit: Tensor | None,
+    select: str,
+    accumulate: list[int],
+    moments: bool,
+    hardest: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(lse [E, B], moment [E|0, B], acc [A, B, D], count [B], top [B|0], top_index [B|0])."""
+    run = resolve("bank_lse", backend, query, bank)
+    lse, moment, acc, count, top, top_index = run(
+        query,
+        bank,
+        row_scale,
+        scales,
+        query_ids,
+        bank_ids,
+        limit,
+        select=select,
+        accumulate=tuple(accumulate),
+        moments=moments,
+        hardest=hardest,
+    )
+    return lse, moment, acc, count, top, top_index
+
+
+@bank_lse.register_fake
+def _(
+    query: Tensor,
+    bank: Tensor,
+    row_scale: Tensor | None,
+    scales: Tensor,
+    grad_scales: Tensor,
+    query_ids: Tensor | None,
+    bank_ids: Tensor | None,
+    limit: Tensor | None,
+    select: str,
+    accumulate: list[int],
+    moments: bool,
+    hardest: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dtype = result_dtype(query)
+    rows, dim = query.shape
+    exponents = scales.shape[0]
+    lse = query.new_empty((exponents, rows), dtype=dtype)
+    moment = query.new_empty((exponents if moments else 0, rows), dtype=dtype)
+    acc = query.new_empty((len(accumulate), rows, dim), dtype=dtype)
+    count = query.new_empty((rows,), dtype=torch.int64)
+    top = query.new_empty((rows if hardest else 0,), dtype=dtype)
+    top_index = query.new_empty((rows if hardest else 0,), dtype=torch.int64)
+    return lse, moment, acc, count, top, top_index
+
+
+@torch.library.custom_op("sede::bank_lse_backward", mutates_args=())
+def bank_lse_backward(
+    grad_lse: Tensor, acc: Tensor, grad_scales: Tensor, accumulate: list[int]
+) -> Tensor:
+    """dq_i = sum_a grad_lse[a, i] grad_scales[a] acc[a, i]: a row scale of what the forward kept."""
+    total = torch.zeros_like(acc[0])
+    for slot, exponent in enumerate(accumulate):
+        total.addcmul_(acc[slot], (grad_lse[exponent] * grad_scales[exponent]).unsqueeze(1))
+    return total
+
+
+@bank_lse_backward.register_fake
+def _(grad_lse: Tensor, acc: Tensor, grad_scales: Tensor, accumulate: list[int]) -> Tensor:
+    return torch.empty_like(acc[0])
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    query, _, _, _, grad_scales, *_, accumulate, _, _, _ = inputs
+    _, moment, acc, count, top, top_index = output
+    ctx.mark_non_differentiable(moment, acc, count, top, top_index)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(acc, moment, grad_scales)
+    ctx.accumulate = list(accumulate)
+    ctx.query_dtype = query.dtype
+
+
+def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
+    acc, moment, grad_scales = ctx.saved_tensors
+    grads = [None] * 13
+    if grad_lse is None:
+        return tuple(grads)
+    if ctx.needs_input_grad[0]:
+        if not ctx.accumulate:
+            raise RuntimeError(
+                "sede::bank_lse: the forward kept no accumulator, so there is no query gradient; "
+                "name the exponents in accumulate."
+            )
+        grad_query = bank_lse_backward(grad_lse.contiguous(), acc, grad_scales, ctx.accumulate)
+        grads[0] = grad_query.to(ctx.query_dtype)
+    if ctx.needs_input_grad[3]:
+        if moment.shape[0] == 0:
+            raise RuntimeError(
+                "sede::bank_lse: the forward kept no moments, so there is no gradient of scales; "
+                "pass moments=True."
+            )
+        grads[3] = (grad_lse * moment).sum(dim=1)
+    return tuple(grads)
+
+
+bank_lse.register_autograd(_backward, setup_context=_setup_context)

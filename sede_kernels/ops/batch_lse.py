@@ -1,0 +1,140 @@
+"""In-batch negatives: the same sums over the other rows' keys, with a gradient to both sides.
+
+With s_ij = q_i.k_j, j != i: lse(c), moment(c) as in ``bank_lse``. The backward recomputes s block
+by block, so nothing of size B x B is kept:
+
+    dq_i = sum_c g_i(c) r(c) sum_j P_ij(c) k_j        dk_j = sum_c sum_i g_i(c) r(c) P_ij(c) q_i
+"""
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.registry import resolve
+from sede_kernels.ops.bank_lse import result_dtype
+
+
+@torch.library.custom_op("sede::batch_lse", mutates_args=())
+def batch_lse(
+    query: Tensor,
+    key: Tensor,
+    scales: Tensor,
+    grad_scales: Tensor,
+    query_ids: Tensor | None,
+    limit: Tensor | None,
+    select: str,
+    moments: bool,
+    hardest: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(lse [E, B], moment [E|0, B], count [B], top [B|0])."""
+    run = resolve("batch_lse", backend, query, key)
+    lse, moment, count, top = run(
+        query, key, scales, query_ids, limit, select=select, moments=moments, hardest=hardest
+    )
+    return lse, moment, count, top
+
+
+@batch_lse.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    scales: Tensor,
+    grad_scales: Tensor,
+    query_ids: Tensor | None,
+    limit: Tensor | None,
+    select: str,
+    moments: bool,
+    hardest: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = result_dtype(query)
+    rows = query.shape[0]
+    exponents = scales.shape[0]
+    lse = query.new_empty((exponents, rows), dtype=dtype)
+    moment = query.new_empty((exponents if moments else 0, rows), dtype=dtype)
+    count = query.new_empty((rows,), dtype=torch.int64)
+    top = query.new_empty((rows if hardest else 0,), dtype=dtype)
+    return lse, moment, count, top
+
+
+@torch.library.custom_op("sede::batch_lse_backward", mutates_args=())
+def batch_lse_backward(
+    grad_lse: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    scales: Tensor,
+    grad_scales: Tensor,
+    query_ids: Tensor | None,
+    limit: Tensor | None,
+    select: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(dq [B, D], dk [B, D]) from the saved log-sum-exps."""
+    run = resolve("batch_lse_backward", backend, query, key)
+    grad_query, grad_key = run(
+        grad_lse, lse, query, key, scales, grad_scales, query_ids, limit, select=select
+    )
+    return grad_query, grad_key
+
+
+@batch_lse_backward.register_fake
+def _(
+    grad_lse: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    scales: Tensor,
+    grad_scales: Tensor,
+    query_ids: Tensor | None,
+    limit: Tensor | None,
+    select: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    dtype = result_dtype(query)
+    return query.new_empty(query.shape, dtype=dtype), query.new_empty(key.shape, dtype=dtype)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    query, key, scales, grad_scales, query_ids, limit, select, _, _, backend = inputs
+    lse, moment, count, top = output
+    ctx.mark_non_differentiable(moment, count, top)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, key, scales, grad_scales, query_ids, limit, lse, moment)
+    ctx.select = select
+    ctx.backend = backend
+
+
+def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
+    query, key, scales, grad_scales, query_ids, limit, lse, moment = ctx.saved_tensors
+    grads = [None] * 10
+    if grad_lse is None:
+        return tuple(grads)
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        grad_query, grad_key = batch_lse_backward(
+            grad_lse.contiguous(),
+            lse,
+            query,
+            key,
+            scales,
+            grad_scales,
+            query_ids,
+            limit,
+            ctx.select,
+            ctx.backend,
+        )
+        if ctx.needs_input_grad[0]:
+            grads[0] = grad_query.to(query.dtype)
+        if ctx.needs_input_grad[1]:
+            grads[1] = grad_key.to(key.dtype)
+    if ctx.needs_input_grad[2]:
+        if moment.shape[0] == 0:
+            raise RuntimeError(
+                "sede::batch_lse: the forward kept no moments, so there is no gradient of scales; "
+                "pass moments=True."
+            )
+        grads[2] = (grad_lse * moment).sum(dim=1)
+    return tuple(grads)
+
+
+batch_lse.register_autograd(_backward, setup_context=_setup_context)

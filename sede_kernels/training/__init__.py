@@ -1,0 +1,1 @@
+"""Data preparation, reference models and the training loop behind the ``sede`` command."""

@@ -1,0 +1,234 @@
+"""Read one part of a ``*_precomp`` folder of the SCAN family, checked before training starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sede_kernels.training.data.prepare import SOURCES
+from sede_kernels.training.data.split import PARTS
+from sede_kernels.training.data.text import Vocabulary
+from sede_kernels.training.files import UserError, read_manifest, verify_manifest
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+_CHECK_WHOLE_BYTES = 1 << 30  # features up to this size are searched for NaN when opened
+_FAMILY_MIN_COUNT = 4  # rarer words are <unk>, where the folder brings no vocabulary
+
+
+@dataclass
+class Part:
+    """Images and captions of one part.
+
+    Attributes:
+        name: ``folder/part``, for messages.
+        features: (N0, R, F) float16 or float32, memory mapped.
+        rows: (N,) the row of each distinct image in ``features``.
+        captions: C captions.
+        image_of: (C,) the image (0..N-1) of each caption.
+        pairs: (P, 2) all correct (caption, image) pairs; more than C where a caption has
+            several owners.
+        image_ids: (N,) int64 tensor: equal where two images share a caption, directly or through
+            others; such images are no negatives of each other's captions.
+    """
+
+    name: str
+    features: np.ndarray[Any, Any]
+    rows: Ints
+    captions: list[str]
+    image_of: Ints
+    pairs: Ints
+    image_ids: Tensor
+
+    def regions(self, images: Sequence[int] | Ints) -> Tensor:
+        """Region features of some images, (B, R, F) float32."""
+        block = np.asarray(self.features[self.rows[np.asarray(images)]], np.float32)
+        if not np.isfinite(block).all():
+            raise UserError(f"{self.name}_ims.npy holds a NaN or infinite feature.")
+        return torch.from_numpy(block)
+
+
+def find_folder(data: str, home: Path) -> Path:
+    """The folder of a data set: a path, or the name of a prepared one.
+
+    Raises:
+        UserError: neither is there; the message says what to run.
+    """
+    for folder in (Path(data).expanduser(), home / f"{data}_precomp"):
+        if (folder / "train_caps.txt").exists():
+            return folder
+    base, *rest = data.split("_")
+    if base in SOURCES and "/" not in data:
+        limit = next((f" --limit {word}" for word in rest if word.isdigit()), "")
+        raise UserError(
+            f"the set {data!r} is not prepared under {home}: run `sede prepare {base}{limit}`."
+        )
+    raise UserError(
+        f"there is no data set {data!r}: expected a folder with train_ims.npy and train_caps.txt, "
+        f"or the name of a prepared set ({', '.join(SOURCES)})."
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Compare a prepared folder with its checksums; folders without a manifest pass."""
+    verify_manifest(
+        folder, f"delete {folder} and run `sede prepare` again (features come from the cache)."
+    )
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """``vocab.json`` of the folder, or the words of the training captions seen 4 times or more."""
+    if (folder / "vocab.json").exists():
+        return Vocabulary.load(folder / "vocab.json")
+    return Vocabulary.build(_read_lines(folder / "train_caps.txt"), _FAMILY_MIN_COUNT)
+
+
+def load_part(folder: Path, part: str) -> Part:
+    """Open ``<part>_ims.npy``, ``<part>_caps.txt`` and the files that say which belongs to which.
+
+    With ``<part>_index.txt`` each caption has an image row. Without it, ids of which there is one
+    a caption tell the images apart; else captions / images must be whole (1 or 5, usually), in
+    order. Feature files that repeat each image for every caption are recognised.
+
+    Raises:
+        UserError: a file is missing, damaged or does not fit the others.
+    """
+    if part not in PARTS and not (folder / f"{part}_caps.txt").exists():
+        raise UserError(f"{folder} has no part {part!r}: choose from {', '.join(PARTS)}.")
+    name = f"{folder}/{part}"
+    features = _open_features(folder / f"{part}_ims.npy")
+    captions = _read_lines(folder / f"{part}_caps.txt")
+    rows, image_of = _match(folder, part, features, len(captions))
+    manifest = read_manifest(folder) or {}
+    pairs = np.stack([np.arange(len(captions)), image_of], 1)
+    if manifest.get("shared_captions_are_correct"):
+        pairs = _all_owners(captions, image_of)
+    return Part(name, features, rows, captions, image_of, pairs, _linked(pairs, len(rows)))
+
+
+def _open_features(path: Path) -> np.ndarray[Any, Any]:
+    if not path.exists():
+        raise UserError(f"{path} is missing: expected region features (images, regions, numbers).")
+    try:
+        features: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(
+            f"{path} is not a whole .npy file ({str(error).rstrip('.')}): copy or prepare it again."
+        ) from error
+    if features.ndim == 2:
+        features = features[:, None]
+    if features.ndim != 3 or 0 in features.shape or features.dtype.kind != "f":
+        raise UserError(
+            f"{path} must hold floats (images, regions, numbers), "
+            f"got {features.dtype} {features.shape}."
+        )
+    if features.nbytes <= _CHECK_WHOLE_BYTES:
+        for start in range(0, len(features), 256):
+            bad = ~np.isfinite(features[start : start + 256]).all((1, 2))
+            if bad.any():
+                raise UserError(
+                    f"{path} holds a NaN or infinite feature in row {start + int(bad.argmax())}."
+                )
+    return features
+
+
+def _read_lines(path: Path) -> list[str]:
+    if not path.exists():
+        raise UserError(f"{path} is missing: expected one caption a line.")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+    if not lines:
+        raise UserError(f"{path} is empty: expected one caption a line.")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise UserError(f"{path} has an empty caption in line {number}.")
+    return lines
+
+
+def _read_numbers(path: Path) -> Ints | None:
+    if not path.exists():
+        return None
+    lines = path.read_text(encoding="utf-8", errors="replace").split()
+    try:
+        return np.array([int(line) for line in lines], np.int64)
+    except ValueError as error:
+        raise UserError(f"{path} must hold whole numbers, one a line ({error}).") from error
+
+
+def _match(
+    folder: Path, part: str, features: np.ndarray[Any, Any], captions: int
+) -> tuple[Ints, Ints]:
+    """Rows of the distinct images, and the image of each caption."""
+    images = len(features)
+    index = _read_numbers(folder / f"{part}_index.txt")
+    if index is not None:
+        if len(index) != captions or index.min() < 0 or index.max() >= images:
+            raise UserError(
+                f"{folder}/{part}_index.txt must hold a row below {images} for each of the "
+                f"{captions} captions, got {len(index)} numbers"
+                + (f" from {index.min()} to {index.max()}." if len(index) else ".")
+            )
+        return np.arange(images), index
+    ids = _read_numbers(folder / f"{part}_ids.txt")
+    if ids is not None and len(ids) not in (images, captions):
+        raise UserError(
+            f"{folder}/{part}_ids.txt has {len(ids)} lines for {images} images and {captions} "
+            "captions: the files do not belong together."
+        )
+    if ids is not None and len(ids) == captions:
+        _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        rank = np.argsort(np.argsort(first))  # ids numbered by first appearance
+        if images == captions or len(first) == images:
+            rows = np.sort(first) if images == captions else np.arange(images)
+            return rows, rank[inverse]
+    if captions % images:
+        raise UserError(
+            f"{folder}/{part}_caps.txt has {captions} captions for {images} images in "
+            f"{part}_ims.npy: expected 1 or 5 captions an image, or a {part}_index.txt."
+        )
+    each = captions // images
+    if each == 1 and _repeats(features, 5):
+        return np.arange(0, images, 5), np.arange(captions) // 5
+    return np.arange(images), np.arange(captions) // each
+
+
+def _repeats(features: np.ndarray[Any, Any], times: int) -> bool:
+    """Whether each image is stored several times in a row, judged by the first and last groups."""
+    if len(features) % times:
+        return False
+    starts = {0, len(features) // times // 2 * times, len(features) - times}
+    return all((features[s : s + times] == features[s]).all() for s in starts)
+
+
+def _all_owners(captions: list[str], image_of: Ints) -> Ints:
+    """Every caption with every image of the same wording."""
+    owners: dict[str, list[int]] = {}
+    for caption, image in zip(captions, image_of.tolist(), strict=True):
+        owners.setdefault(caption, []).append(image)
+    return np.array(
+        [(c, image) for c, caption in enumerate(captions) for image in sorted({*owners[caption]})],
+        np.int64,
+    )
+
+
+def _linked(pairs: Ints, images: int) -> Tensor:
+    """The smallest image of each set of images that captions link."""
+    parent = list(range(images))
+
+    def root(image: int) -> int:
+        while parent[image] != image:
+            parent[image] = parent[parent[image]]
+            image = parent[image]
+        return image
+
+    first: dict[int, int] = {}
+    for caption, image in pairs.tolist():
+        a, b = root(first.setdefault(caption, image)), root(image)
+        parent[max(a, b)] = min(a, b)
+    return torch.tensor([root(image) for image in range(images)], dtype=torch.int64)

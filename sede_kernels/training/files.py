@@ -1,0 +1,196 @@
+"""Files that are whole or absent: atomic writes, checksums, and the error a user reads."""
+
+import errno
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+_FULL[errno.EFBIG] = "the file would pass the size limit of this shell (ulimit -f)"
+
+
+class UserError(RuntimeError):
+    """Something the user can put right; the command line prints the message as one sentence."""
+
+
+def data_home() -> Path:
+    """Folder for prepared sets and caches: ``$SEDE_DATA``, or ``~/.cache/sede``."""
+    return Path(os.environ.get("SEDE_DATA") or Path.home() / ".cache" / "sede").expanduser()
+
+
+def require(packages: Mapping[str, str], purpose: str) -> None:
+    """Check that packages can be imported, without importing them.
+
+    Args:
+        packages: import name -> requirement to install, e.g. ``{"PIL": "pillow"}``.
+        purpose: what needs them, for the message.
+
+    Raises:
+        UserError: a package is missing; the message has the pip line.
+    """
+    missing = [pip for name, pip in packages.items() if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{purpose} needs {', '.join(missing)}: run `pip install {' '.join(missing)}` "
+            '(or `pip install "sede-kernels[train]"`).'
+        )
+
+
+def describe_os_error(error: OSError) -> str:
+    """One sentence for a failed file operation."""
+    where = f" at {error.filename}" if error.filename else ""
+    if error.errno in _FULL:
+        return (
+            f"{_FULL[error.errno]}{where}; nothing half written was kept: free some space, "
+            "or set SEDE_DATA or --out to another disk, and run the same command again."
+        )
+    return f"{error.strerror or error}{where}."
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that appears under its name only when it is complete.
+
+    The bytes go to a hidden neighbour, are flushed to the disk, and are renamed; any failure,
+    Ctrl-C included, removes the neighbour and leaves an earlier file as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_file(path) as handle:
+        handle.write(text.encode())
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+class _Stream:
+    """Only ``write``: numpy then reports a full disk by errno, which ``tofile`` loses."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self.write = handle.write
+
+
+def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Write one ``.npy`` file atomically."""
+    with atomic_file(path) as handle:
+        np.save(_Stream(handle), array, allow_pickle=False)  # type: ignore[arg-type]
+
+
+def write_torch(path: Path, value: object) -> None:
+    """Write a ``torch.save`` file atomically, through memory so that errors keep their errno."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with atomic_file(path) as handle:
+        handle.write(buffer.getbuffer())
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in blocks of 1 MiB."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of ``path`` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    staging.mkdir()
+    try:
+        yield staging
+        if path.exists():
+            os.replace(path, retired)
+        os.replace(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def write_manifest(folder: Path, facts: Mapping[str, object]) -> None:
+    """Write ``manifest.json``: the facts, and size and sha256 of every file beside it."""
+    files = {
+        file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(folder.iterdir())
+        if file.name != "manifest.json"
+    }
+    write_json(folder / "manifest.json", {**facts, "files": files})
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder, None where there is none.
+
+    Raises:
+        UserError: the manifest is not readable JSON with a file list.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        dict(manifest["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: delete {folder} and prepare it again.") from error
+    return manifest
+
+
+def verify_manifest(
+    folder: Path, remedy: str, *, only: Callable[[str], bool] = lambda name: True
+) -> None:
+    """Compare files with the manifest, sizes first; no manifest means nothing to compare.
+
+    Args:
+        folder: a prepared folder.
+        remedy: what to do about a broken file, the end of the message.
+        only: which file names to look at.
+
+    Raises:
+        UserError: a file is missing, cut short or changed.
+    """
+    manifest = read_manifest(folder)
+    for name, facts in (manifest or {"files": {}})["files"].items():
+        if not only(name):
+            continue
+        file = folder / name
+        if not file.exists():
+            raise UserError(f"{file} is missing: {remedy}")
+        size = file.stat().st_size
+        if size != facts["bytes"]:
+            raise UserError(
+                f"{file} has {size} bytes instead of {facts['bytes']}, it was cut short or "
+                f"changed: {remedy}"
+            )
+        if sha256(file) != facts["sha256"]:
+            raise UserError(f"{file} does not match its checksum in manifest.json: {remedy}")

@@ -1,0 +1,42 @@
+"""Ring write with index arithmetic on the device: no host synchronisation."""
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.torch_blocked._blocks import compute_dtype
+
+# A key this close to unit length (in squared norm) is stored as it came.
+_UNIT_TOLERANCE = 1e-6
+
+
+def enqueue(
+    rows: Tensor,
+    row_scale: Tensor | None,
+    ids: Tensor,
+    ptr: Tensor,
+    count: Tensor,
+    keys: Tensor,
+    key_ids: Tensor | None,
+    *,
+    normalize: bool,
+) -> None:
+    """See ``sede_kernels.ops.enqueue``."""
+    size, total = rows.shape[0], keys.shape[0]
+    skipped = max(0, total - size)
+    kept = keys[skipped:].to(compute_dtype(keys))
+    slots = (ptr + torch.arange(skipped, total, device=rows.device)) % size
+    if normalize:
+        square = (kept * kept).sum(dim=1, keepdim=True)
+        unit = (square - 1).abs() <= _UNIT_TOLERANCE
+        factor = torch.where(unit | (square == 0), torch.ones_like(square), square.rsqrt())
+        kept = kept * factor
+    if row_scale is not None:
+        scale = kept.abs().amax(dim=1) / 127 if kept.shape[1] else kept.new_zeros(kept.shape[0])
+        divisor = scale.masked_fill(scale == 0, 1.0).unsqueeze(1)
+        kept = (kept / divisor).round_().clamp_(-127, 127)
+        row_scale.index_copy_(0, slots, scale.to(row_scale.dtype))
+    rows.index_copy_(0, slots, kept.to(rows.dtype))
+    new_ids = torch.full_like(slots, -2) if key_ids is None else key_ids[skipped:]
+    ids.index_copy_(0, slots, new_ids)
+    ptr.copy_((ptr + total) % size)
+    count.copy_((count + total).clamp(max=size))

@@ -1,0 +1,63 @@
+"""The ``bank`` argument of the functions: a dense tensor or a MemoryBank, unpacked and checked."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sede_kernels.bank import MemoryBank
+from sede_kernels.functional._checks import FLOATS, check_ids, check_same_device, shape_of
+
+
+class BankTensors(NamedTuple):
+    """Rows (K, D), row scale (K,) of an int8 bank, ids (K,) with -1 for empty slots."""
+
+    rows: Tensor
+    row_scale: Tensor | None
+    ids: Tensor | None
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """(K, D) in ``dtype``: what the reference takes."""
+        rows = self.rows.to(dtype)
+        return rows if self.row_scale is None else rows * self.row_scale.to(dtype).unsqueeze(1)
+
+
+def unpack_bank(
+    name: str, query: Tensor, bank: Tensor | MemoryBank, bank_ids: Tensor | None
+) -> BankTensors:
+    """Rows, scales and ids of ``bank``, checked against the query.
+
+    Raises:
+        TypeError, ValueError: one sentence naming what was expected and what came.
+    """
+    if isinstance(bank, MemoryBank):
+        if bank_ids is not None:
+            raise ValueError(
+                f"{name}: bank_ids came with a MemoryBank, which brings its own ids; leave "
+                "bank_ids out and pass ids to enqueue."
+            )
+        tensors = BankTensors(bank.rows, bank.row_scale, bank.ids)
+    else:
+        if not isinstance(bank, Tensor):
+            raise TypeError(
+                f"{name}: bank must be a (K, D) tensor or a MemoryBank, got {type(bank).__name__}."
+            )
+        if bank.dtype == torch.int8:
+            raise TypeError(
+                f"{name}: an int8 bank needs its row scales; use MemoryBank(dtype=torch.int8)."
+            )
+        tensors = BankTensors(bank.detach(), None, bank_ids)
+    rows = tensors.rows
+    if rows.ndim != 2 or rows.shape[1] != query.shape[1]:
+        hint = " (is it (D, K)? pass bank.T)" if rows.shape[:1] == query.shape[1:] else ""
+        raise ValueError(
+            f"{name}: bank must be (K, {query.shape[1]}) to match query, "
+            f"got {shape_of(rows)}{hint}."
+        )
+    if rows.dtype not in (*FLOATS, torch.int8):
+        raise TypeError(
+            f"{name}: bank must be float32, bfloat16, float16, float64 or int8, got {rows.dtype}."
+        )
+    check_same_device(name, query, bank=rows, bank_ids=tensors.ids)
+    ids = check_ids(name, "bank_ids", tensors.ids, rows.shape[0])
+    return BankTensors(rows, tensors.row_scale, ids)

@@ -1,0 +1,169 @@
+"""Validation: one clear sentence for bad input, without reading device memory.
+
+Values of tensors are checked only where that costs no host synchronisation (CPU, not compiling).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends import registry
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ERASE_RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
+
+
+def shape_of(tensor: Tensor) -> str:
+    """``(4096, 300)``."""
+    return str(tuple(tensor.shape))
+
+
+def check_float_matrix(name: str, argument: str, tensor: Tensor, ndim: int = 2) -> None:
+    """A floating tensor of ``ndim`` dimensions."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: {argument} must be a torch.Tensor, got {type(tensor).__name__}.")
+    if tensor.ndim != ndim:
+        expected = {2: "(rows, dim)", 3: "(sets, fragments, dim)"}[ndim]
+        raise ValueError(f"{name}: {argument} must be {expected}, got shape {shape_of(tensor)}.")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: {argument} must be float32, bfloat16, float16 or float64, "
+            f"got {tensor.dtype}; convert it with .float()."
+        )
+
+
+def check_same_device(name: str, first: Tensor, **others: Tensor | None) -> None:
+    """All tensors on the device of ``first``."""
+    for argument, tensor in others.items():
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(
+                f"{name}: {argument} is on {tensor.device} but the query is on {first.device}; "
+                "move one of them with .to()."
+            )
+
+
+def check_ids(name: str, argument: str, ids: Tensor | None, rows: int) -> Tensor | None:
+    """Integer ids (rows,), returned as int64."""
+    if ids is None:
+        return None
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name}: {argument} must be a torch.Tensor, got {type(ids).__name__}.")
+    if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
+        raise TypeError(f"{name}: {argument} must be integers (int64), got {ids.dtype}.")
+    if ids.shape != (rows,):
+        raise ValueError(
+            f"{name}: {argument} must be ({rows},), one id a row, got {shape_of(ids)}."
+        )
+    return ids.to(torch.int64)
+
+
+def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
+    """A string out of a closed list."""
+    if value not in choices:
+        raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def check_backend(name: str, backend: str) -> str:
+    """The requested backend's name, ``SEDE_BACKEND`` applied."""
+    try:
+        return registry.requested(backend)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def check_number(
+    name: str,
+    argument: str,
+    value: float,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+) -> float:
+    """A finite number in [low, high], or (low, high] with ``open_low``."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: {argument} must be a number, got {type(value).__name__}."
+        ) from None
+    inside = (low < number if open_low else low <= number) and number <= high
+    if not (math.isfinite(number) and inside):
+        if math.isinf(high):
+            bound = f"{'>' if open_low else '>='} {low:g}" if math.isfinite(low) else "finite"
+        else:
+            bound = f"in {'(' if open_low else '['}{low:g}, {high:g}]"
+        raise ValueError(f"{name}: {argument} must be {bound}, got {number:g}.")
+    return number
+
+
+def scalar_parameter(
+    name: str, argument: str, value: float | Tensor, like: Tensor, *, open_low: bool
+) -> float | Tensor:
+    """A float, or a one-element tensor as a 0-d tensor in the dtype of the results.
+
+    Its value is checked (> 0, or >= 0) where reading it is free.
+    """
+    if not isinstance(value, Tensor):
+        return check_number(name, argument, value, low=0.0, open_low=open_low)
+    if value.numel() != 1:
+        raise ValueError(
+            f"{name}: {argument} must be a number or a one-element tensor, "
+            f"got shape {shape_of(value)}."
+        )
+    check_same_device(name, like, **{argument: value})
+    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_number(name, argument, value.detach().item(), low=0.0, open_low=open_low)
+    return value.reshape(()).to(torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def check_lengths(
+    name: str, argument: str, lengths: Tensor | None, shape: tuple[int, ...], maximum: int
+) -> Tensor | None:
+    """Integer lengths of ``shape`` in [0, maximum], as int64."""
+    if lengths is None:
+        return None
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths)
+    if lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
+        raise TypeError(f"{name}: {argument} must be integers (int64), got {lengths.dtype}.")
+    if tuple(lengths.shape) != shape:
+        raise ValueError(f"{name}: {argument} must be {shape}, got {shape_of(lengths)}.")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and lengths.numel():
+        smallest, largest = int(lengths.min()), int(lengths.max())
+        if smallest < 0 or largest > maximum:
+            raise ValueError(
+                f"{name}: {argument} must lie in [0, {maximum}], got {smallest} to {largest}."
+            )
+    return lengths.to(torch.int64)
+
+
+def check_erase(name: str, rule: str, threshold: float | None, keep_min: int, length: int) -> float:
+    """The threshold as a float, 0 for the rules without one."""
+    check_choice(name, "rule", rule, ERASE_RULES)
+    if isinstance(keep_min, bool) or not isinstance(keep_min, int) or keep_min < 1:
+        raise ValueError(f"{name}: keep_min must be an integer >= 1, got {keep_min!r}.")
+    if rule in ("mean", "prob"):
+        if threshold is not None:
+            raise ValueError(
+                f"{name}: rule {rule!r} takes no threshold, got {threshold}; leave it out or "
+                "use rule='absolute', 'relative', 'topk' or 'quantile'."
+            )
+        return 0.0
+    if threshold is None:
+        meaning = {
+            "absolute": "the smallest attention to keep",
+            "relative": "a share of the largest attention, in [0, 1]",
+            "topk": "how many fragments to keep",
+            "quantile": "a quantile in [0, 1]",
+        }[rule]
+        raise ValueError(f"{name}: rule {rule!r} needs threshold, {meaning}.")
+    if rule == "topk":
+        number = check_number(name, "threshold (k of topk)", threshold, low=1)
+        if number != int(number):
+            raise ValueError(f"{name}: threshold (k of topk) must be an integer, got {number:g}.")
+        return float(min(int(number), max(length, 1)))
+    if rule == "absolute":
+        return check_number(name, "threshold", threshold)
+    return check_number(name, f"threshold ({rule})", threshold, low=0.0, high=1.0)

@@ -1,0 +1,194 @@
+"""Log-sum-exps and hardest negatives of queries against a bank."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sede_kernels import ops, reference
+from sede_kernels.bank import MemoryBank
+from sede_kernels.functional._bank_argument import unpack_bank
+from sede_kernels.functional._checks import (
+    check_backend,
+    check_float_matrix,
+    check_ids,
+    check_number,
+    check_same_device,
+    shape_of,
+)
+from sede_kernels.ops.bank_lse import result_dtype
+
+MAX_SCALES = 3
+
+
+def _scales_tensor(name: str, scales: float | Sequence[float] | Tensor, query: Tensor) -> Tensor:
+    """(E,) on the query's device in the dtype of the results; values checked where free."""
+    dtype = result_dtype(query)
+    if isinstance(scales, Tensor):
+        if scales.ndim > 1 or scales.dtype not in (torch.float32, torch.float64, query.dtype):
+            raise ValueError(
+                f"{name}: scales must be a number, a sequence or a floating (E,) tensor, "
+                f"got {shape_of(scales)} {scales.dtype}."
+            )
+        check_same_device(name, query, scales=scales)
+        values = scales.reshape(-1).to(dtype)
+        if scales.device.type == "cpu" and not torch.compiler.is_compiling():
+            for value in scales.detach().reshape(-1).tolist():
+                check_number(name, "scales", value, low=0.0)
+    else:
+        numbers = scales if isinstance(scales, Sequence) else [scales]
+        checked = [check_number(name, "scales", value, low=0.0) for value in numbers]
+        values = torch.tensor(checked, dtype=dtype, device=query.device)
+    if values.shape[0] == 0 or values.shape[0] > MAX_SCALES:
+        raise ValueError(
+            f"{name}: scales must hold 1 to {MAX_SCALES} exponents, got {values.shape[0]}; call "
+            "again for more."
+        )
+    return values
+
+
+def bank_lse(
+    query: Tensor,
+    bank: Tensor | MemoryBank,
+    scales: float | Sequence[float] | Tensor,
+    *,
+    query_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Log-sum-exp of scaled similarities over the bank, in one pass.
+
+    ``out[i, e] = log sum_{j in V_i} exp(scales[e] * q_i.m_j)`` with V_i the filled slots whose id
+    differs from the query's.
+
+    Args:
+        query: (B, D) float32, bfloat16, float16 or float64; need not be unit length.
+        bank: (K, D) tensor of any strides or a ``MemoryBank``; never gets a gradient.
+        scales: up to 3 exponents >= 0 (1 / temperature, say): a number, a sequence, or an (E,)
+            tensor, which may require a gradient.
+        query_ids: (B,) integers >= 0; None masks nothing but empty slots.
+        bank_ids: (K,) integers, -1 for an empty slot; a ``MemoryBank`` brings its own.
+        backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
+
+    Returns:
+        (B, E) float32 (float64 for float64 queries), or (B,) for a scalar ``scales``. -inf where
+        V_i is empty, with a zero gradient.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or values out of range.
+        BackendUnavailableError: an explicit backend cannot serve the call.
+
+    Cost:
+        2BKD FLOPs and one read of the bank without a gradient; with one, 2BKD more for each two
+        exponents, done in the forward; extra memory O(E B D).
+
+    Gradients:
+        query: scales[e] * sum_j P_ij m_j; scales: sum_j P_ij s_ij.
+
+    Source:
+        The log-sum-exp that attention kernels return, as a loss building block; docs/method.md.
+
+    Example:
+        >>> query, bank = torch.eye(2), torch.eye(2)
+        >>> bank_lse(query, bank, 1.0).round(decimals=4)
+        tensor([1.3133, 1.3133])
+    """
+    name = "bank_lse"
+    check_float_matrix(name, "query", query)
+    chosen = check_backend(name, backend)
+    tensors = unpack_bank(name, query, bank, bank_ids)
+    ids = check_ids(name, "query_ids", query_ids, query.shape[0])
+    check_same_device(name, query, query_ids=ids)
+    values = _scales_tensor(name, scales, query)
+    scalar = not isinstance(scales, Sequence) and (
+        not isinstance(scales, Tensor) or scales.ndim == 0
+    )
+    if chosen == "reference":
+        dense = tensors.dense(query.dtype)
+        out = reference.bank_lse(query, dense, values.to(query.dtype), ids, tensors.ids)
+        out = out.to(result_dtype(query))
+        return out[:, 0] if scalar else out
+    needs_query = torch.is_grad_enabled() and query.requires_grad
+    needs_scales = torch.is_grad_enabled() and values.requires_grad
+    # Kernels keep at most two accumulators a pass.
+    step = 2 if needs_query else MAX_SCALES
+    parts = []
+    for start in range(0, values.shape[0], step):
+        part = values[start : start + step].contiguous()
+        lse, *_ = ops.bank_lse.bank_lse(
+            query,
+            tensors.rows,
+            tensors.row_scale,
+            part,
+            part.detach().clone(),
+            ids,
+            tensors.ids,
+            None,
+            "mask",
+            list(range(part.shape[0])) if needs_query else [],
+            needs_scales,
+            False,
+            chosen,
+        )
+        parts.append(lse)
+    out = torch.cat(parts).T
+    return out[:, 0] if scalar else out
+
+
+def hardest_negatives(
+    query: Tensor,
+    bank: Tensor | MemoryBank,
+    k: int = 1,
+    *,
+    query_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The k most similar valid bank rows of each query.
+
+    Args:
+        query: (B, D) float32, bfloat16, float16 or float64.
+        bank: (K, D) tensor or a ``MemoryBank``.
+        k: how many, >= 1; more than K is filled up with (-inf, -1).
+        query_ids: (B,) integers >= 0; rows of the same id are not negatives.
+        bank_ids: (K,) integers, -1 for an empty slot.
+        backend: see ``bank_lse``.
+
+    Returns:
+        values (B, k) float32 (float64 for float64 queries), descending, and indices (B, k) int64
+        into the bank; ties go to the lowest index; (-inf, -1) where fewer than k are valid.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or k out of range.
+        BackendUnavailableError: an explicit backend cannot serve the call.
+
+    Cost:
+        2BKD FLOPs, one read of the bank, extra memory O(B k).
+
+    Gradients:
+        query, through ``values``: the selected rows. The indices and the bank get none.
+
+    Source:
+        Hardest negatives of VSE++ (Faghri et al. 2018), searched in a memory bank.
+
+    Example:
+        >>> values, indices = hardest_negatives(torch.eye(2), torch.eye(2), k=1)
+        >>> indices.flatten().tolist()
+        [0, 1]
+    """
+    name = "hardest_negatives"
+    check_float_matrix(name, "query", query)
+    chosen = check_backend(name, backend)
+    tensors = unpack_bank(name, query, bank, bank_ids)
+    ids = check_ids(name, "query_ids", query_ids, query.shape[0])
+    check_same_device(name, query, query_ids=ids)
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"{name}: k must be an integer >= 1, got {k!r}.")
+    if chosen == "reference":
+        dense = tensors.dense(query.dtype)
+        values, indices = reference.hardest_negatives(query, dense, k, ids, tensors.ids)
+        return values.to(result_dtype(query)), indices
+    values, indices = ops.hardest.hardest(
+        query, tensors.rows, tensors.row_scale, ids, tensors.ids, k, chosen
+    )
+    return values, indices

@@ -1,0 +1,166 @@
+"""Region-word similarity of all image-caption pairs."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from sede_kernels import ops, reference
+from sede_kernels.functional._checks import (
+    check_backend,
+    check_choice,
+    check_erase,
+    check_float_matrix,
+    check_lengths,
+    check_number,
+    check_same_device,
+    shape_of,
+)
+from sede_kernels.ops.bank_lse import result_dtype
+
+
+@runtime_checkable
+class EraseSettings(Protocol):
+    """What ``erase=`` needs besides a rule name: the attributes of ``AttentionErase``."""
+
+    rule: str
+    threshold: float | None
+    erase: str
+    keep_min: int
+    renormalize: bool
+
+
+def _erase_arguments(
+    name: str, erase: str | EraseSettings | None, fragments: int
+) -> tuple[str, float, bool, int, bool]:
+    if erase is None:
+        return "", 0.0, True, 1, True
+    if isinstance(erase, str):
+        return erase, check_erase(name, erase, None, 1, fragments), True, 1, True
+    if not isinstance(erase, EraseSettings):
+        raise TypeError(
+            f"{name}: erase must be None, a rule name or an AttentionErase, "
+            f"got {type(erase).__name__}."
+        )
+    value = check_erase(name, erase.rule, erase.threshold, erase.keep_min, fragments)
+    return erase.rule, value, erase.erase == "low", erase.keep_min, erase.renormalize
+
+
+def cross_attention_similarity(
+    regions: Tensor,
+    words: Tensor,
+    *,
+    region_lengths: Tensor | None = None,
+    word_lengths: Tensor | None = None,
+    direction: str = "t2i",
+    smoothing: float = 9.0,
+    aggregate: str = "lse",
+    aggregate_scale: float = 6.0,
+    erase: str | EraseSettings | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""SCAN's similarity of every image with every caption, without context vectors in memory.
+
+    For one pair with S = V E^T: x = leaky_relu(S, 0.1), L2-normalised over the query axis (+1e-8);
+    a = softmax over the source axis of ``smoothing`` x, erased if asked; context = sum a source;
+    cosine(query, context) (clamped at 1e-8), aggregated over the queries. ``t2i``: queries are
+    words, sources are regions; ``i2t`` the other way. Uses q.context = sum a s and
+    |context|^2 = a^T G a with G the Gram matrix of the sources.
+
+    Args:
+        regions: (B, R, D) float32, bfloat16, float16 or float64.
+        words: (C, L, D), same dtype and device.
+        region_lengths: (B,) integers in [0, R]; None: all R regions are valid.
+        word_lengths: (C,) integers in [0, L]; None: all L words are valid.
+        direction: ``t2i`` or ``i2t``.
+        smoothing: lambda > 0 of the softmax (SCAN on Flickr30K: 9 for t2i, 4 for i2t; BFAN 20).
+        aggregate: ``lse`` (log sum exp(scale x) / scale), ``mean``, ``max`` or ``sum``.
+        aggregate_scale: lambda_lse > 0, used by ``lse`` only.
+        erase: None, a rule name without threshold (``mean``, ``prob``), or an ``AttentionErase``;
+            acts on the attention of each query over its sources.
+        backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
+
+    Returns:
+        (B, C) similarities, float32 (float64 for float64 inputs). A pair with an empty side is 0,
+        with a zero gradient.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, names or numbers out of range.
+        BackendUnavailableError: an explicit backend cannot serve the call.
+
+    Cost:
+        2 BRCLD FLOPs forward and O(R^2) more a word (t2i); S exists one block at a time, so memory
+        is bounded for any B and C; the backward recomputes S.
+
+    Gradients:
+        regions and words; the erasing mask is a constant.
+
+    Source:
+        Lee et al. 2018 (SCAN), Liu et al. 2019 (BFAN); the Gram form: docs/method.md.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(1, 1, 4)
+        >>> cross_attention_similarity(one, one, aggregate="mean")
+        tensor([[1.]])
+    """
+    name = "cross_attention_similarity"
+    check_float_matrix(name, "regions", regions, ndim=3)
+    check_float_matrix(name, "words", words, ndim=3)
+    if regions.shape[2] != words.shape[2]:
+        raise ValueError(
+            f"{name}: words must be (C, L, {regions.shape[2]}) to match regions, "
+            f"got {shape_of(words)}."
+        )
+    if regions.dtype != words.dtype:
+        raise TypeError(
+            f"{name}: regions and words must share a dtype, got {regions.dtype} and {words.dtype}."
+        )
+    check_choice(name, "direction", direction, ("t2i", "i2t"))
+    check_choice(name, "aggregate", aggregate, ("lse", "mean", "max", "sum"))
+    smoothing = check_number(name, "smoothing", smoothing, low=0.0, open_low=True)
+    scale = check_number(name, "aggregate_scale", aggregate_scale, low=0.0, open_low=True)
+    region_counts = check_lengths(
+        name, "region_lengths", region_lengths, (regions.shape[0],), regions.shape[1]
+    )
+    word_counts = check_lengths(
+        name, "word_lengths", word_lengths, (words.shape[0],), words.shape[1]
+    )
+    check_same_device(
+        name, regions, words=words, region_lengths=region_counts, word_lengths=word_counts
+    )
+    sources = regions if direction == "t2i" else words
+    erase_arguments = _erase_arguments(name, erase, sources.shape[1])
+    chosen = check_backend(name, backend)
+    if chosen == "reference":
+        rule, value, low, keep_min, renormalize = erase_arguments
+        keywords: dict[str, object] = {
+            "rule": rule,
+            "threshold": value,
+            "erase": "low" if low else "high",
+            "keep_min": keep_min,
+            "renormalize": renormalize,
+        }
+        return reference.cross_attention_similarity(
+            regions,
+            words,
+            region_lengths=region_counts,
+            word_lengths=word_counts,
+            direction=direction,
+            smoothing=smoothing,
+            aggregate=aggregate,
+            aggregate_scale=scale,
+            erase=keywords if rule else None,
+        ).to(result_dtype(regions))
+    similarity: Tensor = ops.cross_attention.cross_attention(
+        regions,
+        words,
+        region_counts,
+        word_counts,
+        direction,
+        smoothing,
+        aggregate,
+        scale,
+        *erase_arguments,
+        chosen,
+    )
+    return similarity

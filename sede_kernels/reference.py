@@ -1,0 +1,342 @@
+"""The specification: every operation in plain PyTorch, any float dtype, no tricks.
+
+Nothing here is fast and everything is differentiable (twice, too). Kernels are tested against
+these functions in fp64; ``backend="reference"`` runs them. Banks are dense (K, D) tensors. The
+formulas are those of docs/method.md.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NEG_INF = float("-inf")
+
+
+def valid_slots(
+    query: Tensor,
+    bank: Tensor,
+    query_ids: Tensor | None,
+    bank_ids: Tensor | None,
+    select: str = "mask",
+) -> Tensor:
+    """(B, K) bool: filled slots, by ``select`` without ("mask"), only ("positive") or with own id."""
+    filled = torch.ones(query.shape[0], bank.shape[0], dtype=torch.bool, device=query.device)
+    same = torch.zeros_like(filled)
+    if bank_ids is not None:
+        filled = filled & (bank_ids != -1)
+        if query_ids is not None:
+            same = query_ids[:, None] == bank_ids[None, :]
+    if select == "positive":
+        return filled & same
+    return filled if select == "keep" else filled & ~same
+
+
+def similarity(query: Tensor, bank: Tensor, valid: Tensor) -> Tensor:
+    """q.m with slots that no query uses zeroed first, so that their content cannot leak as NaN."""
+    used = valid.any(dim=0)
+    return query @ torch.where(used[:, None], bank, torch.zeros_like(bank)).T
+
+
+def masked_logsumexp(logits: Tensor, valid: Tensor) -> Tensor:
+    """Row log-sum-exp over ``valid``; -inf with a zero gradient where nothing is valid."""
+    some = valid.any(dim=1)
+    safe = logits.masked_fill(~valid, NEG_INF).masked_fill(~some[:, None], 0.0)
+    return torch.where(some, safe.logsumexp(dim=1), NEG_INF)
+
+
+def bank_lse(
+    query: Tensor,
+    bank: Tensor,
+    scales: Tensor,
+    query_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+) -> Tensor:
+    """(B, E): log sum over valid slots of exp(c q.m) for each c of ``scales``."""
+    valid = valid_slots(query, bank, query_ids, bank_ids)
+    s = similarity(query, bank, valid)
+    columns = [masked_logsumexp(c * s, valid) for c in scales.unbind()]
+    return torch.stack(columns, dim=1) if columns else query.new_zeros(query.shape[0], 0)
+
+
+def hardest_negatives(
+    query: Tensor,
+    bank: Tensor,
+    k: int = 1,
+    query_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Values and indices (B, k), descending, ties to the lowest index; (-inf, -1) as padding."""
+    valid = valid_slots(query, bank, query_ids, bank_ids)
+    s = similarity(query, bank, valid).masked_fill(~valid, NEG_INF)
+    s = F.pad(s, (0, k), value=NEG_INF)
+    values, indices = s.sort(dim=1, descending=True, stable=True)
+    values, indices = values[:, :k], indices[:, :k]
+    return values, indices.masked_fill(values == NEG_INF, -1)
+
+
+def negatives_lse(
+    s: Tensor,
+    valid: Tensor,
+    inverse_temperature: Tensor,
+    hardness: Tensor,
+    *,
+    normalize_weights: bool,
+    detach_weights: bool,
+) -> Tensor:
+    """LN (B,): log of the weighted sum over negatives of w exp(s / tau).
+
+    ``detach_weights`` detaches the similarities inside the weights, not the hardness, which gets
+    its gradient either way.
+    """
+    log_w = hardness * (s.detach() if detach_weights else s)
+    if normalize_weights:
+        count = valid.sum(dim=1).clamp(min=1).to(s.dtype)
+        norm = masked_logsumexp(log_w, valid)
+        log_w = log_w + (count.log() - norm.masked_fill(~valid.any(dim=1), 0.0))[:, None]
+    return masked_logsumexp(inverse_temperature * s + log_w, valid)
+
+
+def debias(
+    log_negatives: Tensor,
+    positive_logit: Tensor,
+    count: Tensor,
+    inverse_temperature: Tensor,
+    tau_plus: float,
+) -> Tensor:
+    """log max((N - tau_plus n e^{s+/tau}) / (1 - tau_plus), n e^{-1/tau}); -inf for n = 0."""
+    some = count > 0
+    log_n = count.clamp(min=1).to(positive_logit.dtype).log()
+    remove = positive_logit + log_n + torch.log(log_n.new_tensor(tau_plus))
+    floor = log_n - inverse_temperature
+    above = some & (log_negatives > remove)
+    a = torch.where(above, log_negatives, torch.ones_like(floor))
+    p = torch.where(above, remove, torch.zeros_like(floor))
+    corrected = a + torch.log(-torch.expm1(p - a)) - torch.log1p(log_n.new_tensor(-tau_plus))
+    kept = torch.where(above, torch.maximum(corrected, floor), floor)
+    kept = torch.where(torch.isnan(log_negatives), log_negatives, kept)
+    return torch.where(some, kept, NEG_INF)
+
+
+def reduce_loss(loss: Tensor, positive_focus: float, reduction: str) -> Tensor:
+    """Rows weighted by a = (1 - exp(-loss))^focus, detached; "mean" divides by the sum of a."""
+    weight = torch.ones_like(loss)
+    if positive_focus:
+        weight = (-torch.expm1(-loss.detach())).clamp(min=0.0).pow(positive_focus)
+    weighted = weight * loss
+    if reduction == "none":
+        return weighted
+    if reduction == "sum":
+        return weighted.sum()
+    total = weight.sum()
+    return weighted.sum() / torch.where(total == 0, torch.ones_like(total), total)
+
+
+def weighted_info_nce(
+    query: Tensor,
+    positive: Tensor,
+    bank: Tensor,
+    *,
+    temperature: float | Tensor = 0.07,
+    hardness: float | Tensor = 0.0,
+    normalize_weights: bool = True,
+    detach_weights: bool = True,
+    positive_focus: float = 0.0,
+    tau_plus: float = 0.0,
+    query_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    false_negatives: str = "mask",
+    margin: float | None = None,
+    in_batch_negatives: bool = False,
+    reduction: str = "mean",
+) -> Tensor:
+    """Weighted InfoNCE of docs/method.md with every similarity written out."""
+    it = 1 / torch.as_tensor(temperature, dtype=query.dtype, device=query.device)
+    beta = torch.as_tensor(hardness, dtype=query.dtype, device=query.device)
+    positive_s = (query * positive).sum(dim=1)
+    select = "keep" if false_negatives == "keep" else "mask"
+    valid = valid_slots(query, bank, query_ids, bank_ids, select)
+    extra = valid_slots(query, bank, query_ids, bank_ids, "positive")
+    s = similarity(query, bank, valid | extra)
+    if in_batch_negatives:
+        other = ~torch.eye(query.shape[0], dtype=torch.bool, device=query.device)
+        own = valid_slots(query, positive, query_ids, query_ids, "positive") & other
+        valid = torch.cat([valid, other if select == "keep" else other & ~own], dim=1)
+        extra = torch.cat([extra, own], dim=1)
+        s = torch.cat([s, query @ positive.T], dim=1)
+    if margin is not None:
+        valid = valid & (s.detach() <= positive_s.detach()[:, None] + margin)
+    log_negatives = negatives_lse(
+        s,
+        valid,
+        it,
+        beta,
+        normalize_weights=normalize_weights,
+        detach_weights=detach_weights,
+    )
+    if tau_plus:
+        log_negatives = debias(log_negatives, it * positive_s, valid.sum(dim=1), it, tau_plus)
+    log_positives = mean_logit = it * positive_s
+    if false_negatives == "positive":
+        zero_filled = torch.where(extra, s, torch.zeros_like(s))
+        mean_logit = it * (positive_s + zero_filled.sum(dim=1)) / (1 + extra.sum(dim=1))
+        log_positives = torch.logaddexp(log_positives, masked_logsumexp(it * s, extra))
+    loss = torch.logaddexp(log_positives, log_negatives) - mean_logit
+    return reduce_loss(loss, positive_focus, reduction)
+
+
+def enqueue(
+    rows: Tensor, ids: Tensor, ptr: int, keys: Tensor, key_ids: Tensor | None, normalize: bool
+) -> int:
+    """Write the keys one by one into the ring (in place); returns the new pointer."""
+    for n in range(keys.shape[0]):
+        key = keys[n]
+        norm = key.norm()
+        if normalize and norm > 0:
+            key = key / norm
+        rows[ptr] = key.to(rows.dtype)
+        ids[ptr] = -2 if key_ids is None else key_ids[n]
+        ptr = (ptr + 1) % rows.shape[0]
+    return ptr
+
+
+def valid_fragments(attention: Tensor, lengths: Tensor | None) -> Tensor:
+    """Bool mask shaped like ``attention``: index below the length."""
+    if lengths is None:
+        return torch.ones_like(attention, dtype=torch.bool)
+    index = torch.arange(attention.shape[-1], device=attention.device)
+    return index < lengths[..., None]
+
+
+def _rank(a: Tensor, candidates: Tensor, largest: bool) -> Tensor:
+    """Position of each candidate by value, ties to the lowest index; others come last."""
+    worst = NEG_INF if largest else float("inf")
+    order = a.masked_fill(~candidates, worst).argsort(dim=-1, descending=largest, stable=True)
+    # Candidates whose value is itself the sentinel must still precede the others.
+    order = order.gather(-1, (~candidates).gather(-1, order).long().argsort(dim=-1, stable=True))
+    return order.argsort(dim=-1, stable=True)
+
+
+def attended(a: Tensor, valid: Tensor, rule: str, threshold: float) -> Tensor:
+    """H, the attended fragments of each row, by ``rule``."""
+    zeroed = a.masked_fill(~valid, 0.0)
+    count = valid.sum(dim=-1, keepdim=True)
+    if rule == "mean":
+        return valid & (a > zeroed.sum(dim=-1, keepdim=True) / count)
+    if rule == "prob":
+        root = zeroed.clamp(min=0.0).sqrt()
+        cut = (zeroed * root).sum(dim=-1, keepdim=True) / root.sum(dim=-1, keepdim=True)
+        return valid & (a > cut)
+    if rule == "absolute":
+        return valid & (a > threshold)
+    if rule == "relative":
+        peak = a.masked_fill(~valid, NEG_INF).amax(dim=-1, keepdim=True)
+        return valid & (a >= threshold * peak)
+    if rule == "topk":
+        return valid & (_rank(a, valid, largest=True) < int(threshold))
+    ordered = a.masked_fill(~valid, float("inf")).sort(dim=-1).values
+    position = threshold * (count - 1).clamp(min=0).to(torch.float64)
+    below = position.floor().long()
+    above = torch.minimum(below + 1, (count - 1).clamp(min=0))
+    low, high = ordered.gather(-1, below), ordered.gather(-1, above)
+    cut = low + (position - below).to(a.dtype) * (high - low).masked_fill(above == below, 0.0)
+    return valid & (a >= cut)
+
+
+def keep_mask(
+    a: Tensor, valid: Tensor, *, rule: str, threshold: float, low: bool, keep_min: int
+) -> Tensor:
+    """H for ``low``, its valid complement else; topped up to ``keep_min`` fragments.
+
+    The largest of the rest are added when the weakly attended are erased, the smallest when the
+    strongly attended are.
+    """
+    if a.shape[-1] == 0:
+        return valid
+    high = attended(a, valid, rule, threshold)
+    keep = high if low else valid & ~high
+    rest = valid & ~keep
+    missing = (keep_min - keep.sum(dim=-1, keepdim=True)).clamp(min=0)
+    return keep | (rest & (_rank(a, rest, largest=low) < missing))
+
+
+def attention_erase(
+    attention: Tensor,
+    *,
+    rule: str = "mean",
+    threshold: float = 0.0,
+    erase: str = "low",
+    keep_min: int = 1,
+    lengths: Tensor | None = None,
+    renormalize: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """(attention after erasing, mask of the kept); the mask carries no gradient."""
+    valid = valid_fragments(attention, lengths)
+    mask = keep_mask(
+        attention.detach(),
+        valid,
+        rule=rule,
+        threshold=threshold,
+        low=erase == "low",
+        keep_min=keep_min,
+    )
+    out = torch.where(mask, attention, torch.zeros_like(attention))
+    if renormalize:
+        total = out.sum(dim=-1, keepdim=True)
+        out = out / torch.where(total == 0, torch.ones_like(total), total)
+    return out, mask
+
+
+def _aggregate(sim: Tensor, mode: str, scale: float) -> Tensor:
+    if mode == "lse":
+        return (scale * sim).logsumexp(dim=0) / scale
+    if mode == "max":
+        return sim.amax(dim=0)
+    return sim.mean(dim=0) if mode == "mean" else sim.sum(dim=0)
+
+
+def _pair(
+    queries: Tensor,
+    sources: Tensor,
+    smoothing: float,
+    aggregate: str,
+    scale: float,
+    erase: dict[str, object] | None,
+) -> Tensor:
+    """Similarity of one query set (L, D) with one source set (R, D), context vectors and all."""
+    if queries.shape[0] == 0 or sources.shape[0] == 0:
+        return queries.sum() * 0 + sources.sum() * 0
+    clipped = F.leaky_relu(queries @ sources.T, 0.1)
+    squares = (clipped * clipped).sum(dim=0, keepdim=True)
+    # sqrt has no gradient at zero: a zero vector keeps the zero one.
+    norm = torch.where(squares > 0, torch.where(squares > 0, squares, 1.0).sqrt(), squares)
+    attention = (smoothing * clipped / (norm + 1e-8)).softmax(dim=1)
+    if erase is not None:
+        attention, _ = attention_erase(attention, **erase)  # type: ignore[arg-type]
+    context = attention @ sources
+    size = queries.norm(dim=1) * context.norm(dim=1)
+    return _aggregate((queries * context).sum(dim=1) / size.clamp(min=1e-8), aggregate, scale)
+
+
+def cross_attention_similarity(
+    regions: Tensor,
+    words: Tensor,
+    *,
+    region_lengths: Tensor | None = None,
+    word_lengths: Tensor | None = None,
+    direction: str = "t2i",
+    smoothing: float = 9.0,
+    aggregate: str = "lse",
+    aggregate_scale: float = 6.0,
+    erase: dict[str, object] | None = None,
+) -> Tensor:
+    """(B, C): SCAN's similarity pair by pair; ``erase`` holds keywords of ``attention_erase``."""
+    rows = []
+    for b, image in enumerate(regions):
+        v = image if region_lengths is None else image[: int(region_lengths[b])]
+        row = []
+        for c, caption in enumerate(words):
+            e = caption if word_lengths is None else caption[: int(word_lengths[c])]
+            queries, sources = (e, v) if direction == "t2i" else (v, e)
+            row.append(_pair(queries, sources, smoothing, aggregate, aggregate_scale, erase))
+        rows.append(torch.stack(row) if row else regions.new_zeros(0))
+    return torch.stack(rows) if rows else regions.new_zeros(0, words.shape[0])

@@ -1,6 +1,186 @@
+"""The ``sede`` command."""
+
+import argparse
+import importlib.util
+import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from sede_kernels.training.data.prepare import prepare
-from sede_kernels.training.files import data_home
-def main():
-    print(prepare(sys.argv[2], data_home(), limit=int(sys.argv[3]) if len(sys.argv)>3 else None))
+
+from sede_kernels.training.files import UserError, data_home, describe_os_error, require
+
+_PACKAGES = {"PIL": "pillow", "tqdm": "tqdm"}
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    require(_PACKAGES, "`sede prepare`")
+    from sede_kernels.training.data.prepare import prepare
+
+    home = data_home() if arguments.home is None else arguments.home
+    for folder in prepare(arguments.set, home, limit=arguments.limit):
+        print(f"ready: {folder}")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    require(_PACKAGES, "`sede train`")
+    from sede_kernels.training import config, loop
+    from sede_kernels.training.evaluate import table
+
+    given = vars(arguments)
+    settings = {k: v for k, v in given.items() if k in config.TrainConfig.__dataclass_fields__}
+    if arguments.resume is not None:
+        if settings or arguments.config or arguments.out:
+            raise UserError("--resume takes all settings from the run: give no others with it.")
+        out = arguments.resume
+    else:
+        if arguments.config is not None:
+            settings = config.read_toml(arguments.config) | settings
+        chosen = config.from_mapping(settings, str(arguments.config or "the command line"))
+        name = f"{Path(chosen.data).name}-{chosen.title}-seed{chosen.seed}"
+        out = arguments.out or data_home() / "runs" / name
+    try:
+        result = loop.resume(out) if arguments.resume is not None else loop.train(chosen, out)
+    except loop.Stopped:
+        print(f"\nStopped; nothing is lost: go on with `sede train --resume {out}`.")
+        return 130
+    print(f"\nTest, once, with the epoch that did best on dev:\n\n{table({'test': result})}")
+    print(f"\nThe run is in {out}; look at its curves with `tensorboard --logdir {out}`.")
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    require(_PACKAGES, "`sede eval`")
+    from sede_kernels.training.evaluate import chance, score_part, summarize, table
+    from sede_kernels.training.run import load_best, load_corpus
+
+    config, model, vocabulary = load_best(arguments.run)
+    name = arguments.part
+    corpus = load_corpus(arguments.data or config.data, (name,), vocabulary)
+    part = corpus.parts[name]
+    width = int(part.features.shape[2])
+    expected = model.image_encoder.norm.normalized_shape[0]
+    if width != expected:
+        raise UserError(f"{arguments.run} expects regions of {expected} numbers, got {width}.")
+    scores = score_part(model, part, corpus.words[name], progress=True)
+    rows = {
+        "chance": chance(len(part.rows), len(part.captions), part.pairs),
+        config.title: summarize(scores, part.pairs, arguments.folds),
+    }
+    if arguments.folds > 1:
+        del rows["chance"]  # of the whole part, not of a fold
+    print(f"{corpus.folder} {name}: {len(part.rows):,} images, {len(part.captions):,} captions")
+    print(table(rows))
+    if arguments.visualize is not None:
+        from sede_kernels.training.pictures import draw_results
+
+        draw_results(scores, part, corpus.folder, name, arguments.visualize)
+        print(f"Search results: {arguments.visualize}")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    require(_PACKAGES, "`sede demo`")
+    from sede_kernels.training import demo, loop
+
+    out = arguments.out or data_home() / "demo"
+    try:
+        demo.demo(out, limit=arguments.limit or demo.LIMIT, epochs=arguments.epochs or demo.EPOCHS)
+    except loop.Stopped:
+        print("\nStopped; nothing is lost: `sede demo` goes on from here.")
+        return 130
+    return 0
+
+
+def _bench(rest: Sequence[str]) -> int:
+    if importlib.util.find_spec("benchmarks") is None:
+        raise UserError(
+            "the benchmarks are not part of the installed package: clone the repository and run "
+            "`sede bench` (or `python -m benchmarks.run`) from its folder."
+        )
+    import importlib
+
+    return int(importlib.import_module("benchmarks.run").main(list(rest)) or 0)
+
+
+def _info(rest: Sequence[str]) -> int:
+    from sede_kernels import info
+
+    return int(info.main(list(rest)) or 0)
+
+
+# These two have parsers of their own.
+_PASSED_ON: dict[str, Callable[[Sequence[str]], int]] = {"bench": _bench, "info": _info}
+
+
+def _parser(with_train_flags: bool) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sede",
+        description="Image-text retrieval with memory banks, weighted InfoNCE and "
+        "attention-guided erasing. Data and runs go under $SEDE_DATA, or ~/.cache/sede.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(perform=run)
+        return command
+
+    demo = add("demo", _demo, "prepare icons, train twice, compare, and draw search results")
+    demo.add_argument("--out", type=Path, help="folder of the runs and the page [data/demo]")
+    demo.add_argument("--limit", type=int, help="icons to take")
+    demo.add_argument("--epochs", type=int, help="epochs of each run")
+
+    prepare = add("prepare", _prepare, "make a training set from packages: icons or emoji")
+    prepare.add_argument("set", help="icons or emoji")
+    prepare.add_argument("--limit", type=int, help="take so many images only")
+    prepare.add_argument("--out", dest="home", type=Path, help="data folder [$SEDE_DATA]")
+
+    train = add("train", _train, "train a model; modules: --erase, --bank, --weighting")
+    train.add_argument("--config", type=Path, help="settings from a TOML file; flags win")
+    train.add_argument("--out", type=Path, help="new folder of the run [data/runs/...]")
+    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a stopped run")
+    if with_train_flags:
+        from sede_kernels.training.config import add_flags
+
+        add_flags(train)
+
+    evaluate = add("eval", _eval, "score a run: R@1/5/10 both ways, rSum, median rank")
+    evaluate.add_argument("run", type=Path, help="folder of a run")
+    evaluate.add_argument("--data", help="another data set than the run's")
+    evaluate.add_argument("--part", default="test", help="train, dev or test [test]")
+    evaluate.add_argument("--folds", type=int, default=1, help="mean of so many folds (COCO 1K: 5)")
+    evaluate.add_argument("--visualize", type=Path, metavar="PNG", help="draw search results")
+
+    add("bench", lambda _: 0, "measure the kernels (from a clone)")
+    add("info", lambda _: 0, "backends, versions and hardware")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        Exit status: 0 done, 1 with one sentence on stderr, 2 wrong usage, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and words[0] in _PASSED_ON:
+            return _PASSED_ON[words[0]](words[1:])
+        arguments = _parser(words[:1] == ["train"]).parse_args(words)
+        perform: Callable[[argparse.Namespace], int] = arguments.perform
+        return perform(arguments)
+    except UserError as error:
+        print(f"sede: {error}", file=sys.stderr)
+    except BrokenPipeError:  # `sede eval ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"sede: {describe_os_error(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nsede: stopped; run the same command again to go on.", file=sys.stderr)
+        return 130
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Settings of a training run: one dataclass gives the flags, the TOML keys and the checks."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sede_kernels.training.files import UserError
+from sede_kernels.training.models import MODELS, Erasing
+from sede_kernels.training.models.base import PASSES
+
+SIDES = ("off", "low", "high")
+LOSSES = ("infonce", "hinge")
+RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
+
+
+def _option(default: object, text: str, *, choices: Any = None, bare: object = None) -> Any:
+    """A field: default, help, allowed values, and the value of the flag without a value."""
+    metadata = {"help": text, "choices": choices, "bare": bare}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of ``sede train``; each is a flag and a TOML key of the same name."""
+
+    data: str = _option("icons", "a prepared set (icons, icons_grouped, emoji) or a folder")
+    model: str = _option("vse", "retrieval model", choices=tuple(MODELS))
+    epochs: int = _option(15, "passes over the training captions")
+    batch_size: int = _option(64, "captions a step")
+    lr: float = _option(1e-3, "learning rate at the start; it falls to 0 along a cosine")
+    weight_decay: float = _option(1e-4, "AdamW weight decay")
+    grad_clip: float = _option(2.0, "largest gradient norm")
+    dim: int = _option(256, "width of the embedding")
+    word_dim: int = _option(128, "width of the word embeddings")
+    dropout: float = _option(0.2, "dropout probability, 0 to below 1")
+    seed: int = _option(0, "of initial weights, order and dropout")
+    loss: str = _option("infonce", "contrastive loss", choices=LOSSES)
+    temperature: float = _option(0.05, "InfoNCE temperature, above 0")
+    margin: float = _option(0.2, "hinge margin")
+    weighting: float = _option(
+        0.0, "hardness beta in cosine units; 0: all negatives weigh the same", bare=5.0
+    )
+    bank: int = _option(0, "slots of each memory bank; 0: negatives of the batch only", bare=2048)
+    bank_start: int = _option(0, "first step whose loss sees the banks; they fill before it")
+    momentum: float = _option(0.99, "of the momentum encoders that feed the banks, 0 to 1")
+    erase: str = _option(
+        "off", "hide the regions attended least or most", choices=SIDES, bare="low"
+    )
+    erase_rule: str = _option("mean", "which regions count as attended", choices=RULES)
+    erase_threshold: float | None = _option(None, "of the rules that take one")
+    erase_pass: str = _option(
+        "replace", "erase in the embedding itself, or in a second training pass", choices=PASSES
+    )
+    erase_weight: float = _option(0.5, "weight of the second pass")
+    patience: int = _option(0, "stop after so many epochs without a better dev rSum; 0: never")
+    checkpoint_every: int = _option(200, "steps between checkpoints inside an epoch")
+    threads: int = _option(0, "CPU threads of torch; 0: its own choice")
+    device: str = _option("cpu", "torch device")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
+        positive = ("epochs", "batch_size", "lr", "grad_clip", "dim", "word_dim", "temperature")
+        for name in (*positive, "checkpoint_every"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}.")
+        for name in ("bank", "bank_start", "weighting", "weight_decay", "patience", "threads"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        for name, top in (("dropout", 1.0), ("momentum", 1.0)):
+            if not 0 <= getattr(self, name) < top:
+                raise UserError(f"{name} must be from 0 to below 1, got {getattr(self, name)}.")
+        if self.loss == "hinge" and self.weighting > 0:
+            raise UserError(
+                "weighting weighs the negatives of InfoNCE; the hinge has only the hardest one: "
+                "drop one of the two."
+            )
+        needs = self.erase_rule in ("absolute", "relative", "topk", "quantile")
+        if self.erase != "off" and needs and self.erase_threshold is None:
+            raise UserError(f"erase_rule {self.erase_rule!r} needs erase_threshold.")
+
+    @property
+    def erasing(self) -> Erasing | None:
+        """What the model erases."""
+        if self.erase == "off":
+            return None
+        return Erasing(self.erase, self.erase_rule, self.erase_threshold, self.erase_pass)
+
+    @property
+    def title(self) -> str:
+        """The model and its modules, for folder names and tables: ``vse+erase+bank``."""
+        parts = [self.model]
+        parts += ["erase"] if self.erase != "off" else []
+        parts += ["bank"] if self.bank else []
+        parts += ["weighting"] if self.weighting else []
+        return "+".join(parts)
+
+    def to_json(self) -> str:
+        """For ``config.json``."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+def _typed(field: dataclasses.Field[Any], value: object) -> object:
+    """The value in the field's type, or an error that names both."""
+    kind = str(getattr(field.type, "__name__", field.type)).split(" ")[0]
+    if value is None and "None" in str(field.type):
+        return None
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    expected = {"str": str, "int": int, "float": float}[kind]
+    if not isinstance(value, expected) or isinstance(value, bool):
+        raise UserError(f"{field.name} must be a {kind}, got {value!r}.")
+    choices = field.metadata["choices"]
+    if choices and value not in choices:
+        raise UserError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}.")
+    return value
+
+
+def from_mapping(values: dict[str, Any], where: str) -> TrainConfig:
+    """Settings from a TOML or JSON table; an unknown key gets the nearest known one."""
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    renamed = {key.replace("-", "_"): value for key, value in values.items()}
+    for key in renamed:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise UserError(f"{where} has an unknown setting {key!r}{hint}")
+    return TrainConfig(**renamed)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table of a TOML file of settings."""
+    if sys.version_info < (3, 11):
+        raise UserError("--config needs Python 3.11 or later, which reads TOML; use flags.")
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no settings file {path}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}.") from error
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag a setting; a flag that is not given leaves no value."""
+    for field in dataclasses.fields(TrainConfig):
+        kind = str(getattr(field.type, "__name__", field.type)).split(" ")[0]
+        choices, bare = field.metadata["choices"], field.metadata["bare"]
+        text = field.metadata["help"]
+        if choices:
+            text += f" ({', '.join(choices)})"
+        text += f" [{field.default}" + (f"; the bare flag: {bare}]" if bare is not None else "]")
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type={"str": str, "int": int, "float": float}[kind],
+            default=argparse.SUPPRESS,
+            help=text.replace("%", "%%"),
+            metavar=kind.upper(),
+            **({"nargs": "?", "const": bare} if bare is not None else {}),
+        )

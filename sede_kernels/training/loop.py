@@ -1,0 +1,310 @@
+"""The reference training loop.
+
+One step, in this order: momentum encoders follow the model, they encode the batch's keys, the
+loss looks into the banks, the model learns, the keys enter the banks. The epoch that retrieves
+best on dev is kept; test is scored once, at the end, with that epoch.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sede_kernels.momentum import MomentumEncoder
+from sede_kernels.training import checkpoint
+from sede_kernels.training.config import TrainConfig
+from sede_kernels.training.data.text import pad
+from sede_kernels.training.evaluate import Retrieval, score_part, summarize
+from sede_kernels.training.files import UserError, require, write_json, write_text
+from sede_kernels.training.models import Encoded, RetrievalModel
+from sede_kernels.training.models.base import pooled
+from sede_kernels.training.objective import FragmentObjective, Objective, VectorObjective
+from sede_kernels.training.run import (
+    Corpus,
+    build_model,
+    choose_device,
+    load_best,
+    load_corpus,
+    read_config,
+)
+
+
+class Stopped(Exception):
+    """Ctrl-C: the step was finished and a checkpoint written."""
+
+
+class Trainer:
+    """One run: model, momentum encoders, banks, optimiser and place in the data.
+
+    Args:
+        config: settings.
+        out: the run's folder.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path) -> None:
+        require({"tensorboard": "tensorboard", "tqdm": "tqdm"}, "`sede train`")
+        choose_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.config, self.out = config, out
+        self.corpus: Corpus = load_corpus(config.data, ("train", "dev", "test"))
+        self.train_part = self.corpus.parts["train"]
+        regions, features = self.train_part.features.shape[1:]
+        torch.manual_seed(config.seed)
+        self.model = build_model(config, features, len(self.corpus.vocabulary))
+        self.objective = self._objective(regions).to(config.device)
+        # Momentum encoders only feed banks; without banks there is nothing to pay for.
+        self.momentum = [
+            MomentumEncoder(encoder, config.momentum)
+            for encoder in (self.model.image_encoder, self.model.text_encoder)
+            if config.bank
+        ]
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), config.lr, weight_decay=config.weight_decay
+        )
+        self.epoch = self.batch = self.step = 0
+        self.loss_sum = self.seconds = 0.0
+        self.best = {"rsum": -1.0, "epoch": -1.0}
+        self.interrupted = False
+
+    def _objective(self, regions: int) -> Objective:
+        if not self.model.compares_fragments:
+            return VectorObjective(self.config, self.config.dim)
+        longest = max(len(words) for words in self.corpus.words["train"])
+        return FragmentObjective(self.config, self.model, regions, longest)
+
+    @property
+    def batches(self) -> int:
+        """Steps in an epoch."""
+        return math.ceil(len(self.train_part.captions) / self.config.batch_size)
+
+    def run(self) -> Retrieval:
+        """Train from the present place to the end, then score test with the best epoch."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        previous = signal.signal(signal.SIGINT, self._interrupt)
+        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
+        try:
+            while self.epoch < self.config.epochs and not self._gave_up():
+                self._train_epoch()
+                self._finish_epoch(writer)
+        finally:
+            writer.close()
+            signal.signal(signal.SIGINT, previous)
+        return self._score_test()
+
+    def _gave_up(self) -> bool:
+        patience = self.config.patience
+        return patience > 0 and self.epoch - 1 - self.best["epoch"] >= patience
+
+    def _train_epoch(self) -> None:
+        self.model.train()
+        order = np.random.default_rng([self.config.seed, self.epoch]).permutation(
+            len(self.train_part.captions)
+        )
+        size = self.config.batch_size
+        title = f"{self.config.title} epoch {self.epoch + 1}/{self.config.epochs}"
+        with tqdm(total=self.batches, initial=self.batch, desc=title, disable=None) as bar:
+            while self.batch < self.batches:
+                started = time.perf_counter()
+                loss = self.train_step(order[self.batch * size : (self.batch + 1) * size])
+                self.seconds += time.perf_counter() - started
+                self.loss_sum += loss
+                self.batch += 1
+                self.step += 1
+                bar.update()
+                bar.set_postfix(loss=f"{self.loss_sum / self.batch:.3f}", refresh=False)
+                if self.interrupted or (
+                    self.batch % self.config.checkpoint_every == 0 and self.batch < self.batches
+                ):
+                    self.save()
+                if self.interrupted:
+                    raise Stopped
+
+    def train_step(self, captions: np.ndarray[Any, Any]) -> float:
+        """One update from some training captions; returns the loss."""
+        config = self.config
+        rows = self.train_part.image_of[captions]
+        regions = self.train_part.regions(rows).to(config.device)
+        words, lengths = pad([self.corpus.words["train"][c] for c in captions])
+        words, lengths = words.to(config.device), lengths.to(config.device)
+        ids = self.train_part.image_ids[rows].to(config.device)
+
+        keys: list[Encoded] = []
+        if self.momentum:
+            image_encoder, text_encoder = self.momentum
+            image_encoder.update(self.model.image_encoder)
+            text_encoder.update(self.model.text_encoder)
+            keys = [image_encoder(regions), text_encoder(words, lengths)]
+
+        loss = self._loss(regions, words, lengths, ids)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(
+                f"the loss became {value} in epoch {self.epoch + 1}, step {self.batch + 1}: "
+                "lower --lr or raise --temperature."
+            )
+        for group in self.optimizer.param_groups:
+            done = self.step / (config.epochs * self.batches)
+            group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * done))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.optimizer.step()
+        if keys:
+            self.objective.enqueue(keys[0], keys[1], ids)
+        return value
+
+    def _loss(self, regions: Tensor, words: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
+        images = self.model.image_encoder(regions)
+        captions = self.model.text_encoder(words, lengths)
+        use_bank = self.step >= self.config.bank_start
+        loss: Tensor = self.objective(images, captions, ids, use_bank=use_bank)
+        erasing = self.model.erasing
+        if erasing is not None and erasing.how == "second":
+            kept = erasing(images.attention, images.lengths)
+            rest = images._replace(vector=pooled(images.fragments, kept))
+            second = self.objective(rest, captions, ids, use_bank=use_bank)
+            loss = loss + self.config.erase_weight * second
+        return loss
+
+    def _finish_epoch(self, writer: Any) -> None:
+        """Score dev, keep the best model, write the log line and the checkpoint."""
+        dev = summarize(
+            score_part(self.model, self.corpus.parts["dev"], self.corpus.words["dev"]),
+            self.corpus.parts["dev"].pairs,
+        )
+        loss = self.loss_sum / self.batches
+        if dev.rsum > self.best["rsum"]:
+            self.best = {"rsum": dev.rsum, "epoch": float(self.epoch)}
+            features = self.train_part.features.shape[2]
+            checkpoint.save(
+                self.out / "best.pt", {"model": self.model.state_dict(), "features": features}
+            )
+        self._log(
+            {
+                "epoch": self.epoch,
+                "step": self.step,
+                "loss": loss,
+                "dev": dev.as_dict(),
+                "best": self.best["epoch"] == self.epoch,
+                "train_seconds": round(self.seconds, 3),
+            }
+        )
+        writer.add_scalar("train/loss", loss, self.step)
+        writer.add_scalar("dev/rsum", dev.rsum, self.step)
+        for way, recalls in (("i2t", dev.image_to_text), ("t2i", dev.text_to_image)):
+            for cutoff, recall in zip((1, 5, 10), recalls, strict=True):
+                writer.add_scalar(f"dev/{way}_r{cutoff}", recall, self.step)
+        tqdm.write(
+            f"{self.config.title}  epoch {self.epoch + 1:2d}/{self.config.epochs}  "
+            f"loss {loss:.3f}  dev rSum {dev.rsum:.1f}  {self.seconds:.0f} s"
+        )
+        self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
+        self.save()
+
+    def _score_test(self) -> Retrieval:
+        _, model, _ = load_best(self.out)
+        part = self.corpus.parts["test"]
+        scores = score_part(model, part, self.corpus.words["test"], progress=True)
+        test = summarize(scores, part.pairs)
+        facts = {"test": test.as_dict(), "best_epoch": int(self.best["epoch"])}
+        facts |= {"dev_rsum": self.best["rsum"], "train_seconds": round(self.seconds, 3)}
+        write_json(self.out / "test.json", facts)
+        return test
+
+    def _log(self, record: dict[str, object]) -> None:
+        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(record) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def _interrupt(self, *_: object) -> None:
+        if self.interrupted:  # a second Ctrl-C does not wait for the step
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def save(self) -> None:
+        """Write ``last.pt``: model, momentum encoders, banks, optimiser, generators, place."""
+        log = self.out / "metrics.jsonl"
+        state = {
+            "model": self.model.state_dict(),
+            "momentum": [encoder.state_dict() for encoder in self.momentum],
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": checkpoint.rng_state(),
+            "place": [self.epoch, self.batch, self.step],
+            "sums": [self.loss_sum, self.seconds],
+            "best": self.best,
+            "log_bytes": log.stat().st_size if log.exists() else 0,
+            "data": self._data_facts(),
+        }
+        checkpoint.save(self.out / "last.pt", state)
+
+    def restore(self) -> None:
+        """Go back to ``last.pt``, the log included."""
+        path = self.out / "last.pt"
+        state = checkpoint.load(path)
+        if state["data"] != self._data_facts():
+            raise UserError(
+                f"{path} was trained on other data than {self.corpus.folder} holds now "
+                f"({state['data']}, not {self._data_facts()}): restore it, or start a new run."
+            )
+        self.model.load_state_dict(state["model"])
+        for encoder, values in zip(self.momentum, state["momentum"], strict=True):
+            encoder.load_state_dict(values)
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.batch, self.step = state["place"]
+        self.loss_sum, self.seconds = state["sums"]
+        self.best = state["best"]
+        log = self.out / "metrics.jsonl"
+        if log.exists():
+            os.truncate(log, state["log_bytes"])
+        checkpoint.set_rng_state(state["rng"])
+
+    def _data_facts(self) -> dict[str, list[int]]:
+        return {
+            name: [len(part.rows), len(part.captions), len(self.corpus.vocabulary)]
+            for name, part in self.corpus.parts.items()
+        }
+
+
+def train(config: TrainConfig, out: Path) -> Retrieval:
+    """Start a run in a new folder and take it to the end.
+
+    Raises:
+        UserError: the folder holds a run already, or data or settings do not fit.
+        Stopped: Ctrl-C; ``last.pt`` has the place.
+    """
+    if (out / "config.json").exists():
+        raise UserError(
+            f"{out} holds a run already: continue it with `sede train --resume {out}`, or choose "
+            "another --out."
+        )
+    trainer = Trainer(config, out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "vocab.json", trainer.corpus.vocabulary.to_json())
+    trainer.save()
+    write_text(out / "config.json", config.to_json())
+    return trainer.run()
+
+
+def resume(out: Path) -> Retrieval:
+    """Take a run from its last checkpoint to the end, as if it had never stopped.
+
+    Raises:
+        UserError: no run there, damaged checkpoint, or data changed.
+        Stopped: Ctrl-C.
+    """
+    trainer = Trainer(read_config(out), out)
+    trainer.restore()
+    return trainer.run()

@@ -1,0 +1,217 @@
+"""A page of search results: words on the left of each row, the images they find beside them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sede_kernels.training.data.draw import Pen
+from sede_kernels.training.data.glyphs import SOURCES
+from sede_kernels.training.data.precomp import Part
+from sede_kernels.training.evaluate import Floats
+from sede_kernels.training.files import UserError, atomic_file, read_manifest
+
+TOP = 5
+_THUMB, _GAP, _NAME, _HEAD = 104, 14, 30, 40  # pixels
+_INK, _GREY, _LINE = "#1a1a1a", "#7a7a7a", "#d8d8d8"
+_RIGHT, _PAPER = "#1a9850", "#ffffff"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found image.
+
+    Attributes:
+        image: its number in the part.
+        score: similarity.
+        right: whether the query names it.
+    """
+
+    image: int
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Search:
+    """The result of one query.
+
+    Attributes:
+        query: its words.
+        hits: the best images, best first.
+        answer: the best ranked right image.
+        rank: its rank, from 1.
+    """
+
+    query: str
+    hits: list[Hit]
+    answer: int
+    rank: int
+
+
+def search(scores: Floats, part: Part, captions: Sequence[int], top: int = TOP) -> list[Search]:
+    """The best images of some captions.
+
+    Args:
+        scores: (N images, C captions).
+        part: names the captions and their owners.
+        captions: which captions ask.
+        top: images to list.
+    """
+    found = []
+    for caption in captions:
+        owners = set(part.pairs[part.pairs[:, 0] == caption, 1].tolist())
+        order = np.argsort(-scores[:, caption], kind="stable")
+        rank = next(i for i, image in enumerate(order.tolist(), 1) if image in owners)
+        hits = [
+            Hit(image, float(scores[image, caption]), image in owners)
+            for image in order[:top].tolist()
+        ]
+        found.append(Search(part.captions[caption], hits, int(order[rank - 1]), rank))
+    return found
+
+
+class Gallery:
+    """Draws the images of a prepared part again; features alone cannot be looked at.
+
+    Args:
+        folder: a prepared folder.
+        part: its part.
+    """
+
+    def __init__(self, folder: Path, part: str) -> None:
+        path = folder / f"{part}_images.json"
+        manifest = read_manifest(folder)
+        if manifest is None or not path.exists():
+            raise UserError(
+                f"{folder} has features but no pictures: only sets of `sede prepare` can be drawn."
+            )
+        source = SOURCES[manifest["name"]]()
+        self._pen = Pen(source.font, source.font_size)
+        self._drawings: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+
+    def picture(self, image: int) -> Any:
+        """One image as a Pillow thumbnail."""
+        from PIL import Image
+
+        pixels = self._pen.draw(self._drawings[image]["glyph"])
+        return Image.fromarray(pixels).resize((_THUMB, _THUMB), Image.Resampling.LANCZOS)
+
+    def name(self, image: int) -> str:
+        """The first caption of an image."""
+        return str(self._drawings[image]["names"][0])
+
+
+def results_page(searches: list[Search], gallery: Gallery, title: str, note: str) -> Any:
+    """Lay the searches out in two columns.
+
+    A green frame and a tick mark the right images; where none is among the best, the right one
+    stands apart at the end of its row with its rank.
+
+    Returns:
+        A Pillow image.
+    """
+    from PIL import Image, ImageDraw
+
+    cell_width = (TOP + 1) * (_THUMB + _GAP) + 3 * _GAP
+    cell_height = _HEAD + _THUMB + _NAME + 2 * _GAP
+    rows = (len(searches) + 1) // 2
+    top = 96
+    size = (2 * cell_width + 3 * _GAP, top + rows * cell_height + _GAP)
+    page = Image.new("RGB", size, _PAPER)
+    pen = ImageDraw.Draw(page)
+    pen.text((2 * _GAP, 18), title, _INK, _font(28))
+    pen.text((2 * _GAP, 58), note, _GREY, _font(15))
+    for number, result in enumerate(searches):
+        column, row = divmod(number, rows)
+        left = 2 * _GAP + column * (cell_width + _GAP // 2)
+        _draw_row(page, pen, result, gallery, left, top + row * cell_height)
+    return page
+
+
+def _draw_row(
+    page: Any, pen: Any, result: Search, gallery: Gallery, left: int, top: int
+) -> None:
+    pen.line((left, top, left + (TOP + 1) * (_THUMB + _GAP) + _GAP, top), _LINE, 1)
+    pen.text((left, top + 9), f"“{result.query}”", _INK, _font(20))
+    hits = [(hit.image, hit.right, f"{hit.score:.2f}") for hit in result.hits]
+    for place, (image, right, score) in enumerate(hits):
+        _draw_image(page, pen, gallery, image, right, score, left + place * (_THUMB + _GAP), top)
+    if result.rank > len(hits):
+        x = left + len(hits) * (_THUMB + _GAP) + 2 * _GAP
+        pen.line((x - 3 * _GAP // 2, top + _HEAD, x - 3 * _GAP // 2, top + _HEAD + _THUMB), _LINE, 1)
+        pen.text((x, top + 14), f"right one: rank {result.rank}", _GREY, _font(13))
+        _draw_image(page, pen, gallery, result.answer, True, "", x, top)
+
+
+def _draw_image(
+    page: Any, pen: Any, gallery: Gallery, image: int, right: bool, score: str, x: int, top: int
+) -> None:
+    y = top + _HEAD
+    page.paste(gallery.picture(image), (x, y))
+    box = (x - 1, y - 1, x + _THUMB, y + _THUMB)
+    pen.rectangle(box, outline=_RIGHT if right else _LINE, width=4 if right else 1)
+    if right:
+        pen.rectangle((x + _THUMB - 22, y - 1, x + _THUMB, y + 21), fill=_RIGHT)
+        tick = [(x + _THUMB - 17, y + 10), (x + _THUMB - 12, y + 15), (x + _THUMB - 5, y + 5)]
+        pen.line(tick, "white", 3)
+    words = _fit(pen, gallery.name(image), _THUMB - (34 if score else 0), _font(13))
+    pen.text((x, y + _THUMB + 5), words, _RIGHT if right else _GREY, _font(13))
+    if score:
+        pen.text((x + _THUMB, y + _THUMB + 5), score, _GREY, _font(13), anchor="ra")
+
+
+def _fit(pen: Any, text: str, width: int, font: Any) -> str:
+    """The text, cut with an ellipsis where it is too wide."""
+    if pen.textlength(text, font) <= width:
+        return text
+    while text and pen.textlength(text + "…", font) > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def save_page(page: Any, path: Path) -> None:
+    """Write a page as PNG, atomically."""
+    with atomic_file(path) as handle:
+        page.save(handle, "PNG")
+
+
+def draw_results(
+    scores: Floats,
+    part: Part,
+    folder: Path,
+    part_name: str,
+    path: Path,
+    *,
+    queries: int = 12,
+    title: str = "Search results",
+) -> list[Search]:
+    """Draw the results of some captions, chosen by a fixed seed before anything is known of them.
+
+    Args:
+        scores: (N images, C captions).
+        part: names the captions and their owners.
+        folder: the prepared folder.
+        part_name: its part.
+        path: PNG to write.
+        queries: captions to show.
+        title: of the page.
+    """
+    count = min(queries, len(part.captions))
+    chosen = np.random.default_rng(12).choice(len(part.captions), count, replace=False)
+    searches = search(scores, part, chosen.tolist())
+    note = (
+        f"{count} of {len(part.captions):,} held-out captions, drawn at random, searched among "
+        f"{len(part.rows):,} held-out images. Green: right. Numbers: cosine."
+    )
+    save_page(results_page(searches, Gallery(folder, part_name), title, note), path)
+    return searches

@@ -47,5 +47,7 @@ def load(path: Path) -> dict[str, Any]:
             "take a copy of it, or train again with another --out."
         ) from error
     if not known:
-        raise UserError(f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}.")
+        raise UserError(
+            f"{path} has checkpoint format {state['format']}, this version reads {FORMAT}."
+        )
     return state

@@ -1,6 +1,7 @@
 """The ``sede`` command."""
 
 import argparse
+import importlib
 import importlib.util
 import os
 import sys
@@ -41,7 +42,7 @@ def _train(arguments: argparse.Namespace) -> int:
         out = arguments.out or data_home() / "runs" / name
     try:
         result = loop.resume(out) if arguments.resume is not None else loop.train(chosen, out)
-    except loop.Stopped:
+    except loop.StoppedError:
         print(f"\nStopped; nothing is lost: go on with `sede train --resume {out}`.")
         return 130
     print(f"\nTest, once, with the epoch that did best on dev:\n\n{table({'test': result})}")
@@ -86,7 +87,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     out = arguments.out or data_home() / "demo"
     try:
         demo.demo(out, limit=arguments.limit or demo.LIMIT, epochs=arguments.epochs or demo.EPOCHS)
-    except loop.Stopped:
+    except loop.StoppedError:
         print("\nStopped; nothing is lost: `sede demo` goes on from here.")
         return 130
     return 0
@@ -98,8 +99,6 @@ def _bench(rest: Sequence[str]) -> int:
             "the benchmarks are not part of the installed package: clone the repository and run "
             "`sede bench` (or `python -m benchmarks.run`) from its folder."
         )
-    import importlib
-
     return int(importlib.import_module("benchmarks.run").main(list(rest)) or 0)
 
 
@@ -121,7 +120,9 @@ def _parser(with_train_flags: bool) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], text: str
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(perform=run)
         return command

@@ -140,9 +140,7 @@ def chance(images: int, captions: int, pairs: Ints) -> Retrieval:
         return at(1), at(5), at(10)
 
     queries = (len(np.unique(pairs[:, 1])), len(np.unique(pairs[:, 0])))
-    return Retrieval(
-        recalls(1, captions), recalls(0, images), (captions / 2, images / 2), queries
-    )
+    return Retrieval(recalls(1, captions), recalls(0, images), (captions / 2, images / 2), queries)
 
 
 @torch.inference_mode()

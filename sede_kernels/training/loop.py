@@ -24,7 +24,7 @@ from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.data.text import pad
 from sede_kernels.training.evaluate import Retrieval, score_part, summarize
 from sede_kernels.training.files import UserError, require, write_json, write_text
-from sede_kernels.training.models import Encoded, RetrievalModel
+from sede_kernels.training.models import Encoded
 from sede_kernels.training.models.base import pooled
 from sede_kernels.training.objective import FragmentObjective, Objective, VectorObjective
 from sede_kernels.training.run import (
@@ -37,7 +37,7 @@ from sede_kernels.training.run import (
 )
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Ctrl-C: the step was finished and a checkpoint written."""
 
 
@@ -127,7 +127,7 @@ class Trainer:
                 ):
                     self.save()
                 if self.interrupted:
-                    raise Stopped
+                    raise StoppedError
 
     def train_step(self, captions: np.ndarray[Any, Any]) -> float:
         """One update from some training captions; returns the loss."""
@@ -268,7 +268,7 @@ class Trainer:
         self.best = state["best"]
         log = self.out / "metrics.jsonl"
         if log.exists():
-            os.truncate(log, state["log_bytes"])
+            os.truncate(log, min(state["log_bytes"], log.stat().st_size))
         checkpoint.set_rng_state(state["rng"])
 
     def _data_facts(self) -> dict[str, list[int]]:
@@ -283,7 +283,7 @@ def train(config: TrainConfig, out: Path) -> Retrieval:
 
     Raises:
         UserError: the folder holds a run already, or data or settings do not fit.
-        Stopped: Ctrl-C; ``last.pt`` has the place.
+        StoppedError: Ctrl-C; ``last.pt`` has the place.
     """
     if (out / "config.json").exists():
         raise UserError(
@@ -303,7 +303,7 @@ def resume(out: Path) -> Retrieval:
 
     Raises:
         UserError: no run there, damaged checkpoint, or data changed.
-        Stopped: Ctrl-C.
+        StoppedError: Ctrl-C.
     """
     trainer = Trainer(read_config(out), out)
     trainer.restore()

@@ -26,9 +26,7 @@ class Objective(nn.Module, ABC):
         self.config = config
 
     @abstractmethod
-    def forward(
-        self, images: Encoded, captions: Encoded, ids: Tensor, *, use_bank: bool
-    ) -> Tensor:
+    def forward(self, images: Encoded, captions: Encoded, ids: Tensor, *, use_bank: bool) -> Tensor:
         """Mean loss of both directions.
 
         Args:
@@ -57,9 +55,7 @@ class VectorObjective(Objective):
             self.image_bank = MemoryBank(config.bank, dim)
             self.caption_bank = MemoryBank(config.bank, dim)
 
-    def forward(
-        self, images: Encoded, captions: Encoded, ids: Tensor, *, use_bank: bool
-    ) -> Tensor:
+    def forward(self, images: Encoded, captions: Encoded, ids: Tensor, *, use_bank: bool) -> Tensor:
         """Mean loss of both directions."""
         image, caption = images.unit_vector(), captions.unit_vector()
         use_bank = use_bank and self.config.bank > 0
@@ -120,9 +116,7 @@ class FragmentObjective(Objective):
             self.image_bank = FragmentBank(config.bank, regions, config.dim)
             self.caption_bank = FragmentBank(config.bank, longest, config.dim)
 
-    def forward(
-        self, images: Encoded, captions: Encoded, ids: Tensor, *, use_bank: bool
-    ) -> Tensor:
+    def forward(self, images: Encoded, captions: Encoded, ids: Tensor, *, use_bank: bool) -> Tensor:
         """Mean loss of both directions."""
         batch = self._score(images, captions)
         use_bank = use_bank and self.config.bank > 0

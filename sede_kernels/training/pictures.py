@@ -15,7 +15,7 @@ from sede_kernels.training.evaluate import Floats
 from sede_kernels.training.files import UserError, atomic_file, read_manifest
 
 TOP = 5
-_THUMB, _GAP, _NAME, _HEAD = 104, 14, 30, 40  # pixels
+_THUMB, _GAP, _NAME, _HEAD = 108, 14, 42, 40  # pixels
 _INK, _GREY, _LINE = "#1a1a1a", "#7a7a7a", "#d8d8d8"
 _RIGHT, _PAPER = "#1a9850", "#ffffff"
 
@@ -132,9 +132,7 @@ def results_page(searches: list[Search], gallery: Gallery, title: str, note: str
     return page
 
 
-def _draw_row(
-    page: Any, pen: Any, result: Search, gallery: Gallery, left: int, top: int
-) -> None:
+def _draw_row(page: Any, pen: Any, result: Search, gallery: Gallery, left: int, top: int) -> None:
     pen.line((left, top, left + (TOP + 1) * (_THUMB + _GAP) + _GAP, top), _LINE, 1)
     pen.text((left, top + 9), f"“{result.query}”", _INK, _font(20))
     hits = [(hit.image, hit.right, f"{hit.score:.2f}") for hit in result.hits]
@@ -142,7 +140,9 @@ def _draw_row(
         _draw_image(page, pen, gallery, image, right, score, left + place * (_THUMB + _GAP), top)
     if result.rank > len(hits):
         x = left + len(hits) * (_THUMB + _GAP) + 2 * _GAP
-        pen.line((x - 3 * _GAP // 2, top + _HEAD, x - 3 * _GAP // 2, top + _HEAD + _THUMB), _LINE, 1)
+        pen.line(
+            (x - 3 * _GAP // 2, top + _HEAD, x - 3 * _GAP // 2, top + _HEAD + _THUMB), _LINE, 1
+        )
         pen.text((x, top + 14), f"right one: rank {result.rank}", _GREY, _font(13))
         _draw_image(page, pen, gallery, result.answer, True, "", x, top)
 
@@ -158,10 +158,9 @@ def _draw_image(
         pen.rectangle((x + _THUMB - 22, y - 1, x + _THUMB, y + 21), fill=_RIGHT)
         tick = [(x + _THUMB - 17, y + 10), (x + _THUMB - 12, y + 15), (x + _THUMB - 5, y + 5)]
         pen.line(tick, "white", 3)
-    words = _fit(pen, gallery.name(image), _THUMB - (34 if score else 0), _font(13))
-    pen.text((x, y + _THUMB + 5), words, _RIGHT if right else _GREY, _font(13))
-    if score:
-        pen.text((x + _THUMB, y + _THUMB + 5), score, _GREY, _font(13), anchor="ra")
+    words = _fit(pen, gallery.name(image), _THUMB + _GAP - 2, _font(13))
+    pen.text((x, y + _THUMB + 5), words, _RIGHT if right else _INK, _font(13))
+    pen.text((x, y + _THUMB + 22), score, _GREY, _font(12))
 
 
 def _fit(pen: Any, text: str, width: int, font: Any) -> str:

@@ -37,9 +37,7 @@ class Corpus:
     words: dict[str, list[list[int]]]
 
 
-def load_corpus(
-    data: str, names: tuple[str, ...], vocabulary: Vocabulary | None = None
-) -> Corpus:
+def load_corpus(data: str, names: tuple[str, ...], vocabulary: Vocabulary | None = None) -> Corpus:
     """Open and check the parts of a data set; every problem shows before training starts."""
     folder = find_folder(data, data_home())
     check_folder(folder)

@@ -12,9 +12,9 @@ from sede_kernels.training.files import UserError, require
 LANGUAGES = ("en", "de", "es", "fr", "it")
 
 # Trailing words that turn an icon into a close relative of the icon without them.
-_MODIFIERS = frozenset(
-    """outline variant off box circle multiple plus minus check remove alert cancel edit lock
-    thick bold small large alt filled left right up down badge square rounded""".split()
+_MODIFIERS = re.compile(
+    r"( (outline|variant|off|box|circle|multiple|plus|minus|check|remove|alert|cancel|edit|lock"
+    r"|thick|bold|small|large|alt|filled|left|right|up|down|badge|square|rounded))+$"
 )
 
 
@@ -60,10 +60,7 @@ def base_name(name: str) -> str:
     >>> base_name("outline")
     'outline'
     """
-    words = name.split()
-    while len(words) > 1 and words[-1] in _MODIFIERS:
-        words.pop()
-    return " ".join(words)
+    return _MODIFIERS.sub("", name)
 
 
 def _folder(module: str) -> Path:

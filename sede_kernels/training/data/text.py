@@ -43,7 +43,9 @@ class Vocabulary:
     def build(cls, captions: Iterable[str], min_count: int = 1) -> "Vocabulary":
         """Words that occur at least ``min_count`` times, most frequent first, ties by spelling."""
         counts = Counter(word for caption in captions for word in tokenize(caption))
-        kept = sorted((w for w, n in counts.items() if n >= min_count), key=lambda w: (-counts[w], w))
+        kept = sorted(
+            (w for w, n in counts.items() if n >= min_count), key=lambda w: (-counts[w], w)
+        )
         return cls({word: number for number, word in enumerate((*_SPECIAL, *kept))})
 
     @classmethod

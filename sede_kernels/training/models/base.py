@@ -100,9 +100,7 @@ class RegionEncoder(nn.Module):
         pool: turns fragments into a vector, or None for unit fragments.
     """
 
-    def __init__(
-        self, features: int, dim: int, dropout: float, pool: AttentionPool | None
-    ) -> None:
+    def __init__(self, features: int, dim: int, dropout: float, pool: AttentionPool | None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(features)
         self.dropout = nn.Dropout(dropout)

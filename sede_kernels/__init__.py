@@ -1,0 +1,50 @@
+"""Fused kernels for image-text retrieval with many negatives.
+
+Weighted InfoNCE against large memory banks, hardest negatives, attention-guided erasing and
+region-word similarity, as autograd functions and modules. Importing the package touches no device.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from sede_kernels.backends.registry import available_backends
+from sede_kernels.bank import FragmentBank, MemoryBank
+from sede_kernels.errors import BackendUnavailableError
+from sede_kernels.functional import (
+    InfoNCEStats,
+    attention_erase,
+    bank_lse,
+    cross_attention_similarity,
+    hardest_negatives,
+    weighted_info_nce,
+)
+from sede_kernels.modules import (
+    AttentionErase,
+    CrossAttentionSimilarity,
+    SEDELoss,
+    WeightedInfoNCE,
+)
+from sede_kernels.momentum import MomentumEncoder
+
+try:
+    __version__ = version("sede-kernels")
+except PackageNotFoundError:  # imported from a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "AttentionErase",
+    "BackendUnavailableError",
+    "CrossAttentionSimilarity",
+    "FragmentBank",
+    "InfoNCEStats",
+    "MemoryBank",
+    "MomentumEncoder",
+    "SEDELoss",
+    "WeightedInfoNCE",
+    "__version__",
+    "attention_erase",
+    "available_backends",
+    "bank_lse",
+    "cross_attention_similarity",
+    "hardest_negatives",
+    "weighted_info_nce",
+]

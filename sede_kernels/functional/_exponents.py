@@ -1,0 +1,77 @@
+"""Which exponents a weighted InfoNCE needs, and their log-sum-exps put together (docs/method.md)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sede_kernels.ops.bank_lse import result_dtype
+
+Scalar = float | Tensor
+
+
+class Exponents(NamedTuple):
+    """One pass over the negatives: L at ``scales``, gradients r O at the ``accumulate``d ones."""
+
+    scales: Tensor  # [E], may carry a gradient
+    grad_scales: Tensor  # [E], r: what replaces the exponent in the query gradient
+    accumulate: list[int]
+    normalized: bool
+
+
+def constants(values: list[Scalar], like: Tensor) -> Tensor:
+    """[E] on the device of ``like``; numbers are filled in, never copied from the host."""
+    dtype = result_dtype(like)
+    if like.device.type == "cpu" and not any(isinstance(value, Tensor) for value in values):
+        return torch.tensor(values, dtype=dtype)
+    parts = [
+        value.to(dtype).reshape(1)
+        if isinstance(value, Tensor)
+        else like.new_full((1,), value, dtype=dtype)
+        for value in values
+    ]
+    return torch.cat(parts)
+
+
+def plan(
+    inverse_temperature: Scalar,
+    hardness: Scalar,
+    query: Tensor,
+    *,
+    normalize_weights: bool,
+    detach_weights: bool,
+    differentiable: bool,
+) -> Exponents:
+    """The row of the table in docs/method.md that the options select."""
+    it = inverse_temperature
+    if not isinstance(hardness, Tensor) and hardness == 0:
+        scales, grads, normalized = [it], [it], False
+    else:
+        both = it + hardness
+        if normalize_weights:
+            scales, normalized = [both, hardness], True
+            grads = [it, 0.0] if detach_weights else [both, hardness]
+        else:
+            scales, normalized = [both], False
+            grads = [it] if detach_weights else [both]
+    count = 2 if normalized and not detach_weights else 1
+    accumulate = list(range(count)) if differentiable else []
+    grad_scales = constants(grads, query).detach()
+    return Exponents(constants(scales, query), grad_scales, accumulate, normalized)
+
+
+def safe_logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a + e^b) whose gradient is 0, not NaN, where both are -inf."""
+    neither = (a == -torch.inf) & (b == -torch.inf)
+    total = torch.logaddexp(a.masked_fill(neither, 0.0), b.masked_fill(neither, 0.0))
+    return total.masked_fill(neither, -torch.inf)
+
+
+def log_negatives(lse: Tensor, count: Tensor, exponents: Exponents) -> Tensor:
+    """LN (B,) from lse [E, B]; -inf for rows without a negative."""
+    if not exponents.normalized:
+        return lse[0]
+    none = count == 0
+    at_both, at_hardness = lse.masked_fill(none, 0.0).unbind()
+    log_count = count.clamp(min=1).to(lse.dtype).log()
+    return (log_count + at_both - at_hardness).masked_fill(none, -torch.inf)

@@ -1,0 +1,332 @@
+"""nn.Module twins of the functions, with the same keywords, and the two-bank SEDE loss."""
+
+import torch
+from torch import Tensor, nn
+
+from sede_kernels import functional as F
+from sede_kernels.bank import MemoryBank
+from sede_kernels.functional import InfoNCEStats
+from sede_kernels.functional._checks import check_erase
+
+
+def _scalar(value: float, learnable: bool) -> float | nn.Parameter:
+    return nn.Parameter(torch.tensor(float(value))) if learnable else float(value)
+
+
+class WeightedInfoNCE(nn.Module):
+    """Module twin of ``functional.weighted_info_nce``: options at construction, tensors at call.
+
+    Args:
+        temperature: tau > 0; kept as 1 / tau in log space when learnable, so it stays positive.
+        hardness: beta >= 0 in cosine units.
+        learn_temperature: make the temperature a parameter (``log_inverse_temperature``).
+        learn_hardness: make the hardness a parameter (clamped at 0 from below).
+        normalize_weights, detach_weights, positive_focus, tau_plus, false_negatives, margin,
+            in_batch_negatives, reduction, backend: as in the function.
+
+    Example:
+        >>> loss = WeightedInfoNCE(temperature=0.1, hardness=5.0)
+        >>> loss(torch.eye(2), torch.eye(2), torch.eye(2).flip(0)).ndim
+        0
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.07,
+        hardness: float = 0.0,
+        learn_temperature: bool = False,
+        learn_hardness: bool = False,
+        normalize_weights: bool = True,
+        detach_weights: bool = True,
+        positive_focus: float = 0.0,
+        tau_plus: float = 0.0,
+        false_negatives: str = "mask",
+        margin: float | None = None,
+        in_batch_negatives: bool = False,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"WeightedInfoNCE: temperature must be > 0, got {temperature}.")
+        if not hardness >= 0:
+            raise ValueError(f"WeightedInfoNCE: hardness must be >= 0, got {hardness}.")
+        self.log_inverse_temperature: nn.Parameter | None = None
+        if learn_temperature:
+            self.log_inverse_temperature = nn.Parameter(-torch.tensor(float(temperature)).log())
+        self.fixed_temperature = float(temperature)
+        self.hardness = _scalar(hardness, learn_hardness)
+        self.options = {
+            "normalize_weights": normalize_weights,
+            "detach_weights": detach_weights,
+            "positive_focus": positive_focus,
+            "tau_plus": tau_plus,
+            "false_negatives": false_negatives,
+            "margin": margin,
+            "in_batch_negatives": in_batch_negatives,
+            "reduction": reduction,
+            "backend": backend,
+        }
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """Tau: a number, or a tensor with a gradient when learnable."""
+        if self.log_inverse_temperature is None:
+            return self.fixed_temperature
+        return torch.exp(-self.log_inverse_temperature)
+
+    def extra_repr(self) -> str:
+        """The options that differ from nothing."""
+        shown = {"temperature": self.fixed_temperature, "hardness": self.hardness, **self.options}
+        return ", ".join(f"{key}={value}" for key, value in shown.items())
+
+    def forward(
+        self,
+        query: Tensor,
+        positive: Tensor,
+        bank: Tensor | MemoryBank | None,
+        *,
+        query_ids: Tensor | None = None,
+        bank_ids: Tensor | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, InfoNCEStats]:
+        """The loss of ``functional.weighted_info_nce`` for these tensors."""
+        hardness = self.hardness
+        if isinstance(hardness, Tensor):
+            hardness = hardness.clamp(min=0.0)
+        return F.weighted_info_nce(
+            query,
+            positive,
+            bank,
+            temperature=self.temperature,
+            hardness=hardness,
+            query_ids=query_ids,
+            bank_ids=bank_ids,
+            return_stats=return_stats,
+            **self.options,  # type: ignore[arg-type]
+        )
+
+
+class AttentionErase(nn.Module):
+    """Module twin of ``functional.attention_erase``; also what ``erase=`` of a similarity takes.
+
+    Args:
+        rule, threshold, erase, keep_min, renormalize, backend: as in the function.
+
+    Example:
+        >>> AttentionErase(rule="topk", threshold=1)(torch.tensor([0.2, 0.8]))[1].tolist()
+        [False, True]
+    """
+
+    def __init__(
+        self,
+        *,
+        rule: str = "mean",
+        threshold: float | None = None,
+        erase: str = "low",
+        keep_min: int = 1,
+        renormalize: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_erase("AttentionErase", rule, threshold, keep_min, 1)
+        if erase not in ("low", "high"):
+            raise ValueError(f"AttentionErase: erase must be one of low, high, got {erase!r}.")
+        self.rule = rule
+        self.threshold = threshold
+        self.erase = erase
+        self.keep_min = keep_min
+        self.renormalize = renormalize
+        self.backend = backend
+
+    def extra_repr(self) -> str:
+        """The rule and its settings."""
+        return (
+            f"rule={self.rule}, threshold={self.threshold}, erase={self.erase}, "
+            f"keep_min={self.keep_min}, renormalize={self.renormalize}"
+        )
+
+    def forward(self, attention: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(attention after erasing, mask of the kept)."""
+        return F.attention_erase(
+            attention,
+            rule=self.rule,
+            threshold=self.threshold,
+            erase=self.erase,
+            keep_min=self.keep_min,
+            lengths=lengths,
+            renormalize=self.renormalize,
+            backend=self.backend,
+        )
+
+
+class CrossAttentionSimilarity(nn.Module):
+    """Module twin of ``functional.cross_attention_similarity``.
+
+    Args:
+        direction, smoothing, aggregate, aggregate_scale, erase, backend: as in the function.
+
+    Example:
+        >>> CrossAttentionSimilarity()(torch.ones(2, 3, 4), torch.ones(5, 2, 4)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        *,
+        direction: str = "t2i",
+        smoothing: float = 9.0,
+        aggregate: str = "lse",
+        aggregate_scale: float = 6.0,
+        erase: str | AttentionErase | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.direction = direction
+        self.smoothing = smoothing
+        self.aggregate = aggregate
+        self.aggregate_scale = aggregate_scale
+        self.erase = erase
+        self.backend = backend
+
+    def extra_repr(self) -> str:
+        """The settings of the similarity."""
+        return (
+            f"direction={self.direction}, smoothing={self.smoothing}, aggregate={self.aggregate}, "
+            f"aggregate_scale={self.aggregate_scale}"
+        )
+
+    def forward(
+        self,
+        regions: Tensor,
+        words: Tensor,
+        *,
+        region_lengths: Tensor | None = None,
+        word_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """(B, C) similarities."""
+        return F.cross_attention_similarity(
+            regions,
+            words,
+            region_lengths=region_lengths,
+            word_lengths=word_lengths,
+            direction=self.direction,
+            smoothing=self.smoothing,
+            aggregate=self.aggregate,
+            aggregate_scale=self.aggregate_scale,
+            erase=self.erase,
+            backend=self.backend,
+        )
+
+
+class SEDELoss(nn.Module):
+    """Both directions of the weighted InfoNCE with one memory bank a modality.
+
+    ``loss = (NCE(image, text_key; text bank) + NCE(text, image_key; image bank)) / 2``. Images are
+    compared with past texts and texts with past images. ``enqueue`` is a call of its own, after
+    the loss and in training only.
+
+    Args:
+        size: K >= 1, slots of each bank.
+        dim: D >= 1.
+        dtype: of the banks, see ``MemoryBank``.
+        start_step: enqueues before the banks join the loss; until then only in-batch negatives
+            count, whatever ``in_batch_negatives`` says.
+        loss_options: keywords of ``WeightedInfoNCE``.
+
+    Example:
+        >>> criterion = SEDELoss(8, 4, temperature=0.1)
+        >>> image, text, ids = torch.eye(4), torch.eye(4), torch.arange(4)
+        >>> loss = criterion(image, text, image, text, ids=ids)
+        >>> criterion.enqueue(image, text, ids=ids)
+        >>> len(criterion.image_bank)
+        4
+    """
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        start_step: int = 0,
+        **loss_options: object,
+    ) -> None:
+        super().__init__()
+        if start_step < 0:
+            raise ValueError(f"SEDELoss: start_step must be >= 0, got {start_step}.")
+        self.image_bank = MemoryBank(size, dim, dtype=dtype)
+        self.text_bank = MemoryBank(size, dim, dtype=dtype)
+        self.start_step = start_step
+        self.steps = 0
+        self.nce = WeightedInfoNCE(**loss_options)  # type: ignore[arg-type]
+
+    def get_extra_state(self) -> int:
+        """Enqueues so far, so that a resumed run knows whether its warm-up is over."""
+        return self.steps
+
+    def set_extra_state(self, state: int) -> None:
+        """Restore the number of enqueues."""
+        self.steps = int(state)
+
+    def _direction(
+        self, query: Tensor, key: Tensor, bank: MemoryBank, ids: Tensor | None
+    ) -> Tensor:
+        if self.steps < self.start_step:
+            options = {**self.nce.options, "in_batch_negatives": True}
+            loss = F.weighted_info_nce(
+                query,
+                key,
+                None,
+                temperature=self.nce.temperature,
+                hardness=self.nce.hardness,
+                query_ids=ids,
+                **options,  # type: ignore[arg-type]
+            )
+        else:
+            loss = self.nce(query, key, bank, query_ids=ids)
+        if isinstance(loss, tuple):
+            return loss[0]
+        return loss
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,
+        image_key: Tensor | None = None,
+        text_key: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+    ) -> Tensor:
+        """The mean of both directions.
+
+        Args:
+            image: (B, D) image embeddings of the trained encoder.
+            text: (B, D) text embeddings of the trained encoder.
+            image_key: (B, D) keys of the momentum encoder; None: ``image`` itself.
+            text_key: (B, D); None: ``text`` itself.
+            ids: (B,) integers >= 0, what each pair is of.
+
+        Returns:
+            The loss, scalar (or (B,) with ``reduction="none"``).
+        """
+        image_key = image if image_key is None else image_key
+        text_key = text if text_key is None else text_key
+        first = self._direction(image, text_key, self.text_bank, ids)
+        second = self._direction(text, image_key, self.image_bank, ids)
+        return (first + second) / 2
+
+    @torch.no_grad()
+    def enqueue(
+        self, image_key: Tensor, text_key: Tensor, *, ids: Tensor | None = None
+    ) -> None:
+        """Store the keys (B, D) of both modalities; count one step of the warm-up."""
+        if image_key.shape != text_key.shape:
+            raise ValueError(
+                "SEDELoss.enqueue: image_key and text_key must have one shape, "
+                f"got {tuple(image_key.shape)} and {tuple(text_key.shape)}."
+            )
+        self.image_bank.enqueue(image_key, ids)
+        self.text_bank.enqueue(text_key, ids)
+        self.steps += 1

@@ -60,9 +60,11 @@ def _eval(arguments: argparse.Namespace) -> int:
     corpus = load_corpus(arguments.data or config.data, (name,), vocabulary)
     part = corpus.parts[name]
     width = int(part.features.shape[2])
-    expected = model.image_encoder.norm.normalized_shape[0]
-    if width != expected:
-        raise UserError(f"{arguments.run} expects regions of {expected} numbers, got {width}.")
+    if width != model.features:
+        raise UserError(
+            f"{arguments.run} expects regions of {model.features} numbers, "
+            f"{corpus.folder} has {width}."
+        )
     scores = score_part(model, part, corpus.words[name], progress=True)
     rows = {
         "chance": chance(len(part.rows), len(part.captions), part.pairs),

@@ -102,7 +102,7 @@ class _Stream:
 def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
     """Write one ``.npy`` file atomically."""
     with atomic_file(path) as handle:
-        np.save(_Stream(handle), array, allow_pickle=False)  # type: ignore[arg-type]
+        np.save(_Stream(handle), array, allow_pickle=False)
 
 
 def write_torch(path: Path, value: object) -> None:

@@ -69,15 +69,16 @@ class VectorObjective(Objective):
     def _one_way(self, query: Tensor, key: Tensor, bank: MemoryBank | None, ids: Tensor) -> Tensor:
         if self.config.loss == "hinge":
             return self._hinge(query, key, bank, ids)
-        return weighted_info_nce(
+        loss = weighted_info_nce(
             query,
             key,
-            query.new_empty(0, query.shape[1]) if bank is None else bank,
+            bank,
             temperature=self.config.temperature,
             hardness=self.config.weighting,
             query_ids=ids,
             in_batch_negatives=True,
         )
+        return loss if isinstance(loss, Tensor) else loss[0]
 
     def _hinge(self, query: Tensor, key: Tensor, bank: MemoryBank | None, ids: Tensor) -> Tensor:
         scores = query @ key.t()

@@ -158,7 +158,7 @@ def _draw_image(
         pen.rectangle((x + _THUMB - 22, y - 1, x + _THUMB, y + 21), fill=_RIGHT)
         tick = [(x + _THUMB - 17, y + 10), (x + _THUMB - 12, y + 15), (x + _THUMB - 5, y + 5)]
         pen.line(tick, "white", 3)
-    words = _fit(pen, gallery.name(image), _THUMB + _GAP - 2, _font(13))
+    words = _fit(pen, gallery.name(image), _THUMB + _GAP - 8, _font(13))
     pen.text((x, y + _THUMB + 5), words, _RIGHT if right else _INK, _font(13))
     pen.text((x, y + _THUMB + 22), score, _GREY, _font(12))
 

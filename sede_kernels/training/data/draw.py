@@ -94,8 +94,7 @@ def distinct_pictures(source: Source) -> tuple[list[Picture], Counter[str]]:
             continue
         group_size[digest] += 1
         if digest in found:
-            names = dict.fromkeys(found[digest].names + glyph.names)
-            found[digest].names = tuple(names)
+            found[digest].names = tuple(dict.fromkeys(found[digest].names + glyph.names))
         else:
             found[digest] = Picture(glyph.text, glyph.names, glyph.base, digest)
     counts["merged groups"] = sum(1 < n <= LARGEST_GROUP for n in group_size.values())

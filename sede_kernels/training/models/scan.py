@@ -46,6 +46,7 @@ class Scan(RetrievalModel):
         super().__init__()
         check_erasing(erasing, "scan", ("replace",))
         self.erasing = erasing
+        self.features = features
         self.smoothing = smoothing
         self.erase = None
         if erasing is not None:

@@ -43,6 +43,7 @@ class Vse(RetrievalModel):
         super().__init__()
         check_erasing(erasing, "vse", PASSES)
         self.erasing = erasing
+        self.features = features
         self.image_encoder = RegionEncoder(features, dim, dropout, AttentionPool(dim, erasing))
         self.text_encoder = WordEncoder(words, word_dim, dim, dropout, AttentionPool(dim, None))
 

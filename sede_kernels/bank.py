@@ -108,7 +108,7 @@ class MemoryBank(nn.Module):
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         # .half() or .to(bfloat16) of a whole model must not touch the scales of an int8 bank.
         scale = self.row_scale
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if scale is not None and self.row_scale is not None:
             self.row_scale = scale.to(self.row_scale.device)
         return self

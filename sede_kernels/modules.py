@@ -92,7 +92,7 @@ class WeightedInfoNCE(nn.Module):
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """The loss of ``functional.weighted_info_nce`` for these tensors."""
-        hardness = self.hardness
+        hardness: float | Tensor = self.hardness
         if isinstance(hardness, Tensor):
             hardness = hardness.clamp(min=0.0)
         return F.weighted_info_nce(
@@ -318,9 +318,7 @@ class SEDELoss(nn.Module):
         return (first + second) / 2
 
     @torch.no_grad()
-    def enqueue(
-        self, image_key: Tensor, text_key: Tensor, *, ids: Tensor | None = None
-    ) -> None:
+    def enqueue(self, image_key: Tensor, text_key: Tensor, *, ids: Tensor | None = None) -> None:
         """Store the keys (B, D) of both modalities; count one step of the warm-up."""
         if image_key.shape != text_key.shape:
             raise ValueError(

@@ -36,7 +36,8 @@ class MomentumEncoder(nn.Module):
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"MomentumEncoder: momentum must be in [0, 1], got {momentum}.")
         self.momentum = momentum
-        self.average = AveragedModel(encoder, multi_avg_fn=get_ema_multi_avg_fn(momentum))
+        average = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(encoder, multi_avg_fn=average)
         # A first update would copy; the deep copy already is one.
         self.average.n_averaged.fill_(1)
         self.average.requires_grad_(False)

@@ -19,7 +19,7 @@ def valid_slots(
     bank_ids: Tensor | None,
     select: str = "mask",
 ) -> Tensor:
-    """(B, K) bool: filled slots, by ``select`` without ("mask"), only ("positive") or with own id."""
+    """(B, K) bool: filled slots, by ``select`` without (mask), only (positive) or with own id."""
     filled = torch.ones(query.shape[0], bank.shape[0], dtype=torch.bool, device=query.device)
     same = torch.zeros_like(filled)
     if bank_ids is not None:
@@ -103,7 +103,7 @@ def debias(
     inverse_temperature: Tensor,
     tau_plus: float,
 ) -> Tensor:
-    """log max((N - tau_plus n e^{s+/tau}) / (1 - tau_plus), n e^{-1/tau}); -inf for n = 0."""
+    """Debiased LN: log max((N - tau_plus n e^{s+/tau}) / (1 - tau_plus), n e^{-1/tau})."""
     some = count > 0
     log_n = count.clamp(min=1).to(positive_logit.dtype).log()
     remove = positive_logit + log_n + torch.log(log_n.new_tensor(tau_plus))

@@ -68,7 +68,9 @@ def unavailable_reason(name: str) -> str | None:
     return reason
 
 
-def _refusal(name: str, op: str, tensors: tuple[Tensor, ...], options: dict[str, Any]) -> str | None:
+def _refusal(
+    name: str, op: str, tensors: tuple[Tensor, ...], options: dict[str, Any]
+) -> str | None:
     """Why ``name`` cannot serve this very call, or None when it can."""
     reason = unavailable_reason(name)
     if reason is not None:

@@ -125,7 +125,10 @@ def check_lengths(
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths)
+        raise TypeError(
+            f"{name}: {argument} must be a torch.Tensor, got {type(lengths).__name__}; use "
+            "torch.as_tensor."
+        )
     if lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
         raise TypeError(f"{name}: {argument} must be integers (int64), got {lengths.dtype}.")
     if tuple(lengths.shape) != shape:

@@ -1,4 +1,4 @@
-"""Which exponents a weighted InfoNCE needs, and their log-sum-exps put together (docs/method.md)."""
+"""Which exponents a weighted InfoNCE needs, and how their log-sum-exps go together."""
 
 from typing import NamedTuple
 

@@ -43,7 +43,7 @@ def attention_erase(
             ``high`` erases H (CM-Erase).
         keep_min: at least so many fragments stay. Where the rule keeps fewer, the largest of the
             erased return (with ``erase="high"`` the smallest), ties to the lowest index.
-        lengths: (...) integers in [0, L]; fragments beyond are padding, never kept. None: all valid.
+        lengths: (...) integers in [0, L]; fragments beyond are padding and never kept.
         renormalize: divide by the kept sum; where that is 0 the row stays as it is.
         backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
 

@@ -54,7 +54,7 @@ class InfoNCEStats(NamedTuple):
 
 class _Negatives(NamedTuple):
     lse: Tensor  # [E, B]
-    count: Tensor
+    number: Tensor
     top: Tensor
     top_index: Tensor
 
@@ -119,7 +119,7 @@ def _with_batch(
     if hardest:
         top_index = torch.where(top > found.top, -1, top_index)
         top = torch.maximum(found.top, top)
-    return _Negatives(safe_logaddexp(found.lse, lse), found.count + count, top, top_index)
+    return _Negatives(safe_logaddexp(found.lse, lse), found.number + count, top, top_index)
 
 
 def _extra_positives(
@@ -153,7 +153,7 @@ def _extra_positives(
         backend=backend,
     )
     q = query.to(positive_s.dtype)
-    log_extra, count = found.lse[0], found.count
+    log_extra, count = found.lse[0], found.number
     total = (q * acc[-1].detach()).sum(dim=1) * count
     if in_batch and ids is not None:
         same = (ids.unsqueeze(1) == ids.unsqueeze(0)) & (ids != -1)
@@ -170,7 +170,7 @@ def _extra_positives(
             hardest=False,
             backend=backend,
         )
-        log_extra, count = batch.lse[0], batch.count
+        log_extra, count = batch.lse[0], batch.number
         with torch.autocast(query.device.type, enabled=False):
             total = total + (q * (weight @ positive.to(q.dtype))).sum(dim=1)
     logit = it * positive_s
@@ -352,10 +352,10 @@ def weighted_info_nce(
             backend=chosen,
         )
     logit = it * positive_s
-    negatives = log_negatives(found.lse, found.count, exponents)
+    negatives = log_negatives(found.lse, found.number, exponents)
     if prior:
         inverse = it if isinstance(it, Tensor) else constants([it], query)[0]
-        negatives = reference.debias(negatives, logit, found.count, inverse, prior)
+        negatives = reference.debias(negatives, logit, found.number, inverse, prior)
     log_positives = mean_logit = logit
     if false_negatives == "positive":
         log_positives, mean_logit = _extra_positives(
@@ -377,7 +377,7 @@ def weighted_info_nce(
         positive_s.detach(),
         found.top,
         found.top_index,
-        found.count,
+        found.number,
         negatives.detach(),
     )
     return loss, stats

@@ -1,4 +1,4 @@
-"""The core op: one pass over the bank gives log-sum-exps, their query gradients and the hardest row.
+"""The core op: log-sum-exps, query gradients and the hardest row in one pass over the bank.
 
 With s_ij = q_i.m_j and V_i the valid slots of query i, for each exponent c of ``scales``:
 
@@ -88,7 +88,7 @@ def _(
 def bank_lse_backward(
     grad_lse: Tensor, acc: Tensor, grad_scales: Tensor, accumulate: list[int]
 ) -> Tensor:
-    """dq_i = sum_a grad_lse[a, i] grad_scales[a] acc[a, i]: a row scale of what the forward kept."""
+    """Row scale of what the forward kept: dq_i = sum_a grad_lse[a, i] grad_scales[a] acc[a, i]."""
     total = torch.zeros_like(acc[0])
     for slot, exponent in enumerate(accumulate):
         total.addcmul_(acc[slot], (grad_lse[exponent] * grad_scales[exponent]).unsqueeze(1))

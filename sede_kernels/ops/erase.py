@@ -50,16 +50,14 @@ def _(
 def erase_backward(
     grad_out: Tensor, attention: Tensor, mask: Tensor, renormalize: bool, backend: str
 ) -> Tensor:
-    """da = H (g - sum(g out)) / sum(a H), or H g without renormalisation; the mask is constant."""
+    """H (g - sum(g out)) / sum(a H), or H g without renormalisation; the mask is constant."""
     run = resolve("erase_backward", backend, grad_out)
     grad: Tensor = run(grad_out, attention, mask, renormalize=renormalize)
     return grad
 
 
 @erase_backward.register_fake
-def _(
-    grad_out: Tensor, attention: Tensor, mask: Tensor, renormalize: bool, backend: str
-) -> Tensor:
+def _(grad_out: Tensor, attention: Tensor, mask: Tensor, renormalize: bool, backend: str) -> Tensor:
     return attention.new_empty(attention.shape)
 
 

@@ -59,9 +59,7 @@ def hardest_backward(
 
 
 @hardest_backward.register_fake
-def _(
-    grad_values: Tensor, bank: Tensor, row_scale: Tensor | None, indices: Tensor
-) -> Tensor:
+def _(grad_values: Tensor, bank: Tensor, row_scale: Tensor | None, indices: Tensor) -> Tensor:
     return grad_values.new_empty((grad_values.shape[0], bank.shape[1]))
 
 

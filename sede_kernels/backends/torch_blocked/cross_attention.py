@@ -97,9 +97,7 @@ def _forward(
     valid = query_valid.unsqueeze(0)
     total = _aggregate(sim, valid, options)
     present = some.view(P, 1) & query_valid.any(dim=1).view(1, Q)
-    block = Block(
-        s, clipped, norm, softmax, a, mask, gram_a, dot, context, query_norm, sim, valid
-    )
+    block = Block(s, clipped, norm, softmax, a, mask, gram_a, dot, context, query_norm, sim, valid)
     return total.masked_fill(~present, 0.0), block
 
 

@@ -60,9 +60,9 @@ def collect() -> dict[str, Any]:
         >>> sorted(collect())[:3]
         ['backends', 'cpu', 'cpu_count']
     """
-    from sede_kernels.backends import cpu  # its module names the instruction set it chose
+    from sede_kernels.backends import cpu
 
-    describe = getattr(cpu, "describe", None)
+    describe = getattr(cpu, "describe", None)  # which instruction set was chosen
     return {
         "sede_kernels": sede_kernels.__version__,
         "python": platform.python_version(),

@@ -38,7 +38,7 @@ def relative_error(result: Tensor, truth: Tensor) -> float:
     finite = torch.isfinite(b)
     if not torch.equal(finite, torch.isfinite(a)) or not torch.equal(a[~finite], b[~finite]):
         return float("inf")
-    difference, size = (a - b)[finite].norm().item(), b[finite].norm().item()
+    difference, size = float((a - b)[finite].norm()), float(b[finite].norm())
     return difference / size if size > 0 else difference
 
 

@@ -35,7 +35,9 @@ _AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
 @cache
 def _package(name: str) -> ModuleType | None:
     try:
-        return importlib.import_module(f"sede_kernels.backends.{PACKAGES[name]}")
+        module = importlib.import_module(f"sede_kernels.backends.{PACKAGES[name]}")
+        # A folder left without its __init__ imports as an empty namespace package.
+        return module if module.__file__ else None
     except ModuleNotFoundError as error:
         if error.name == f"sede_kernels.backends.{PACKAGES[name]}":
             return None

@@ -1,0 +1,27 @@
+"""Shared fixtures: seeds, unit rows, the backends that this machine can run on CPU tensors."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import sede_kernels
+
+CPU_BACKENDS = [
+    name for name in ("torch", "cpu") if sede_kernels.available_backends()[name] is None
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(20221)
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def unit(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Random rows of unit length."""
+    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1).to(dtype)

@@ -70,8 +70,9 @@ def ranks(scores: Floats, pairs: Ints) -> tuple[Ints, Ints]:
     right = scores[images, captions]
     best_caption = np.full(len(scores), -np.inf, np.float32)
     best_image = np.full(scores.shape[1], -np.inf, np.float32)
-    np.maximum.at(best_caption, images, right)
-    np.maximum.at(best_image, captions, right)
+    with np.errstate(invalid="ignore"):
+        np.maximum.at(best_caption, images, right)
+        np.maximum.at(best_image, captions, right)
     ahead_of_caption = np.empty(len(scores), np.int64)
     ahead_of_image = np.zeros(scores.shape[1], np.int64)
     for start in range(0, len(scores), 256):

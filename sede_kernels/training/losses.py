@@ -35,7 +35,7 @@ def score_info_nce(
     scores = negatives.masked_fill(~kept, float("-inf"))
     logits = scores / temperature
     if hardness > 0:
-        count = kept.sum(1, keepdim=True).log()
+        count = kept.sum(1, keepdim=True).to(scores.dtype).log()
         logits = logits + (count + F.log_softmax(hardness * scores.detach(), 1))
     losses = F.softplus(torch.logsumexp(logits, 1) - positive / temperature)
     return torch.where(some, losses, 0.0)

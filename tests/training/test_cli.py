@@ -1,0 +1,244 @@
+"""What the ``sede`` command says, and what it leaves behind when it fails."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from sede_kernels.training import files
+from sede_kernels.training.cli import main
+from sede_kernels.training.config import TrainConfig, from_mapping
+from sede_kernels.training.files import UserError
+
+from .conftest import LIMIT, write_family_folder
+from .test_resume import command
+
+
+def fails(capfd, *words: object) -> str:
+    """Run a command that fails with status 1; returns its one sentence."""
+    assert main([str(word) for word in words]) == 1
+    said = capfd.readouterr().err.strip()
+    assert said.startswith("sede: ")
+    assert "\n" not in said
+    return said
+
+
+def test_unknown_names(capfd, tmp_path):
+    assert "no set 'icosn' to prepare: choose from icons, emoji" in fails(capfd, "prepare", "icosn")
+    assert "at least 30 images, got 3" in fails(capfd, "prepare", "icons", "--limit", 3)
+    assert "run `sede prepare icons`" in fails(capfd, "train", "--data", "icons")
+    said = fails(capfd, "train", "--data", "emoji_400_grouped")
+    assert "run `sede prepare emoji --limit 400`" in said
+    assert "there is no data set 'nowhere'" in fails(capfd, "train", "--data", "nowhere")
+    said = fails(capfd, "train", "--model", "vsr")
+    assert "model must be one of vse, scan, got 'vsr'" in said
+    assert "erase must be one of off, low, high" in fails(capfd, "train", "--erase", "middle")
+    assert "is not a run" in fails(capfd, "eval", tmp_path)
+    assert "is not a run" in fails(capfd, "train", "--resume", tmp_path)
+    said = fails(capfd, "train", "--resume", tmp_path, "--epochs", 3)
+    assert "--resume takes all settings from the run" in said
+
+
+@pytest.mark.parametrize("words", [["nothing"], [], ["train", "--epochs", "many"]])
+def test_wrong_usage_exits_with_2(words, capfd):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: sede" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs must be above 0, got 0"),
+        ({"temperature": -0.1}, "temperature must be above 0, got -0.1"),
+        ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
+        ({"bank": -1}, "bank must be 0 or more, got -1"),
+        ({"momentum": 1.0}, "momentum must be from 0 to below 1"),
+        ({"epochs": "3"}, "epochs must be a int, got '3'"),
+        ({"epochs": True}, "epochs must be a int, got True"),
+        ({"batchsize": 3}, "unknown setting 'batchsize'; did you mean batch_size"),
+        ({"loss": "hinge", "weighting": 2}, "weighting weighs the negatives of InfoNCE"),
+        ({"erase": "low", "erase_rule": "topk"}, "needs erase_threshold"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_are_checked(values, message):
+    with pytest.raises(UserError, match=message):
+        from_mapping(values, "here")
+
+
+def test_flags_win_over_toml_and_bare_flags_have_a_value(icons, tmp_path, capfd):
+    toml = tmp_path / "run.toml"
+    toml.write_text('data = "icons_100"\nepochs = 7\nbatch-size = 16\ndim = 8\nmodel = "vse"\n')
+    out = tmp_path / "run"
+    words = ["train", "--config", str(toml), "--epochs", "1", "--out", str(out), "--bank"]
+    assert main([*words, "--weighting", "--erase"]) == 0
+    said = capfd.readouterr().out
+    assert "R@1" in said
+    assert str(out) in said
+    config = TrainConfig(**json.loads((out / "config.json").read_text()))
+    assert (config.epochs, config.batch_size, config.dim) == (1, 16, 8)
+    assert (config.bank, config.weighting, config.erase) == (2048, 5.0, "low")
+
+    page = tmp_path / "page.png"
+    assert main(["eval", str(out), "--folds", "2"]) == 0
+    assert main(["eval", str(out), "--visualize", str(page)]) == 0
+    assert "chance" in capfd.readouterr().out
+    assert page.read_bytes().startswith(b"\x89PNG")
+    assert "--folds must divide the 20 images" in fails(capfd, "eval", out, "--folds", 3)
+    assert "has no part 'tset'" in fails(capfd, "eval", out, "--part", "tset")
+    other = write_family_folder(tmp_path / "f30k", width=8)
+    assert "expects regions of 320 numbers" in fails(capfd, "eval", out, "--data", other)
+    (out / "best.pt").write_bytes(b"junk")
+    assert "best.pt is damaged" in fails(capfd, "eval", out)
+
+
+def test_bad_toml(capfd, tmp_path):
+    (tmp_path / "a.toml").write_text("epochs = ")
+    assert "a.toml is not TOML" in fails(capfd, "train", "--config", tmp_path / "a.toml")
+    assert "no settings file" in fails(capfd, "train", "--config", tmp_path / "b.toml")
+    (tmp_path / "c.toml").write_text("epoch = 3")
+    assert "did you mean epochs" in fails(capfd, "train", "--config", tmp_path / "c.toml")
+
+
+def test_family_folder_trains_and_scores(tmp_path, capfd):
+    folder = write_family_folder(tmp_path / "f30k_precomp", width=16)
+    out = tmp_path / "run"
+    words = ["train", "--data", str(folder), "--out", str(out), "--epochs", "1", "--dim", "8"]
+    assert main([*words, "--model", "scan", "--bank", "16"]) == 0
+    assert main(["eval", str(out), "--folds", "2"]) == 0
+    assert "6 images, 30 captions" in capfd.readouterr().out
+    assert "features but no pictures" in fails(
+        capfd, "eval", out, "--visualize", tmp_path / "p.png"
+    )
+
+
+def test_broken_folder_is_found_before_training(icons, tmp_path, capfd):
+    copy = tmp_path / "copy"
+    shutil.copytree(icons, copy)
+    (copy / "dev_ims.npy").write_bytes((copy / "dev_ims.npy").read_bytes()[:-1])
+    said = fails(capfd, "train", "--data", copy, "--out", tmp_path / "run")
+    assert "dev_ims.npy has" in said
+    assert "cut short" in said
+    assert not (tmp_path / "run").exists()
+
+
+def limited(megabytes: float):
+    """Files may not grow past a size: the same refusal as a full disk, without filling one."""
+    size = int(megabytes * 2**20)
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_full_disk_in_prepare_keeps_the_cache_only(icons_home, tmp_path, environment):
+    shutil.copytree(icons_home / "cache", tmp_path / "cache")
+    environment["SEDE_DATA"] = str(tmp_path)
+    words = command("prepare", "icons", "--limit", LIMIT)
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, preexec_fn=limited(1), check=False
+    )
+    assert done.returncode == 1
+    assert "size limit of this shell" in done.stderr
+    assert "nothing half written was kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_full_disk_in_training_keeps_the_last_checkpoint(icons, tmp_path, environment):
+    out = tmp_path / "run"
+    small = ["--data", f"icons_{LIMIT}", "--epochs", "1", "--dim", "8", "--batch-size", "16"]
+    assert main(["train", "--out", str(out), *small]) == 0
+    os.unlink(out / "test.json")
+    before = (out / "last.pt").read_bytes()
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "epochs": 2}))
+    done = subprocess.run(
+        command("train", "--resume", out),
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=limited(len(before) / 2**20 / 2),
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "go on" in done.stderr or "run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (out / "last.pt").read_bytes() == before
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_errno_of_a_full_disk_survives_numpy_and_torch(tmp_path, monkeypatch):
+    """Both writers lose errno when they write to a file themselves."""
+    import errno
+
+    import numpy as np
+    import torch
+
+    class Full:
+        def __init__(self, path, mode):
+            self._file = open(path, mode)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "open", Full, raising=False)
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    for write in (
+        lambda: files.write_array(target, np.zeros(9)),
+        lambda: files.write_torch(target, {"a": torch.zeros(9)}),
+    ):
+        with pytest.raises(OSError, match="No space") as caught:
+            write()
+        assert files.describe_os_error(caught.value).startswith(f"the disk is full at {target}")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_bench_outside_a_clone(tmp_path, environment):
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE_BENCHMARKS],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "clone the repository" in done.stderr
+
+
+HIDE_BENCHMARKS = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda n, *a: None if n == "benchmarks" else find(n, *a)
+from sede_kernels.training.cli import main
+sys.exit(main(["bench"]))
+"""
+
+
+@pytest.mark.slow
+def test_demo_on_a_handful_of_icons(icons_home, tmp_path, monkeypatch, capfd):
+    from PIL import Image
+
+    monkeypatch.setenv("SEDE_DATA", str(icons_home))
+    words = ["demo", "--out", str(tmp_path), "--limit", str(LIMIT), "--epochs", "2"]
+    assert main(words) == 0
+    said = capfd.readouterr().out
+    for piece in ("chance", "base", "three modules", "R@10", "What next", "search_results.png"):
+        assert piece in said
+    page = Image.open(tmp_path / "search_results.png")
+    green = sum(n for n, colour in page.getcolors(1 << 24) if colour == (26, 152, 80))
+    assert green > 12 * 500, "each of the twelve searches frames its right icon"
+    assert main(words) == 0, "the second demo goes on with what is there"
+    assert "has this run already" in capfd.readouterr().out

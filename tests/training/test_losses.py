@@ -1,0 +1,146 @@
+"""Losses on score matrices against the reference, and what the objectives exclude."""
+
+import pytest
+import torch
+
+from sede_kernels import reference
+from sede_kernels.training.config import TrainConfig
+from sede_kernels.training.losses import hardest_hinge, score_info_nce
+from sede_kernels.training.models import Encoded
+from sede_kernels.training.objective import FragmentObjective, VectorObjective
+from sede_kernels.training.run import build_model
+
+
+@pytest.mark.parametrize("hardness", [0.0, 4.0], ids=["plain", "weighted"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 7), (3, 31)])
+def test_score_info_nce_equals_the_reference(rows, columns, hardness):
+    """Oracle: reference.weighted_info_nce with one-hot queries, whose scores are any matrix."""
+    torch.manual_seed(rows)
+    positive = torch.randn(rows, dtype=torch.float64, requires_grad=True)
+    scores = torch.randn(rows, columns, dtype=torch.float64, requires_grad=True)
+    query_ids = torch.arange(rows)
+    bank_ids = torch.arange(columns) % 6 - 1  # some empty, some of the query's own
+    valid = (bank_ids != -1) & (bank_ids != query_ids[:, None])
+
+    ours = score_info_nce(positive, scores, valid, temperature=0.2, hardness=hardness)
+    theirs = reference.weighted_info_nce(
+        torch.eye(rows, dtype=torch.float64),
+        torch.diag(positive),
+        scores.t(),
+        temperature=0.2,
+        hardness=hardness,
+        query_ids=query_ids,
+        bank_ids=bank_ids,
+        reduction="none",
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    ours_grad = torch.autograd.grad(ours.sum(), (positive, scores))
+    theirs_grad = torch.autograd.grad(theirs.sum(), (positive, scores))
+    torch.testing.assert_close(ours_grad, theirs_grad, rtol=1e-10, atol=1e-12)
+
+
+def test_rows_without_negatives_are_zero_with_zero_gradient():
+    scores = torch.randn(2, 3, requires_grad=True)
+    valid = torch.tensor([[False] * 3, [True, False, True]])
+    losses = score_info_nce(scores[:, 0], scores, valid, temperature=0.1, hardness=2.0)
+    assert losses[0] == 0
+    losses.sum().backward()
+    assert (scores.grad[0] == 0).all()
+    assert scores.grad.isfinite().all()
+
+
+def test_hinge_by_hand():
+    losses = hardest_hinge(torch.tensor([0.5, 0.9, 0.1]), torch.tensor([0.6, 0.2, -torch.inf]), 0.2)
+    torch.testing.assert_close(losses, torch.tensor([0.3, 0.0, 0.0]))
+
+
+def _vectors(rows, dim=8):
+    vectors = torch.nn.functional.normalize(torch.randn(rows, dim), dim=1).requires_grad_()
+    return vectors, Encoded(vectors[:, None], None, vectors)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "hinge"])
+def test_vector_objective_sees_batch_and_bank_but_no_other_caption_of_the_image(loss):
+    torch.manual_seed(0)
+    config = TrainConfig(bank=10, loss=loss, margin=0.4, temperature=0.1)
+    objective = VectorObjective(config, 8)
+    ids = torch.tensor([4, 9, 4])
+    (image, images), (caption, captions) = _vectors(3), _vectors(3)
+    (stored_image, stored_images), (stored_caption, stored_captions) = _vectors(4), _vectors(4)
+    bank_ids = torch.tensor([4, 7, 9, 8])
+    objective.enqueue(stored_images, stored_captions, bank_ids)
+    found = objective(images, captions, ids, use_bank=True)
+
+    rows = []
+    for query, key, bank in ((image, caption, stored_caption), (caption, image, stored_image)):
+        keys, key_ids = torch.cat([key, bank]), torch.cat([ids, bank_ids])
+        for i in range(3):
+            negatives = (query[i] @ keys.t())[key_ids != ids[i]]
+            positive = query[i] @ key[i]
+            if loss == "hinge":
+                rows.append((0.4 + negatives.max() - positive).clamp_min(0))
+            else:
+                rows.append(torch.logsumexp(torch.cat([positive[None], negatives]) / 0.1, 0))
+                rows[-1] = rows[-1] - positive / 0.1
+    torch.testing.assert_close(found, torch.stack(rows).mean())
+    for ours, theirs in zip(
+        torch.autograd.grad(found, (image, caption)),
+        torch.autograd.grad(torch.stack(rows).mean(), (image, caption)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_warm_up_ignores_the_bank():
+    torch.manual_seed(0)
+    objective = VectorObjective(TrainConfig(bank=10), 8)
+    ids = torch.arange(3)
+    (_, images), (_, captions) = _vectors(3), _vectors(3)
+    alone = VectorObjective(TrainConfig(), 8)(images, captions, ids, use_bank=True)
+    objective.enqueue(_vectors(4)[1], _vectors(4)[1], torch.arange(10, 14))
+    torch.testing.assert_close(objective(images, captions, ids, use_bank=False), alone)
+    assert objective(images, captions, ids, use_bank=True) > alone
+
+
+@pytest.mark.parametrize("loss", ["infonce", "hinge"])
+def test_fragment_objective_equals_pair_by_pair_scores(loss):
+    torch.manual_seed(0)
+    config = TrainConfig(model="scan", bank=6, loss=loss, margin=0.4, temperature=0.1, dim=8)
+    model = build_model(config, 5, 20).eval()
+    objective = FragmentObjective(config, model, regions=4, longest=3)
+    images = model.image_encoder(torch.randn(3, 4, 5))
+    words = torch.tensor([[3, 4, 0], [5, 0, 0], [6, 7, 8]])
+    captions = model.text_encoder(words, torch.tensor([2, 1, 3]))
+    ids = torch.tensor([0, 1, 0])
+    with torch.no_grad():
+        old_images = model.image_encoder(torch.randn(2, 4, 5))
+        old_captions = model.text_encoder(torch.tensor([[9, 3], [4, 0]]), torch.tensor([2, 1]))
+    objective.enqueue(old_images, old_captions, torch.tensor([1, 5]))
+    found = objective(images, captions, ids, use_bank=True)
+
+    bank_ids = torch.tensor([0, 1, 0, 1, 5])
+    to_text = torch.cat([model.score(images, captions), model.score(images, old_captions)], 1)
+    to_image = torch.cat([model.score(images, captions), model.score(old_images, captions)]).t()
+    rows = []
+    for scores in (to_text, to_image):
+        for i in range(3):
+            negatives = scores[i][bank_ids != ids[i]]
+            if loss == "hinge":
+                rows.append((0.4 + negatives.max() - scores[i, i]).clamp_min(0))
+            else:
+                both = torch.cat([scores[i, i][None], negatives])
+                rows.append(torch.logsumexp(both / 0.1, 0) - scores[i, i] / 0.1)
+    torch.testing.assert_close(found, torch.stack(rows).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_erasing_replaces_the_embedding_or_leaves_it_alone():
+    torch.manual_seed(0)
+    regions = torch.randn(4, 9, 5)
+    vectors = {}
+    for how in ("off", "replace", "second"):
+        torch.manual_seed(1)
+        extra = {} if how == "off" else {"erase": "low", "erase_pass": how}
+        model = build_model(TrainConfig(dim=8, dropout=0.0, **extra), 5, 20)
+        vectors[how] = model.image_encoder(regions).vector
+    assert torch.equal(vectors["second"], vectors["off"])
+    assert not torch.allclose(vectors["replace"], vectors["off"])

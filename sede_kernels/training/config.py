@@ -114,7 +114,8 @@ def _typed(field: dataclasses.Field[Any], value: object) -> object:
         value = float(value)
     expected = {"str": str, "int": int, "float": float}[kind]
     if not isinstance(value, expected) or isinstance(value, bool):
-        raise UserError(f"{field.name} must be a {kind}, got {value!r}.")
+        kinds = {"str": "text", "int": "an int", "float": "a number"}
+        raise UserError(f"{field.name} must be {kinds[kind]}, got {value!r}.")
     choices = field.metadata["choices"]
     if choices and value not in choices:
         raise UserError(f"{field.name} must be one of {', '.join(choices)}, got {value!r}.")

@@ -43,7 +43,9 @@ def test_unknown_names(capfd, tmp_path):
     assert "--resume takes all settings from the run" in said
 
 
-@pytest.mark.parametrize("words", [["nothing"], [], ["train", "--epochs", "many"]])
+@pytest.mark.parametrize(
+    "words", [["nothing"], [], ["train", "--epochs", "many"]], ids=["unknown", "none", "value"]
+)
 def test_wrong_usage_exits_with_2(words, capfd):
     with pytest.raises(SystemExit) as caught:
         main(words)
@@ -59,13 +61,13 @@ def test_wrong_usage_exits_with_2(words, capfd):
         ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
         ({"bank": -1}, "bank must be 0 or more, got -1"),
         ({"momentum": 1.0}, "momentum must be from 0 to below 1"),
-        ({"epochs": "3"}, "epochs must be a int, got '3'"),
-        ({"epochs": True}, "epochs must be a int, got True"),
+        ({"epochs": "3"}, "epochs must be an int, got '3'"),
+        ({"epochs": True}, "epochs must be an int, got True"),
         ({"batchsize": 3}, "unknown setting 'batchsize'; did you mean batch_size"),
         ({"loss": "hinge", "weighting": 2}, "weighting weighs the negatives of InfoNCE"),
         ({"erase": "low", "erase_rule": "topk"}, "needs erase_threshold"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
 def test_settings_are_checked(values, message):
     with pytest.raises(UserError, match=message):
@@ -180,7 +182,7 @@ def test_errno_of_a_full_disk_survives_numpy_and_torch(tmp_path, monkeypatch):
 
     class Full:
         def __init__(self, path, mode):
-            self._file = open(path, mode)
+            self._file = open(path, mode)  # noqa: SIM115
 
         def __enter__(self):
             return self

@@ -12,7 +12,7 @@ from sede_kernels.training.run import build_model
 
 
 @pytest.mark.parametrize("hardness", [0.0, 4.0], ids=["plain", "weighted"])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 7), (3, 31)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 7), (3, 31)], ids=["1x1", "5x7", "3x31"])
 def test_score_info_nce_equals_the_reference(rows, columns, hardness):
     """Oracle: reference.weighted_info_nce with one-hot queries, whose scores are any matrix."""
     torch.manual_seed(rows)

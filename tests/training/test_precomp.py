@@ -108,6 +108,11 @@ def _nan(folder):
     np.save(folder / "train_ims.npy", features)
 
 
+def _seven_captions(folder):
+    (folder / "train_ids.txt").unlink()
+    (folder / "train_caps.txt").write_text("a\n" * 7)
+
+
 def _write(name, text):
     return lambda folder: (folder / name).write_bytes(text)
 
@@ -133,10 +138,12 @@ def _write(name, text):
         (_write("train_ids.txt", b"1\ntwo\n"), "train_ids.txt must hold whole numbers"),
         (_write("train_index.txt", b"0\n1\n"), "must hold a row below 6 for each of the 30"),
         (_write("train_index.txt", b"6\n" * 30), "got 30 numbers from 6 to 6"),
-        (
-            lambda f: ((f / "train_ids.txt").unlink(), (f / "train_caps.txt").write_text("a\n" * 7)),
-            "has 7 captions for 6 images",
-        ),
+        (_seven_captions, "has 7 captions for 6 images"),
+    ],
+    ids=[
+        "no-features", "cut", "empty-npy", "not-npy", "fewer-rows", "nan", "integers",
+        "no-captions", "empty-captions", "empty-line", "latin-1", "few-ids", "word-id",
+        "short-index", "index-out-of-range", "uneven",
     ],
 )  # fmt: skip
 def test_broken_files_get_one_sentence(tmp_path, damage, message):
@@ -182,7 +189,7 @@ def test_vocabulary_without_a_file_keeps_words_seen_four_times(tmp_path):
 
 
 def test_tokenize_and_pad():
-    assert tokenize("Médaille d’or, 1st!") == ["médaille", "d", "’", "or", ",", "1st", "!"]
+    assert tokenize("Médaille d'or, 1st!") == ["médaille", "d", "'", "or", ",", "1st", "!"]
     words, lengths = pad([[5], [6, 7, 8]])
     assert words.tolist() == [[5, 0, 0], [6, 7, 8]]
     assert lengths.tolist() == [1, 3]

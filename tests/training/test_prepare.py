@@ -199,7 +199,7 @@ def test_missing_package_gives_the_pip_line(monkeypatch, tmp_path):
         "find_spec",
         lambda name, *a: None if name == "fonticon_mdi7" else find(name),
     )
-    with pytest.raises(UserError, match="pip install fonticon-materialdesignicons7==7.2.96"):
+    with pytest.raises(UserError, match=r"pip install fonticon-materialdesignicons7==7\.2\.96"):
         prepare("icons", tmp_path)
 
 

@@ -234,5 +234,5 @@ def test_refusals(icons, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(icons, tmp_path):
     trainer = start(settings("vse", epochs=1), tmp_path / "run")
     torch.nn.init.constant_(trainer.model.text_encoder.embed.weight, float("nan"))
-    with pytest.raises((UserError, ValueError), match="nan|NaN"):
+    with pytest.raises((UserError, ValueError), match=r"nan|NaN"):
         trainer.run()

@@ -1,0 +1,97 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <stdexcept>
+
+namespace sede {
+
+#define SEDE_DECLARE(isa)       \
+  namespace isa {               \
+  extern const Kernels kernels; \
+  }
+SEDE_DECLARE(scalar)
+#ifdef SEDE_X86
+SEDE_DECLARE(avx2)
+SEDE_DECLARE(avx512)
+SEDE_DECLARE(avx512bf16)
+#endif
+
+namespace {
+
+struct Entry {
+  const Kernels* kernels;
+  bool supported;
+};
+
+const std::vector<Entry>& entries() {
+  static const std::vector<Entry> list = [] {
+    std::vector<Entry> found{{&scalar::kernels, true}};
+#ifdef SEDE_X86
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vl");
+    found.push_back({&avx2::kernels, avx2});
+    found.push_back({&avx512::kernels, avx512});
+    found.push_back({&avx512bf16::kernels, avx512 && __builtin_cpu_supports("avx512bf16")});
+#endif
+    return found;
+  }();
+  return list;
+}
+
+const Kernels* best() {
+  const Kernels* chosen = nullptr;
+  for (const Entry& entry : entries())
+    if (entry.supported) chosen = entry.kernels;
+  return chosen;
+}
+
+std::atomic<const Kernels*> active{nullptr};
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  const Kernels* chosen = active;
+  if (!chosen) active = chosen = best();
+  return *chosen;
+}
+
+std::vector<std::string> compiled_isas() {
+  std::vector<std::string> names;
+  for (const Entry& entry : entries()) names.push_back(entry.kernels->name);
+  return names;
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const Entry& entry : entries())
+    if (entry.supported) names.push_back(entry.kernels->name);
+  return names;
+}
+
+void select_isa(const std::string& name) {
+  if (name.empty() || name == "auto") {
+    active = best();
+    return;
+  }
+  for (const Entry& entry : entries()) {
+    if (name != entry.kernels->name) continue;
+    if (!entry.supported)
+      throw std::invalid_argument("SEDE_CPU_ISA=" + name + ": this processor lacks it; it can run " +
+                                  joined(supported_isas()) + ". Unset it to use the best.");
+    active = entry.kernels;
+    return;
+  }
+  throw std::invalid_argument("SEDE_CPU_ISA must be auto or one of " + joined(compiled_isas()) +
+                              ", got '" + name + "'.");
+}
+
+}  // namespace sede

@@ -1,0 +1,155 @@
+// Erasing on rows in memory: each row is read once into scratch, judged there, and written once.
+#include "erase_row.h"
+#include "rows.h"
+
+namespace sede {
+namespace SEDE_ISA {
+namespace {
+
+typedef signed char VecB __attribute__((vector_size(SEDE_VEC_BYTES / 4), may_alias));
+
+struct EraseScratch {
+  float *row, *other;
+  std::int32_t *keep, *keys;
+  EraseScratch(char* base, index_t length) {
+    const index_t size = whole_vectors(length) * 4 + 64;
+    row = (float*)base;
+    other = (float*)(base + size);
+    keep = (std::int32_t*)(base + 2 * size);
+    keys = (std::int32_t*)(base + 3 * size);
+  }
+};
+
+index_t scratch(index_t length) { return 4 * (whole_vectors(length) * 4 + 64); }
+
+SEDE_INLINE float narrow(float x, float) { return x; }
+SEDE_INLINE Bf16 narrow(float x, Bf16) { return {float_to_bf16(x)}; }
+SEDE_INLINE F16 narrow(float x, F16) { return {float_to_f16(x)}; }
+
+// One vector from p, of which `room` elements may be read; the caller discards what is not its own.
+template <class S>
+SEDE_INLINE VecF read_vector(const S* p, index_t room) {
+  float x[kLanes];
+  if (room >= kLanes) {
+    for (int n = 0; n < kLanes; ++n) x[n] = widen(p[n]);
+  } else {
+    for (int n = 0; n < kLanes; ++n) x[n] = n < room ? widen(p[n]) : 0.0f;
+  }
+  return load<VecF>(x);
+}
+
+// One vector to p, of which `room` elements may be written.
+template <class S>
+SEDE_INLINE void write_vector(S* p, VecF v, index_t room) {
+  S x[kLanes];
+  for (int n = 0; n < kLanes; ++n) x[n] = narrow(v[n], S());
+  if (room >= kLanes)
+    __builtin_memcpy(p, x, sizeof(x));
+  else
+    for (index_t n = 0; n < room; ++n) p[n] = x[n];
+}
+
+SEDE_INLINE void write_mask(unsigned char* p, VecI keep, index_t room) {
+  const VecB bytes = __builtin_convertvector(keep, VecB) & 1;
+  if (room >= kLanes)
+    __builtin_memcpy(p, &bytes, sizeof(bytes));
+  else
+    for (index_t n = 0; n < room; ++n) p[n] = (unsigned char)bytes[n];
+}
+
+SEDE_INLINE VecI read_mask(const unsigned char* p, index_t room) {
+  VecB bytes{};
+  if (room >= kLanes)
+    __builtin_memcpy(&bytes, p, sizeof(bytes));
+  else
+    for (index_t n = 0; n < room; ++n) bytes[n] = (signed char)p[n];
+  return __builtin_convertvector(bytes, VecI) != 0;
+}
+
+// The last vector of a row reaches into the next one: it may be read there, and written too, since
+// the next row of these same begin .. end is written after it.
+template <class S>
+void forward_rows(const EraseForward& op, const S* in, S* out, index_t begin, index_t end,
+                  char* memory) {
+  const EraseScratch s(memory, op.length);
+  const index_t length = op.length, padded = whole_vectors(length);
+  const index_t readable = op.rows * length, writable = end * length;
+  for (index_t r = begin; r < end; ++r) {
+    const index_t at = r * length, valid = op.lengths ? op.lengths[r] : length;
+    for (index_t n = 0; n < padded; n += kLanes) {
+      const VecF x = read_vector(in + at + n, readable - at - n);
+      store(s.row + n, lanes_below(n, valid) ? x : VecF{});
+    }
+    const float total = keep_row(op.rule, s.row, valid, padded, s.keep, s.keys);
+    const float divisor = op.rule.renormalize && total != 0.0f ? total : 1.0f;
+    for (index_t n = 0; n < padded; n += kLanes) {
+      const VecI keep = load<VecI>(s.keep + n);
+      const VecF kept = (VecF)((VecI)load<VecF>(s.row + n) & keep);
+      write_vector(out + at + n, kept / divisor, writable - at - n);
+      write_mask(op.mask + at + n, keep, writable - at - n);
+    }
+  }
+}
+
+template <class S>
+void backward_rows(const EraseBackward& op, const S* grad, const S* in, S* out, index_t begin,
+                   index_t end, char* memory) {
+  const EraseScratch s(memory, op.length);
+  const index_t length = op.length, padded = whole_vectors(length);
+  const index_t readable = op.rows * length, writable = end * length;
+  for (index_t r = begin; r < end; ++r) {
+    const index_t at = r * length;
+    VecD total{}, inner{};
+    for (index_t n = 0; n < padded; n += kLanes) {
+      const index_t room = readable - at - n;
+      const VecI keep = read_mask(op.mask + at + n, room) & lanes_below(n, length);
+      store(s.keep + n, keep);
+      store(s.other + n, (VecF)((VecI)read_vector(grad + at + n, room) & keep));
+      if (!op.renormalize) continue;
+      store(s.row + n, (VecF)((VecI)read_vector(in + at + n, room) & keep));
+      total += low_half(s.row + n) + high_half(s.row + n);
+      inner += low_half(s.row + n) * low_half(s.other + n) +
+               high_half(s.row + n) * high_half(s.other + n);
+    }
+    const float sum = op.renormalize ? float(lane_sum(total)) : 0.0f;
+    // A row whose kept attention sums to zero was passed through unscaled.
+    const bool scaled = sum != 0.0f;
+    const float mean = scaled ? float(lane_sum(inner) / double(sum)) : 0.0f;
+    const float divisor = scaled ? sum : 1.0f;
+    for (index_t n = 0; n < padded; n += kLanes) {
+      const VecF g = (load<VecF>(s.other + n) - mean) / divisor;
+      write_vector(out + at + n, (VecF)((VecI)g & load<VecI>(s.keep + n)), writable - at - n);
+    }
+  }
+}
+
+void forward(const EraseForward& op, index_t begin, index_t end, char* memory) {
+  switch (op.dtype) {
+    case DType::bf16:
+      return forward_rows(op, (const Bf16*)op.attention, (Bf16*)op.out, begin, end, memory);
+    case DType::f16:
+      return forward_rows(op, (const F16*)op.attention, (F16*)op.out, begin, end, memory);
+    default:
+      return forward_rows(op, (const float*)op.attention, (float*)op.out, begin, end, memory);
+  }
+}
+
+template <class S>
+void backward_as(const EraseBackward& op, index_t begin, index_t end, char* memory) {
+  backward_rows(op, (const S*)op.grad, (const S*)op.attention, (S*)op.out, begin, end, memory);
+}
+
+void backward(const EraseBackward& op, index_t begin, index_t end, char* memory) {
+  switch (op.dtype) {
+    case DType::bf16: return backward_as<Bf16>(op, begin, end, memory);
+    case DType::f16: return backward_as<F16>(op, begin, end, memory);
+    default: return backward_as<float>(op, begin, end, memory);
+  }
+}
+
+}  // namespace
+
+extern const EraseOps erase_ops = {scratch, forward, backward};
+
+}  // namespace SEDE_ISA
+}  // namespace sede

@@ -1,0 +1,93 @@
+// The one register tile of every product here: C[r][c] (+)= sum_k A[r][k] B[k][c], with A broadcast
+// element by element from any strides and B read as contiguous vectors.
+#pragma once
+
+#include "simd.h"
+
+namespace sede {
+namespace SEDE_ISA {
+namespace {
+
+// C: R rows of V vectors. `add` false overwrites C.
+template <class T, int R, int V>
+SEDE_INLINE void tile(const T* a, index_t a_row, index_t a_step, const T* b, index_t b_step, T* c,
+                      index_t c_row, index_t steps, bool add) {
+  using Vec = typename Simd<T>::Vec;
+  constexpr int W = Simd<T>::width;
+  Vec sum[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[r][v] = Vec{};
+  for (index_t k = 0; k < steps; ++k) {
+    Vec right[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) right[v] = load<Vec>(b + v * W);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const T left = a[r * a_row];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] += left * right[v];
+    }
+    a += a_step;
+    b += b_step;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      T* out = c + r * c_row + v * W;
+      store(out, add ? load<Vec>(out) + sum[r][v] : sum[r][v]);
+    }
+}
+
+// One tile of 1 to kTileRows rows.
+template <class T, int V>
+void tile_rows(index_t rows, const T* a, index_t a_row, index_t a_step, const T* b, index_t b_step,
+               T* c, index_t c_row, index_t steps, bool add) {
+  if (rows >= kTileRows)
+    return tile<T, kTileRows, V>(a, a_row, a_step, b, b_step, c, c_row, steps, add);
+  while (rows >= 2) {
+    tile<T, 2, V>(a, a_row, a_step, b, b_step, c, c_row, steps, add);
+    a += 2 * a_row;
+    c += 2 * c_row;
+    rows -= 2;
+  }
+  if (rows) tile<T, 1, V>(a, a_row, a_step, b, b_step, c, c_row, steps, add);
+}
+
+// C[rows][columns] (+)= A B for any number of rows; columns is a multiple of the vector length.
+// B's columns are walked outside, so that one slice of B stays in L1 for all rows of A.
+template <class T>
+void product(index_t rows, index_t columns, const T* a, index_t a_row, index_t a_step, const T* b,
+             index_t b_step, T* c, index_t c_row, index_t steps, bool add) {
+  constexpr int W = Simd<T>::width;
+  index_t column = 0;
+  for (; column + kPanelVecs * W <= columns; column += kPanelVecs * W)
+    for (index_t r = 0; r < rows; r += kTileRows)
+      tile_rows<T, kPanelVecs>(rows - r, a + r * a_row, a_row, a_step, b + column, b_step,
+                               c + r * c_row + column, c_row, steps, add);
+  for (; column < columns; column += W)
+    for (index_t r = 0; r < rows; r += kTileRows)
+      tile_rows<T, 1>(rows - r, a + r * a_row, a_row, a_step, b + column, b_step,
+                      c + r * c_row + column, c_row, steps, add);
+}
+
+// Similarities of a bank tile with one panel of queries: panel[j][i] = sum_d bank[j][d] query[d][i],
+// blocked over D so that the block of the packed query stays in L1.
+template <class T>
+void similarities(const T* bank, index_t bank_row, index_t rows, const T* query, index_t dim,
+                  index_t queries, index_t depth, T* panel) {
+  constexpr index_t W = Simd<T>::width, P = kPanel<T>;
+  const index_t columns = queries > W ? P : W;
+  if (dim == 0)
+    for (index_t n = 0; n < rows * P; ++n) panel[n] = T(0);
+  for (index_t d = 0; d < dim; d += depth) {
+    const index_t steps = dim - d < depth ? dim - d : depth;
+    product<T>(rows, columns, bank + d, bank_row, 1, query + d * P, P, panel, P, steps, d > 0);
+  }
+}
+
+}  // namespace
+}  // namespace SEDE_ISA
+}  // namespace sede

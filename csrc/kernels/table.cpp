@@ -1,0 +1,36 @@
+// The table of this instruction set, and the register-only loop that measures its FMA peak.
+#include "table.h"
+
+#include "simd.h"
+
+namespace sede {
+namespace SEDE_ISA {
+
+namespace {
+
+constexpr int kChains = SEDE_VEC_BYTES == 64 ? 16 : 8;
+
+// Independent chains of fused multiply-adds that never leave the registers.
+__attribute__((noinline)) double fma_loop(index_t rounds) {
+  VecF sum[kChains];
+#pragma GCC unroll 16
+  for (int n = 0; n < kChains; ++n) sum[n] = splat<VecF>(float(n));
+  VecF factor = splat<VecF>(0.999f), term = splat<VecF>(0.001f);
+  for (index_t k = 0; k < rounds; ++k) {
+#pragma GCC unroll 16
+    for (int n = 0; n < kChains; ++n) sum[n] = sum[n] * factor + term;
+#pragma GCC unroll 16
+    for (int n = 0; n < kChains; ++n) __asm__ volatile("" : "+x"(sum[n]));
+  }
+  double total = 0;
+  for (int n = 0; n < kChains; ++n) total += sum[n][0];
+  return total;
+}
+
+}  // namespace
+
+extern const Kernels kernels = {SEDE_STRING(SEDE_ISA), &bank_f32, &bank_f64, fma_loop,
+                                2 * kChains * Simd<float>::width, &erase_ops};
+
+}  // namespace SEDE_ISA
+}  // namespace sede

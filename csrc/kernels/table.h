@@ -1,0 +1,38 @@
+// The functions of one instruction set. To add an op: declare its functions here, name them in
+// table.cpp, and put the code in a file of this folder (all *.cpp are compiled for every set).
+#pragma once
+
+#include "api.h"
+#include "erase_api.h"
+
+namespace sede {
+
+// The core op for one arithmetic: T is the type of the sums.
+template <class T>
+struct BankOps {
+  index_t panel;              // queries are packed in panels of this many
+  index_t width;              // lanes of a vector
+  index_t query_bytes;        // bytes of a packed query element
+  void (*pack)(const Matrix& query, index_t begin, index_t count, void* out);
+  index_t (*scratch)(const BankLse& op, index_t queries, const Tiling& tiling);
+  void (*slice)(const SliceCall<T>& call);
+};
+
+struct Kernels {
+  const char* name;
+  const BankOps<float>* bank_f32;
+  const BankOps<double>* bank_f64;
+  double (*fma_loop)(index_t rounds);
+  index_t fma_loop_flops;  // per round
+  const EraseOps* erase;
+};
+
+#ifdef SEDE_ISA
+namespace SEDE_ISA {
+extern const BankOps<float> bank_f32;
+extern const BankOps<double> bank_f64;
+extern const EraseOps erase_ops;
+}  // namespace SEDE_ISA
+#endif
+
+}  // namespace sede

@@ -1,0 +1,52 @@
+#include "plan.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace sede {
+namespace {
+
+// Cache sizes of this machine, with common values where it does not tell.
+index_t cache_bytes(int name, index_t otherwise) {
+  const long size = name >= 0 ? sysconf(name) : 0;
+  return size > 0 ? index_t(size) : otherwise;
+}
+
+#ifdef _SC_LEVEL2_CACHE_SIZE
+const index_t l1_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
+const index_t l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
+#else
+const index_t l1_bytes = 32 << 10;
+const index_t l2_bytes = 512 << 10;
+#endif
+
+constexpr index_t kQueryBlock = 128;
+constexpr index_t kTasks = 64;                  // enough to fill many threads evenly
+constexpr index_t kTaskFlops = 4 << 20;         // below this a task is not worth a thread
+constexpr index_t kPartialBytes = index_t(4) << 20;
+
+}  // namespace
+
+Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
+               index_t slice_bytes) {
+  Plan plan;
+  const index_t row_bytes = std::max<index_t>(dim, 1) * element + 64;
+  // A quarter of L2 for the bank tile; the queries and the accumulators stream through the rest.
+  plan.tiling.bank_rows = std::clamp<index_t>(l2_bytes / 4 / row_bytes / 8 * 8, 16, 128);
+  // Half of L1 for the block of the packed query.
+  plan.tiling.depth = std::max<index_t>(l1_bytes / 2 / (panel * element) / 16 * 16, 16);
+  plan.query_block = std::min(kQueryBlock, (queries + panel - 1) / panel * panel);
+  plan.query_blocks = (queries + plan.query_block - 1) / plan.query_block;
+
+  const index_t tiles = std::max<index_t>((rows + plan.tiling.bank_rows - 1) / plan.tiling.bank_rows, 1);
+  const double flops = 2.0 * double(queries) * double(rows) * double(std::max<index_t>(dim, 1));
+  index_t slices = kTasks / plan.query_blocks;
+  slices = std::min(slices, index_t(flops / kTaskFlops / double(plan.query_blocks)));
+  slices = std::min(slices, tiles / 2);
+  if (slice_bytes > 0) slices = std::min(slices, 2 + kPartialBytes / slice_bytes);
+  plan.slices = std::max<index_t>(slices, 1);
+  return plan;
+}
+
+}  // namespace sede

@@ -1,0 +1,68 @@
+// How an op is cut into tasks. The cut depends on the shape alone, never on the number of threads,
+// so results are the same to the bit for any number of them.
+#pragma once
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "kernels/api.h"
+
+namespace sede {
+
+struct Plan {
+  Tiling tiling;
+  index_t query_block, query_blocks;
+  index_t slices;
+
+  // Bank rows of slice n: whole tiles, spread evenly.
+  std::pair<index_t, index_t> slice(index_t n, index_t rows) const {
+    const index_t tiles = (rows + tiling.bank_rows - 1) / tiling.bank_rows;
+    const index_t begin = tiles * n / slices * tiling.bank_rows;
+    const index_t end = tiles * (n + 1) / slices * tiling.bank_rows;
+    return {begin < rows ? begin : rows, end < rows ? end : rows};
+  }
+  index_t tasks() const { return query_blocks * slices; }
+};
+
+// `slice_bytes`: memory each further slice of the whole batch costs.
+Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
+               index_t slice_bytes);
+
+// Uninitialised memory aligned to a cache line.
+class Buffer {
+ public:
+  explicit Buffer(index_t bytes)
+      : data_(static_cast<char*>(std::aligned_alloc(64, std::size_t(bytes + 127) / 64 * 64))) {
+    if (!data_) throw std::bad_alloc();
+  }
+  char* get() const { return data_.get(); }
+  template <class T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_.get());
+  }
+
+ private:
+  struct Free {
+    void operator()(char* p) const { std::free(p); }
+  };
+  std::unique_ptr<char, Free> data_;
+};
+
+// Hands out 0 .. count - 1 to the workers.
+class TaskCounter {
+ public:
+  explicit TaskCounter(index_t count) : count_(count) {}
+  bool take(index_t& task) {
+    task = next_.fetch_add(1, std::memory_order_relaxed);
+    return task < count_;
+  }
+
+ private:
+  std::atomic<index_t> next_{0};
+  const index_t count_;
+};
+
+}  // namespace sede

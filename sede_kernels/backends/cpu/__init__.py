@@ -1,0 +1,26 @@
+"""Backend ``cpu``: native kernels in C++, built with the package where a compiler was found."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.cpu import _native
+
+
+def unavailable_reason() -> str | None:
+    """Why the native module cannot be used, or None."""
+    return _native.unavailable_reason()
+
+
+def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
+    """Why this call cannot be served (device or dtype), or None."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"{op} got a tensor on {tensor.device}; this backend takes CPU tensors"
+        if tensor.dtype not in _native.DTYPE_CODES and tensor.dtype not in (
+            torch.int64,
+            torch.bool,
+        ):
+            return f"{op} has no kernel for {tensor.dtype}"
+    return None

@@ -1,0 +1,64 @@
+"""Erasing in native code: each row read once and written once, see csrc/kernels/erase.cpp."""
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.cpu import _native
+
+#: Rule of csrc/kernels/erase_api.h.
+RULE_CODES = {"mean": 0, "prob": 1, "absolute": 2, "relative": 3, "topk": 4, "quantile": 5}
+
+
+def erase(
+    attention: Tensor,
+    lengths: Tensor | None,
+    *,
+    rule: str,
+    threshold: float,
+    low: bool,
+    keep_min: int,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """See ``sede_kernels.ops.erase``. Memory: the results and a few rows a thread."""
+    a = attention.contiguous()
+    counts = _native.contiguous(lengths, torch.int64)
+    out = torch.empty_like(a)
+    mask = torch.empty(a.shape, dtype=torch.bool)
+    fragments = a.shape[-1]
+    _native.module().erase(
+        a.data_ptr(),
+        _native.address(counts),
+        a.numel() // max(fragments, 1),
+        fragments,
+        _native.DTYPE_CODES[a.dtype],
+        RULE_CODES[rule],
+        threshold,
+        keep_min,
+        low,
+        renormalize,
+        out.data_ptr(),
+        mask.data_ptr(),
+    )
+    return out, mask
+
+
+def erase_backward(
+    grad_out: Tensor, attention: Tensor, mask: Tensor, *, renormalize: bool
+) -> Tensor:
+    """See ``sede_kernels.ops.erase``."""
+    a = attention.contiguous()
+    grad = _native.contiguous(grad_out, a.dtype)
+    kept = mask.contiguous()
+    out = torch.empty_like(a)
+    fragments = a.shape[-1]
+    _native.module().erase_backward(
+        _native.address(grad),
+        a.data_ptr(),
+        kept.data_ptr(),
+        a.numel() // max(fragments, 1),
+        fragments,
+        _native.DTYPE_CODES[a.dtype],
+        renormalize,
+        out.data_ptr(),
+    )
+    return out

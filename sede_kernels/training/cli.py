@@ -105,9 +105,9 @@ def _bench(rest: Sequence[str]) -> int:
 
 
 def _info(rest: Sequence[str]) -> int:
-    from sede_kernels import info
+    from sede_kernels.info import main as report
 
-    return int(info.main(list(rest)) or 0)
+    return int(report(list(rest)) or 0)
 
 
 # These two have parsers of their own.

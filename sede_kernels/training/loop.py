@@ -138,14 +138,15 @@ class Trainer:
         words, lengths = words.to(config.device), lengths.to(config.device)
         ids = self.train_part.image_ids[rows].to(config.device)
 
-        keys: list[Encoded] = []
+        keys: tuple[Encoded, Encoded] | None = None
         if self.momentum:
             image_encoder, text_encoder = self.momentum
             image_encoder.update(self.model.image_encoder)
             text_encoder.update(self.model.text_encoder)
-            keys = [image_encoder(regions), text_encoder(words, lengths)]
+            keys = image_encoder(regions), text_encoder(words, lengths)
 
-        loss = self._loss(regions, words, lengths, ids)
+        warm = self.step >= config.bank_start
+        loss = self._loss(regions, words, lengths, ids, keys if warm else None)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise UserError(
@@ -159,20 +160,26 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self.optimizer.step()
-        if keys:
-            self.objective.enqueue(keys[0], keys[1], ids)
+        if keys is not None:
+            self.objective.enqueue(keys, ids)
         return value
 
-    def _loss(self, regions: Tensor, words: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
+    def _loss(
+        self,
+        regions: Tensor,
+        words: Tensor,
+        lengths: Tensor,
+        ids: Tensor,
+        keys: tuple[Encoded, Encoded] | None,
+    ) -> Tensor:
         images = self.model.image_encoder(regions)
         captions = self.model.text_encoder(words, lengths)
-        use_bank = self.step >= self.config.bank_start
-        loss: Tensor = self.objective(images, captions, ids, use_bank=use_bank)
+        loss: Tensor = self.objective(images, captions, ids, keys)
         erasing = self.model.erasing
         if erasing is not None and erasing.how == "second":
             kept = erasing(images.attention, images.lengths)
             rest = images._replace(vector=pooled(images.fragments, kept))
-            second = self.objective(rest, captions, ids, use_bank=use_bank)
+            second = self.objective(rest, captions, ids, keys)
             loss = loss + self.config.erase_weight * second
         return loss
 

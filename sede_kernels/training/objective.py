@@ -11,11 +11,16 @@ from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.losses import hardest_hinge, score_info_nce
 from sede_kernels.training.models import Encoded, RetrievalModel
 
+Pair = tuple[Encoded, Encoded]
+
 
 class Objective(nn.Module, ABC):
     """Both directions of the contrastive loss, and the banks it looks into.
 
-    The banks are buffers: they are saved with the run and never get a gradient.
+    With a bank, all keys of a query come from the momentum encoders: the positive, the rest of the
+    batch, the bank. Were the positive the trained encoder's and the bank's negatives older, their
+    age alone would tell right from wrong, and that is what the model learns. The banks are buffers:
+    they are saved with the run and never get a gradient.
 
     Args:
         config: loss, temperature, hardness, margin, bank size.
@@ -26,19 +31,22 @@ class Objective(nn.Module, ABC):
         self.config = config
 
     @abstractmethod
-    def forward(self, images: Encoded, captions: Encoded, ids: Tensor, *, use_bank: bool) -> Tensor:
+    def forward(
+        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair | None = None
+    ) -> Tensor:
         """Mean loss of both directions.
 
         Args:
             images: B images.
             captions: their B captions, row for row.
             ids: (B,) image ids: rows of one id are no negatives of each other.
-            use_bank: whether the bank's entries count as negatives too.
+            keys: the same images and captions by the momentum encoders; the banks then count.
+                None: the batch alone, each side the keys of the other.
         """
 
     @abstractmethod
-    def enqueue(self, images: Encoded, captions: Encoded, ids: Tensor) -> None:
-        """Store the momentum encoders' keys; call it in training only, after the loss."""
+    def enqueue(self, keys: Pair, ids: Tensor) -> None:
+        """Store the momentum encoders' images and captions; in training only, after the loss."""
 
 
 class VectorObjective(Objective):
@@ -55,15 +63,22 @@ class VectorObjective(Objective):
             self.image_bank = MemoryBank(config.bank, dim)
             self.caption_bank = MemoryBank(config.bank, dim)
 
-    def forward(self, images: Encoded, captions: Encoded, ids: Tensor, *, use_bank: bool) -> Tensor:
+    def forward(
+        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair | None = None
+    ) -> Tensor:
         """Mean loss of both directions."""
         image, caption = images.unit_vector(), captions.unit_vector()
-        use_bank = use_bank and self.config.bank > 0
-        sides = (
-            (image, caption, self.caption_bank if use_bank else None),
-            (caption, image, self.image_bank if use_bank else None),
-        )
-        losses = [self._one_way(query, key, bank, ids) for query, key, bank in sides]
+        if keys is None:
+            losses = (
+                self._one_way(image, caption, None, ids),
+                self._one_way(caption, image, None, ids),
+            )
+        else:
+            old_image, old_caption = (side.unit_vector() for side in keys)
+            losses = (
+                self._one_way(image, old_caption, self.caption_bank, ids),
+                self._one_way(caption, old_image, self.image_bank, ids),
+            )
         return (losses[0] + losses[1]) / 2
 
     def _one_way(self, query: Tensor, key: Tensor, bank: MemoryBank | None, ids: Tensor) -> Tensor:
@@ -92,10 +107,10 @@ class VectorObjective(Objective):
         return hardest_hinge(scores.diagonal(), hardest, self.config.margin).mean()
 
     @torch.no_grad()
-    def enqueue(self, images: Encoded, captions: Encoded, ids: Tensor) -> None:
+    def enqueue(self, keys: Pair, ids: Tensor) -> None:
         """Store one vector an image and a caption."""
-        self.image_bank.enqueue(images.unit_vector(), ids)
-        self.caption_bank.enqueue(captions.unit_vector(), ids)
+        self.image_bank.enqueue(keys[0].unit_vector(), ids)
+        self.caption_bank.enqueue(keys[1].unit_vector(), ids)
 
 
 class FragmentObjective(Objective):
@@ -117,26 +132,27 @@ class FragmentObjective(Objective):
             self.image_bank = FragmentBank(config.bank, regions, config.dim)
             self.caption_bank = FragmentBank(config.bank, longest, config.dim)
 
-    def forward(self, images: Encoded, captions: Encoded, ids: Tensor, *, use_bank: bool) -> Tensor:
+    def forward(
+        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair | None = None
+    ) -> Tensor:
         """Mean loss of both directions."""
-        batch = self._score(images, captions)
-        use_bank = use_bank and self.config.bank > 0
-        to_text = [(batch, ids)]
-        to_image = [(batch.t(), ids)]
-        if use_bank:
-            text, image = self.caption_bank, self.image_bank
-            to_text.append((self._score(images, _stored(text)), text.ids))
-            to_image.append((self._score(_stored(image), captions).t(), image.ids))
-        positive = batch.diagonal()
-        losses = [self._one_way(positive, group, ids) for group in (to_text, to_image)]
+        if keys is None:
+            batch = self._score(images, captions)
+            losses = self._one_way(batch, ids, ids), self._one_way(batch.t(), ids, ids)
+        else:
+            image_bank, caption_bank = self.image_bank, self.caption_bank
+            to_text = [self._score(images, keys[1]), self._score(images, _stored(caption_bank))]
+            to_image = [self._score(keys[0], captions), self._score(_stored(image_bank), captions)]
+            losses = (
+                self._one_way(torch.cat(to_text, 1), ids, torch.cat([ids, caption_bank.ids])),
+                self._one_way(torch.cat(to_image).t(), ids, torch.cat([ids, image_bank.ids])),
+            )
         return (losses[0] + losses[1]) / 2
 
-    def _one_way(
-        self, positive: Tensor, groups: list[tuple[Tensor, Tensor]], ids: Tensor
-    ) -> Tensor:
-        scores = torch.cat([s for s, _ in groups], 1)
-        keys = torch.cat([k for _, k in groups])
-        valid = (keys != -1) & (keys != ids[:, None])
+    def _one_way(self, scores: Tensor, ids: Tensor, key_ids: Tensor) -> Tensor:
+        """Loss of (B, B + K) scores whose diagonal holds the right pairs."""
+        positive = scores.diagonal()
+        valid = (key_ids != -1) & (key_ids != ids[:, None])
         if self.config.loss == "hinge":
             hardest = scores.masked_fill(~valid, float("-inf")).max(1).values
             return hardest_hinge(positive, hardest, self.config.margin).mean()
@@ -149,14 +165,11 @@ class FragmentObjective(Objective):
         ).mean()
 
     @torch.no_grad()
-    def enqueue(self, images: Encoded, captions: Encoded, ids: Tensor) -> None:
+    def enqueue(self, keys: Pair, ids: Tensor) -> None:
         """Store the region set of each image and the word set of each caption."""
-        count, regions = images.fragments.shape[:2]
-        every = torch.full((count,), regions, device=ids.device)
-        lengths = every if images.lengths is None else images.lengths
-        self.image_bank.enqueue(images.fragments, lengths, ids)
-        words = every if captions.lengths is None else captions.lengths
-        self.caption_bank.enqueue(captions.fragments, words, ids)
+        images, captions = keys
+        self.image_bank.enqueue(images.fragments, images.lengths, ids)
+        self.caption_bank.enqueue(captions.fragments, captions.lengths, ids)
 
 
 def _stored(bank: FragmentBank) -> Encoded:

@@ -68,11 +68,13 @@ def test_vector_objective_sees_batch_and_bank_but_no_other_caption_of_the_image(
     (image, images), (caption, captions) = _vectors(3), _vectors(3)
     (stored_image, stored_images), (stored_caption, stored_captions) = _vectors(4), _vectors(4)
     bank_ids = torch.tensor([4, 7, 9, 8])
-    objective.enqueue(stored_images, stored_captions, bank_ids)
-    found = objective(images, captions, ids, use_bank=True)
+    (old_image, old_images), (old_caption, old_captions) = _vectors(3), _vectors(3)
+    objective.enqueue((stored_images, stored_captions), bank_ids)
+    found = objective(images, captions, ids, (old_images, old_captions))
 
     rows = []
-    for query, key, bank in ((image, caption, stored_caption), (caption, image, stored_image)):
+    sides = ((image, old_caption, stored_caption), (caption, old_image, stored_image))
+    for query, key, bank in sides:
         keys, key_ids = torch.cat([key, bank]), torch.cat([ids, bank_ids])
         for i in range(3):
             negatives = (query[i] @ keys.t())[key_ids != ids[i]]
@@ -91,15 +93,15 @@ def test_vector_objective_sees_batch_and_bank_but_no_other_caption_of_the_image(
         torch.testing.assert_close(ours, theirs)
 
 
-def test_warm_up_ignores_the_bank():
+def test_without_keys_the_bank_is_left_alone():
     torch.manual_seed(0)
     objective = VectorObjective(TrainConfig(bank=10), 8)
     ids = torch.arange(3)
     (_, images), (_, captions) = _vectors(3), _vectors(3)
-    alone = VectorObjective(TrainConfig(), 8)(images, captions, ids, use_bank=True)
-    objective.enqueue(_vectors(4)[1], _vectors(4)[1], torch.arange(10, 14))
-    torch.testing.assert_close(objective(images, captions, ids, use_bank=False), alone)
-    assert objective(images, captions, ids, use_bank=True) > alone
+    alone = VectorObjective(TrainConfig(), 8)(images, captions, ids)
+    objective.enqueue((_vectors(4)[1], _vectors(4)[1]), torch.arange(10, 14))
+    torch.testing.assert_close(objective(images, captions, ids), alone)
+    assert objective(images, captions, ids, (images, captions)) > alone
 
 
 @pytest.mark.parametrize("loss", ["infonce", "hinge"])
@@ -115,14 +117,16 @@ def test_fragment_objective_equals_pair_by_pair_scores(loss):
     with torch.no_grad():
         old_images = model.image_encoder(torch.randn(2, 4, 5))
         old_captions = model.text_encoder(torch.tensor([[9, 3], [4, 0]]), torch.tensor([2, 1]))
-    objective.enqueue(old_images, old_captions, torch.tensor([1, 5]))
-    found = objective(images, captions, ids, use_bank=True)
+        image_keys = model.image_encoder(torch.randn(3, 4, 5))
+        caption_keys = model.text_encoder(words.flip(0), torch.tensor([3, 1, 2]))
+    objective.enqueue((old_images, old_captions), torch.tensor([1, 5]))
+    found = objective(images, captions, ids, (image_keys, caption_keys))
 
     bank_ids = torch.tensor([0, 1, 0, 1, 5])
-    to_text = torch.cat([model.score(images, captions), model.score(images, old_captions)], 1)
-    to_image = torch.cat([model.score(images, captions), model.score(old_images, captions)]).t()
+    to_text = [model.score(images, side) for side in (caption_keys, old_captions)]
+    to_image = [model.score(side, captions).t() for side in (image_keys, old_images)]
     rows = []
-    for scores in (to_text, to_image):
+    for scores in (torch.cat(to_text, 1), torch.cat(to_image, 1)):
         for i in range(3):
             negatives = scores[i][bank_ids != ids[i]]
             if loss == "hinge":

@@ -1,5 +1,6 @@
 """Which exponents a weighted InfoNCE needs, and how their log-sum-exps go together."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -58,6 +59,13 @@ def plan(
     accumulate = list(range(count)) if differentiable else []
     grad_scales = constants(grads, query).detach()
     return Exponents(constants(scales, query), grad_scales, accumulate, normalized)
+
+
+def full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Autocast switched off, on the devices that have one."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def safe_logaddexp(a: Tensor, b: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from sede_kernels.functional._exponents import (
     Exponents,
     Scalar,
     constants,
+    full_precision,
     log_negatives,
     plan,
     safe_logaddexp,
@@ -171,7 +172,7 @@ def _extra_positives(
             backend=backend,
         )
         log_extra, count = batch.lse[0], batch.number
-        with torch.autocast(query.device.type, enabled=False):
+        with full_precision(query.device.type):
             total = total + (q * (weight @ positive.to(q.dtype))).sum(dim=1)
     logit = it * positive_s
     return torch.logaddexp(logit, log_extra), it * (positive_s + total) / (1 + count)

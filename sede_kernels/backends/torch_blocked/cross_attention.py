@@ -161,8 +161,8 @@ def _backward(
     inner = (d_unit * block.clipped).sum(dim=3, keepdim=True)
     inner = inner * scale.square() / block.norm.masked_fill(block.norm == 0, torch.inf)
     d_clipped = d_unit * scale - block.clipped * inner
-    slope = torch.where(block.s > 0, 1.0, _LEAK).to(ds.dtype)
-    ds = ds + (d_clipped * slope).masked_fill(~block.query_valid.unsqueeze(1), 0.0)
+    d_leaked = torch.where(block.s > 0, d_clipped, _LEAK * d_clipped)
+    ds = ds + d_leaked.masked_fill(~block.query_valid.unsqueeze(1), 0.0)
     flat = ds.reshape(P * R, Q * L)
     flat_query = query.reshape(Q * L, D)
     d_source = (flat @ flat_query).view(P, R, D) + 2 * (d_gram @ source)

@@ -1,0 +1,106 @@
+"""Modules equal their functions; momentum encoder; the two-bank loss."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sede_kernels import MomentumEncoder, SEDELoss, WeightedInfoNCE, weighted_info_nce
+from tests.conftest import unit
+
+
+def test_weighted_info_nce_module_equals_the_function() -> None:
+    query, positive, bank = (unit(n, 6).float() for n in (4, 4, 20))
+    module = WeightedInfoNCE(temperature=0.2, hardness=3.0, margin=0.2, tau_plus=0.05)
+    want = weighted_info_nce(
+        query, positive, bank, temperature=0.2, hardness=3.0, margin=0.2, tau_plus=0.05
+    )
+    assert torch.equal(module(query, positive, bank), want)
+    loss, stats = module(query, positive, bank, return_stats=True)
+    assert torch.equal(loss, want) and stats.hardest.shape == (4,)
+
+
+def test_learnable_temperature_and_hardness_move() -> None:
+    module = WeightedInfoNCE(
+        temperature=0.5, hardness=1.0, learn_temperature=True, learn_hardness=True
+    )
+    assert float(module.temperature) == pytest.approx(0.5)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    query, bank = unit(8, 6).float(), unit(20, 6).float()
+    module(query, query, bank).backward()
+    optimizer.step()
+    assert len(list(module.parameters())) == 2
+    assert float(module.temperature) < 0.5  # the positives are perfect: colder is better
+    assert float(module.hardness) < 1.0
+    with torch.no_grad():
+        module.hardness.fill_(-3.0)
+    assert torch.isfinite(module(query, query, bank))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"hardness": -1.0}], ids=str)
+def test_module_refuses_what_the_function_refuses(options) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        WeightedInfoNCE(**options)
+
+
+def test_sede_loss_is_the_mean_of_both_directions_and_masks_ids() -> None:
+    image, text = unit(6, 8).float(), unit(6, 8).float()
+    criterion = SEDELoss(32, 8, temperature=0.1, hardness=2.0)
+    ids = torch.arange(6)
+    criterion.enqueue(unit(20, 8).float(), unit(20, 8).float(), ids=torch.arange(20))
+    first = weighted_info_nce(
+        image, text, criterion.text_bank, temperature=0.1, hardness=2.0, query_ids=ids
+    )
+    second = weighted_info_nce(
+        text, image, criterion.image_bank, temperature=0.1, hardness=2.0, query_ids=ids
+    )
+    torch.testing.assert_close(criterion(image, text, ids=ids), (first + second) / 2)
+    before = copy.deepcopy(criterion.state_dict())
+    criterion.eval()(image, text, ids=ids)
+    for name, value in before.items():
+        now = criterion.state_dict()[name]
+        assert torch.equal(now, value) if isinstance(value, torch.Tensor) else now == value
+
+
+def test_sede_loss_warms_up_on_the_batch_and_resumes() -> None:
+    image, text = unit(5, 8).float(), unit(5, 8).float()
+    criterion = SEDELoss(16, 8, start_step=2)
+    want = [
+        weighted_info_nce(a, b, None, in_batch_negatives=True)
+        for a, b in ((image, text), (text, image))
+    ]
+    torch.testing.assert_close(criterion(image, text), sum(want) / 2)
+    for _ in range(2):
+        criterion.enqueue(image, text)
+    resumed = SEDELoss(16, 8, start_step=2)
+    resumed.load_state_dict(criterion.state_dict())
+    assert resumed.steps == 2
+    for one in (criterion, resumed):
+        assert one(image, text) > 0
+    assert torch.equal(criterion(image, text), resumed(image, text))
+    with pytest.raises(ValueError, match="must have one shape"):
+        criterion.enqueue(image, text[:2])
+
+
+def test_momentum_encoder_averages_parameters_and_copies_buffers() -> None:
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    slow = MomentumEncoder(encoder, momentum=0.9)
+    start = copy.deepcopy(encoder.state_dict())
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(1.0)
+    encoder(torch.randn(8, 3))
+    slow.update(encoder)
+    for name, value in slow.module.named_parameters():
+        torch.testing.assert_close(value.detach(), start[name] + 0.1)
+        assert not value.requires_grad
+    for slow_buffer, buffer in zip(slow.module.buffers(), encoder.buffers(), strict=True):
+        assert torch.equal(slow_buffer, buffer)
+    assert not slow(torch.randn(2, 3)).requires_grad
+    other = MomentumEncoder(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), momentum=0.9)
+    other.load_state_dict(slow.state_dict())
+    x = torch.randn(2, 3)
+    assert torch.equal(slow.eval()(x), other.eval()(x))
+    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\], got 1.5"):
+        MomentumEncoder(encoder, momentum=1.5)

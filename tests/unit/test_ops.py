@@ -1,0 +1,157 @@
+"""torch.library contracts: opcheck, full-graph compile, autocast, double backward, registry."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import sede_kernels
+from sede_kernels import (
+    BackendUnavailableError,
+    MemoryBank,
+    attention_erase,
+    cross_attention_similarity,
+    hardest_negatives,
+    ops,
+    weighted_info_nce,
+)
+from sede_kernels.backends import registry
+from tests.conftest import unit
+
+
+def f32(*shape: int) -> torch.Tensor:
+    return unit(*shape, dtype=torch.float32)
+
+
+def test_opcheck(backend) -> None:
+    query, bank, key = f32(5, 7).requires_grad_(), f32(33, 7), f32(5, 7).requires_grad_()
+    scales = torch.tensor([10.0, 5.0], requires_grad=True)
+    fixed, ids = scales.detach().clone(), torch.arange(5)
+    opcheck(
+        ops.bank_lse.bank_lse,
+        (query, bank, None, scales, fixed, ids, torch.arange(33), None, "mask", [0, 1], True, True,
+         backend),
+    )  # fmt: skip
+    opcheck(
+        ops.batch_lse.batch_lse,
+        (query, key, scales, fixed, ids, None, "mask", True, True, backend),
+    )
+    opcheck(ops.hardest.hardest, (query, bank, None, None, None, 3, backend))
+    attention = torch.rand(4, 9).softmax(-1).requires_grad_()
+    opcheck(ops.erase.erase, (attention, None, "mean", 0.0, True, 1, True, backend))
+    opcheck(
+        ops.cross_attention.cross_attention,
+        (f32(3, 4, 6).requires_grad_(), f32(2, 5, 6).requires_grad_(), None, torch.tensor([3, 5]),
+         "t2i", 9.0, "lse", 6.0, "mean", 0.0, True, 1, True, backend),
+    )  # fmt: skip
+    for dtype in (torch.float32, torch.int8):
+        store = MemoryBank(8, 7, dtype=dtype)
+        opcheck(
+            ops.enqueue.enqueue,
+            (store.rows, store.row_scale, store.ids, store.ptr, store.count, f32(3, 7), None, True,
+             backend),
+        )  # fmt: skip
+
+
+def test_compile_fullgraph_of_a_whole_step(backend) -> None:
+    bank = MemoryBank(64, 7)
+    bank.enqueue(f32(40, 7), torch.arange(40))
+    tau = torch.tensor(0.1, requires_grad=True)
+    query, key = f32(5, 7).requires_grad_(), f32(5, 7).requires_grad_()
+    regions, words = f32(3, 4, 6).requires_grad_(), f32(2, 5, 6)
+
+    def step(query, key, tau, regions):
+        loss = weighted_info_nce(
+            query, key, bank, temperature=tau, hardness=5.0, query_ids=torch.arange(5),
+            margin=0.3, in_batch_negatives=True, backend=backend,
+        )  # fmt: skip
+        values, _ = hardest_negatives(query, bank, 2, backend=backend)
+        erased, _ = attention_erase(regions.softmax(-1), backend=backend)
+        similarity = cross_attention_similarity(regions, words, erase="prob", backend=backend)
+        return loss + values.sum() + erased.square().sum() + similarity.sum()
+
+    inputs = [query, key, tau, regions]
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    got, want = compiled(*inputs), step(*inputs)
+    torch.testing.assert_close(got, want)
+    for a, b in zip(
+        torch.autograd.grad(got, inputs), torch.autograd.grad(want, inputs), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+    def store(keys):
+        bank.enqueue(keys, backend=backend)
+        return bank.ids.clone()
+
+    before = len(bank)
+    torch.compile(store, fullgraph=True, backend="aot_eager")(f32(3, 7))
+    assert len(bank) == before + 3
+
+
+def test_autocast_changes_no_bit(backend) -> None:
+    query, key, bank = f32(6, 16), f32(6, 16), f32(90, 16)
+    regions, words = f32(3, 4, 6), f32(2, 5, 6)
+
+    def run():
+        return (
+            weighted_info_nce(query, key, bank, hardness=4.0, in_batch_negatives=True,
+                              backend=backend),
+            hardest_negatives(query, bank, backend=backend)[0],
+            cross_attention_similarity(regions, words, backend=backend),
+        )  # fmt: skip
+
+    want = run()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = run()
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+def test_double_backward_fails_loudly(backend) -> None:
+    query = f32(4, 6).requires_grad_()
+    loss = weighted_info_nce(query, f32(4, 6), f32(20, 6), backend=backend)
+    (grad,) = torch.autograd.grad(loss, query, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        grad.sum().backward()
+
+
+def test_retain_graph_and_row_losses_scale_the_saved_gradient(backend) -> None:
+    query = f32(4, 6).requires_grad_()
+    rows = weighted_info_nce(query, f32(4, 6), f32(20, 6), reduction="none", backend=backend)
+    whole = torch.autograd.grad(rows.sum(), query, retain_graph=True)[0]
+    weights = torch.tensor([1.0, 0.0, -2.0, 0.5])
+    for _ in range(2):
+        (got,) = torch.autograd.grad(rows, query, weights, retain_graph=True)
+        torch.testing.assert_close(got, whole * weights[:, None])
+
+
+def test_backends_are_named_with_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = sede_kernels.available_backends()
+    assert set(found) == {"reference", "torch", "cpu", "triton", "cuda"}
+    assert found["torch"] is None and found["reference"] is None
+    assert all(reason is None or (isinstance(reason, str) and reason) for reason in found.values())
+    query, bank = f32(2, 4), f32(5, 4)
+    with pytest.raises(BackendUnavailableError, match="'cuda' was asked for but"):
+        weighted_info_nce(query, query, bank, backend="cuda")
+    monkeypatch.setenv("SEDE_BACKEND", "cuda")
+    with pytest.raises(BackendUnavailableError, match="torch: available"):
+        weighted_info_nce(query, query, bank)
+    weighted_info_nce(query, query, bank, backend="torch")
+    monkeypatch.setenv("SEDE_BACKEND", "gpu")
+    with pytest.raises(ValueError, match="SEDE_BACKEND must be one of auto"):
+        weighted_info_nce(query, query, bank)
+
+
+def test_auto_takes_the_next_backend_when_the_first_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    query = f32(3, 4)
+    honest = registry._refusal
+
+    def refuse_cpu(name, *rest):
+        return "refused for this test" if name == "cpu" else honest(name, *rest)
+
+    monkeypatch.setattr(registry, "_refusal", refuse_cpu)
+    chosen = registry.resolve("bank_lse", "auto", query, query)
+    assert chosen.__module__.endswith("torch_blocked.bank_lse")
+    with pytest.raises(BackendUnavailableError, match="refused for this test"):
+        registry.resolve("bank_lse", "cpu", query, query)

@@ -146,10 +146,22 @@ __attribute__((noinline)) float quantile_of(const std::int32_t* keys, index_t pa
   return low + float(position - double(below)) * (key_value(next) - low);
 }
 
+// The greatest float that is not above x: for floats, a > x and a > round_down(x) are the same.
+SEDE_INLINE float round_down(double x) {
+  const float near = float(x);
+  if (!(double(near) > x)) return near;
+  std::int32_t bits;
+  __builtin_memcpy(&bits, &near, 4);
+  bits = near > 0.0f ? bits - 1 : near < 0.0f ? bits + 1 : std::int32_t(0x80000001u);
+  float below;
+  __builtin_memcpy(&below, &bits, 4);
+  return below;
+}
+
 SEDE_INLINE float mean_cut(const float* row, index_t padded, index_t length) {
   VecD sum{};
   for (index_t n = 0; n < padded; n += kLanes) sum += low_half(row + n) + high_half(row + n);
-  return float(lane_sum(sum) / double(length));
+  return round_down(lane_sum(sum) / double(length));
 }
 
 // sum a^1.5 / sum a^0.5; 0/0 is NaN, above which nothing lies.
@@ -162,7 +174,7 @@ SEDE_INLINE float prob_cut(const float* row, index_t padded) {
     upper += low_half(row + n) * low_half(root) + high_half(row + n) * high_half(root);
     lower += low_half(root) + high_half(root);
   }
-  return float(lane_sum(upper) / lane_sum(lower));
+  return round_down(lane_sum(upper) / lane_sum(lower));
 }
 
 SEDE_INLINE float peak_of(const float* row, index_t padded, index_t length) {

@@ -1,0 +1,41 @@
+# Everything a contributor runs; see CONTRIBUTING.md.
+PYTHON ?= python
+SANITIZERS ?= address undefined thread
+
+.PHONY: develop test interpret gpu sanitize lint format bench clean
+
+develop: ## editable install with every tool
+	$(PYTHON) -m pip install -e ".[dev,bench]"
+
+test:
+	$(PYTHON) -m pytest
+
+interpret: ## Triton kernels on the interpreter, no GPU
+	TRITON_INTERPRET=1 $(PYTHON) -m pytest -m interpret tests/interpret
+
+gpu: ## on a machine with an NVIDIA GPU
+	bash benchmarks/gpu_suite.sh --quick
+
+sanitize:
+	for kind in $(SANITIZERS); do \
+	  cmake -S . -B build/sanitize-$$kind -DSEDE_SANITIZE=$$kind -DSEDE_TESTS=ON \
+	    -DSEDE_PYTHON=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo && \
+	  cmake --build build/sanitize-$$kind -j2 && \
+	  ctest --test-dir build/sanitize-$$kind --output-on-failure || exit 1; \
+	done
+
+lint:
+	$(PYTHON) -m pip install -q ruff==0.17.6 mypy==2.4.1
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+bench:
+	$(PYTHON) -m benchmarks.run --quick
+
+clean:
+	rm -rf build dist *.egg-info sede_kernels/_cpu*.so

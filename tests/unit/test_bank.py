@@ -127,7 +127,7 @@ def test_a_refused_enqueue_changes_nothing(keys, ids, error, message) -> None:
 def test_bad_sizes(arguments) -> None:
     with pytest.raises(ValueError, match="must be an integer >= 1"):
         MemoryBank(*arguments)
-    with pytest.raises(TypeError, match="got torch.int64"):
+    with pytest.raises(TypeError, match=r"got torch\.int64"):
         MemoryBank(2, 2, dtype=torch.int64)
 
 

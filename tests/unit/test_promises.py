@@ -44,7 +44,8 @@ def fresh_inputs() -> dict[str, torch.Tensor]:
     return {
         "query": f32(33, 48), "key": f32(33, 48), "bank": f32(2049, 48),
         "ids": torch.randint(0, 50, (33,)), "bank_ids": torch.randint(-1, 50, (2049,)),
-        "regions": f32(5, 7, 48), "words": f32(6, 9, 48), "attention": torch.rand(40, 36).softmax(-1),
+        "regions": f32(5, 7, 48), "words": f32(6, 9, 48),
+        "attention": torch.rand(40, 36).softmax(-1),
     }  # fmt: skip
 
 

@@ -33,6 +33,7 @@ class CMakeBuild(build_ext):
     """Runs CMake for the one module; ``auto`` turns a failure into a notice."""
 
     def run(self) -> None:
+        """Build, or explain why not."""
         try:
             super().run()
         except BuildError as error:
@@ -44,6 +45,7 @@ class CMakeBuild(build_ext):
             boxed(f"sede-kernels: no native CPU kernels ({error}); backend 'torch' serves instead.")
 
     def build_extension(self, ext: Extension) -> None:
+        """Configure, build and copy the module to where setuptools expects it."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)

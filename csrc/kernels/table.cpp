@@ -8,6 +8,17 @@ namespace SEDE_ISA {
 
 namespace {
 
+// Register class of a vector in inline assembly.
+#if defined(__AVX512F__)
+#define SEDE_REGISTER "+v"
+#elif defined(__x86_64__)
+#define SEDE_REGISTER "+x"
+#elif defined(__aarch64__)
+#define SEDE_REGISTER "+w"
+#else
+#define SEDE_REGISTER "+m"
+#endif
+
 constexpr int kChains = SEDE_VEC_BYTES == 64 ? 16 : 8;
 
 // Independent chains of fused multiply-adds that never leave the registers.
@@ -20,7 +31,7 @@ __attribute__((noinline)) double fma_loop(index_t rounds) {
 #pragma GCC unroll 16
     for (int n = 0; n < kChains; ++n) sum[n] = sum[n] * factor + term;
 #pragma GCC unroll 16
-    for (int n = 0; n < kChains; ++n) __asm__ volatile("" : "+x"(sum[n]));
+    for (int n = 0; n < kChains; ++n) __asm__ volatile("" : SEDE_REGISTER(sum[n]));
   }
   double total = 0;
   for (int n = 0; n < kChains; ++n) total += sum[n][0];

@@ -281,5 +281,5 @@ def test_bitwise_equal_runs_and_thread_counts() -> None:
 
 
 def test_unknown_isa_is_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="SEDE_CPU_ISA must be auto or one of scalar.*'sse9'"):
+    with pytest.raises(ValueError, match=r"SEDE_CPU_ISA must be auto or one of scalar.*'sse9'"):
         _native.module().select_isa("sse9")

@@ -33,9 +33,12 @@ __attribute__((noinline)) double fma_loop(index_t rounds) {
 #pragma GCC unroll 16
     for (int n = 0; n < kChains; ++n) __asm__ volatile("" : SEDE_REGISTER(sum[n]));
   }
-  double total = 0;
-  for (int n = 0; n < kChains; ++n) total += sum[n][0];
-  return total;
+  VecF total = sum[0];
+#pragma GCC unroll 16
+  for (int n = 1; n < kChains; ++n) total += sum[n];
+  float lanes[Simd<float>::width];
+  store(lanes, total);
+  return double(lanes[0]);
 }
 
 }  // namespace

@@ -1,0 +1,122 @@
+"""What the records say of the machine."""
+
+import os
+import platform
+import re
+import subprocess
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sede_kernels
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _command(*words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=20, check=True, cwd=ROOT
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def git_state() -> str:
+    """Commit of the tree, with ``+`` when library or benchmark sources differ from it."""
+    sha = _command("git", "rev-parse", "--short=12", "HEAD")
+    if sha is None:
+        return "unknown"
+    sources = ("sede_kernels", "csrc", "benchmarks/*.py", "benchmarks/*/*.py")
+    dirty = _command("git", "status", "--porcelain", "--untracked-files=no", "--", *sources)
+    return sha + ("+" if dirty else "")
+
+
+def package_version(name: str) -> str | None:
+    """Version of an installed distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_model() -> str:
+    """Name of the processor with its number of cores."""
+    name = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return f"{found[1].strip() if found else name}, {os.cpu_count()} cores"
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags, as Linux names them."""
+    try:
+        found = re.search(r"flags\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return frozenset(found[1].split() if found else ())
+
+
+def _bytes(text: str) -> int:
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    found = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
+    return int(found[1]) * units.get(found[2], 1) if found else 0
+
+
+def last_level_cache(device: torch.device) -> int:
+    """Bytes of the cache that a rotated input must not fit in."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [
+        _bytes(path.read_text())
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    ]
+    return max(sizes, default=32 * 2**20)
+
+
+def load_average() -> float | None:
+    """Of the last minute."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
+
+
+def utc_now() -> str:
+    """``2026-01-31T12:34:56Z``."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def device_name(device: torch.device) -> str:
+    """What figures call the machine: the GPU, or the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+
+
+def slug(name: str) -> str:
+    """Folder name of a device."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """The fields that are the same for every record of a run."""
+    driver = None
+    if device.type == "cuda":
+        query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = (_command(*query) or "unknown").splitlines()[0]
+    return {
+        "device": device_name(device),
+        "driver": driver,
+        "cpu": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": package_version("triton"),
+        "sede_kernels": sede_kernels.__version__,
+        "git": git_state(),
+    }

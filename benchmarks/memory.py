@@ -1,0 +1,151 @@
+"""Extra peak memory of one call: in a process of its own on a CPU, by the allocator on a GPU."""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import re
+import resource
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from benchmarks.case import Case, Run
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+# Large blocks come from mmap and go back at once, so that none hides in a free list.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What one call needed beyond its inputs.
+
+    Attributes:
+        status: ``ok``, ``out of memory`` or ``error``.
+        extra_mb: MB (1e6 bytes), or None where it is not known.
+        source: how it was found, or why not.
+    """
+
+    status: str
+    extra_mb: float | None
+    source: str
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that memory ran out, on either device."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in ("out of memory", "can't allocate memory", "bad_alloc"))
+
+
+def available_bytes() -> int | None:
+    """Memory that can be had without swapping."""
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def _field_kb(name: str) -> int:
+    found = re.search(rf"{name}:\s*(\d+) kB", _STATUS.read_text())
+    if found is None:
+        raise OSError(f"{_STATUS} has no {name}")
+    return int(found[1])
+
+
+def _limit_address_space(extra_bytes: int) -> None:
+    limit = _field_kb("VmSize") * 1024 + extra_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _child(case: Case, name: str, threads: int, limit_bytes: int | None, pipe: Connection) -> None:
+    """Run one variant and send its peak; every ending sends something or dies visibly."""
+    from benchmarks.registry import OPERATIONS, find
+
+    torch.set_num_threads(threads)
+    try:
+        if limit_bytes is not None:
+            _limit_address_space(limit_bytes)
+        operation = OPERATIONS[case.op]
+        inputs = operation.draw(case, torch.device("cpu"), torch.Generator().manual_seed(1))
+        run = find(operation.variants(case), name).build(case, [inputs])
+        run(0)  # compilers, thread stacks and library buffers are not the call's
+        gc.collect()
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):
+            libc.malloc_trim(0)
+        _CLEAR.write_text("5")  # starts VmHWM over
+        before = _field_kb("VmRSS")
+        kept = run(0)
+        peak = _field_kb("VmHWM")
+        del kept
+        pipe.send(("ok", max(0, peak - before) * 1024 / 1e6, "own process, VmHWM"))
+    except BaseException as error:
+        status = "out of memory" if out_of_memory(error) else "error"
+        pipe.send((status, None, f"{type(error).__name__}: {error}".splitlines()[0]))
+
+
+class Memory:
+    """Measures peaks in children of a bare process that has only imported the libraries.
+
+    Args:
+        limit_bytes: most memory a call and its inputs may take; None: nine tenths of what is
+            available, so that a greedy variant ends as a record and not as a frozen machine.
+        timeout_s: of one child.
+    """
+
+    def __init__(self, limit_bytes: int | None = None, timeout_s: float = 60.0) -> None:
+        if limit_bytes is None:
+            free = available_bytes()
+            limit_bytes = None if free is None else int(0.9 * free)
+        self.limit_bytes = limit_bytes
+        self.timeout_s = timeout_s
+        self.usable = _STATUS.exists() and _CLEAR.exists()
+        if self.usable:
+            # An exec'd server that forks: no thread pool of this process is inherited.
+            os.environ |= {k: v for k, v in _MALLOC.items() if k not in os.environ}
+            self.context = multiprocessing.get_context("forkserver")
+            self.context.set_forkserver_preload(["benchmarks.memory", "benchmarks.registry"])
+
+    def peak(self, case: Case, name: str) -> Peak:
+        """Extra peak memory of the named variant on the CPU."""
+        if not self.usable:
+            return Peak("ok", None, "not measured: needs Linux /proc")
+        here, there = self.context.Pipe(duplex=False)
+        child = self.context.Process(
+            target=_child, args=(case, name, torch.get_num_threads(), self.limit_bytes, there)
+        )
+        child.start()
+        there.close()
+        try:
+            if here.poll(self.timeout_s):
+                return Peak(*here.recv())
+            child.terminate()
+            return Peak("ok", None, f"not measured: took more than {self.timeout_s:.0f} s")
+        except EOFError:  # the kernel's out-of-memory killer leaves no words
+            child.join()
+            if child.exitcode == -9:
+                return Peak("out of memory", None, "killed by the kernel")
+            return Peak("error", None, f"its process ended with status {child.exitcode}")
+        finally:
+            child.join()
+            here.close()
+
+
+def device_peak(run: Run, device: torch.device) -> Peak:
+    """Extra peak memory of one call on a GPU: kernels, too, allocate through torch."""
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    kept = run(0)
+    torch.cuda.synchronize(device)
+    extra = torch.cuda.max_memory_allocated(device) - before
+    del kept
+    return Peak("ok", extra / 1e6, "torch.cuda allocator")

@@ -1,0 +1,1 @@
+"""The measured ops: inputs, fp64 truth, least work, variants."""

@@ -1,0 +1,228 @@
+"""Losses and searches against a bank of K rows: weighted InfoNCE, hardest negatives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
+from benchmarks.ours import backend_variants
+from benchmarks.peers import bank as plain
+from benchmarks.peers import packages
+from sede_kernels import MemoryBank, hardest_negatives, reference, weighted_info_nce
+
+TEMPERATURE = 0.07
+_HARDNESS = 5.0
+#: fp64 elements of one block of similarities; the reference keeps about ten such tensors.
+_TRUTH_BLOCK = 1 << 25
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Which member of the weighted family.
+
+    Attributes:
+        hardness: beta in cosine units.
+        detach: whether the weights are constants.
+        masked: whether ids mask false negatives.
+    """
+
+    hardness: float = 0.0
+    detach: bool = True
+    masked: bool = False
+
+
+def unit_rows(rows: int, dim: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """(rows, dim) random directions, fp32."""
+    drawn = torch.randn(rows, dim, generator=generator)
+    return F.normalize(drawn, dim=1, out=drawn).to(device)
+
+
+def draw_bank(case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
+    """Queries, positives near them, and a bank; ids such that each query has two in the bank."""
+    query = unit_rows(case.B, case.D, generator, device)
+    # cos(query, positive) = 0.7: the loss is then of order 1, not lost in its own rounding.
+    near = query + unit_rows(case.B, case.D, generator, device)
+    rows, row_scale = unit_rows(case.K, case.D, generator, device), None
+    if case.dtype == "int8":
+        bank = MemoryBank(case.K, case.D, dtype=torch.int8, normalize=False, device=device)
+        bank.enqueue(rows, backend="torch")
+        rows, row_scale = bank.rows, bank.row_scale
+    else:
+        bank, rows = None, rows.to(case.torch_dtype)
+    return {
+        "query": query.to(case.query_dtype).requires_grad_(case.backward),
+        "positive": F.normalize(near, dim=1).to(case.query_dtype),
+        "rows": rows,
+        "row_scale": row_scale,
+        "bank": bank,
+        "query_ids": torch.arange(case.B, device=device),
+        "bank_ids": torch.arange(case.K, device=device).flip(0) % max(1, case.K // 2),
+    }
+
+
+def dense(inputs: Inputs, dtype: torch.dtype) -> Tensor:
+    """The bank as floating rows."""
+    rows: Tensor = inputs["rows"].to(dtype)
+    scale = inputs["row_scale"]
+    return rows if scale is None else rows * scale.to(dtype).unsqueeze(1)
+
+
+def loss_in_row_blocks(
+    case: Case,
+    inputs: Inputs,
+    block_loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    elements: int,
+) -> Outputs:
+    """Mean loss and query gradient, a few query rows at a time (rows are independent).
+
+    ``block_loss(query, positive, query_ids)`` returns the row losses of a block.
+    """
+    query = inputs["query"].detach()
+    step = max(1, elements // case.K)
+    losses, grads = [], []
+    for start in range(0, case.B, step):
+        part = slice(start, start + step)
+        q = query[part].clone().requires_grad_(case.backward)
+        rows = block_loss(q, inputs["positive"][part], inputs["query_ids"][part])
+        losses.append(rows.detach())
+        if case.backward:
+            grads.append(torch.autograd.grad(rows.sum() / case.B, q)[0])
+    outputs = {"loss": torch.cat(losses).mean()}
+    return outputs | ({"grad_query": torch.cat(grads)} if case.backward else {})
+
+
+class BankLoss(Operation):
+    """Weighted InfoNCE against a bank; options tell which."""
+
+    def __init__(self, options: LossOptions) -> None:
+        self.options = options
+
+    def draw(self, case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
+        """See ``draw_bank``."""
+        return draw_bank(case, device, generator)
+
+    def truth(self, case: Case, inputs: Inputs) -> Outputs:
+        """The reference in fp64."""
+        bank = dense(inputs, torch.float64)
+        return self.truth_of(case, inputs, bank, inputs["bank_ids"], self.options.masked)
+
+    def truth_of(
+        self, case: Case, inputs: Inputs, bank: Tensor, bank_ids: Tensor, masked: bool
+    ) -> Outputs:
+        """The reference in fp64 for a bank of one's own."""
+
+        def rows(query: Tensor, positive: Tensor, ids: Tensor) -> Tensor:
+            return reference.weighted_info_nce(
+                query,
+                positive,
+                bank,
+                temperature=TEMPERATURE,
+                hardness=self.options.hardness,
+                detach_weights=self.options.detach,
+                query_ids=ids if masked else None,
+                bank_ids=bank_ids if masked else None,
+                reduction="none",
+            )
+
+        exact = inputs | {
+            "query": inputs["query"].detach().double(),
+            "positive": inputs["positive"].double(),
+        }
+        return loss_in_row_blocks(case, exact, rows, _TRUTH_BLOCK)
+
+    def yardstick(self, case: Case, inputs: Inputs) -> Outputs:
+        """Eager PyTorch in row blocks, so that it fits at any size."""
+        bank = dense(inputs, case.query_dtype)
+
+        def rows(query: Tensor, positive: Tensor, ids: Tensor) -> Tensor:
+            same = ids.unsqueeze(1) == inputs["bank_ids"] if self.options.masked else None
+            return plain.eager_rows(query, positive, bank, same, self.options)
+
+        return loss_in_row_blocks(case, inputs, rows, _TRUTH_BLOCK)
+
+    def work(self, case: Case) -> Work:
+        """2BKD for the similarities and 2BKD more for each accumulator of the gradient."""
+        factor = 2.0
+        if case.backward:
+            factor = 4.0 if self.options.detach else 6.0
+        width = torch.empty(0, dtype=case.torch_dtype).element_size()
+        moved = case.K * (case.D * width + (4 if case.dtype == "int8" else 0))
+        return Work(
+            f"{factor:.0f} B K D",
+            factor * case.B * case.K * case.D,
+            "bank once" + (" and its ids" if self.options.masked else ""),
+            moved + (8 * case.K if self.options.masked else 0),
+        )
+
+    def _ours(self, backend: str, case: Case, sets: list[Inputs]) -> Run:
+        options = self.options
+
+        def run(turn: int) -> Outputs:
+            i = sets[turn % len(sets)]
+
+            def compute() -> Tensor:
+                loss = weighted_info_nce(
+                    i["query"],
+                    i["positive"],
+                    i["rows"] if i["bank"] is None else i["bank"],
+                    temperature=TEMPERATURE,
+                    hardness=options.hardness,
+                    detach_weights=options.detach,
+                    query_ids=i["query_ids"] if options.masked else None,
+                    bank_ids=i["bank_ids"] if options.masked else None,
+                    backend=backend,
+                )
+                return loss if isinstance(loss, Tensor) else loss[0]
+
+            return with_gradient(case, compute, {"grad_query": i["query"]}, "loss")
+
+        return run
+
+    def variants(self, case: Case) -> list[Variant]:
+        """Ours, then plain PyTorch, then packages that have this very loss."""
+        found = backend_variants(self._ours) + plain.variants(self.options)
+        if self.options == LossOptions():
+            found += packages.variants(self)
+        return found
+
+
+class Hardest(Operation):
+    """The hardest negative of each query."""
+
+    def draw(self, case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
+        """See ``draw_bank``."""
+        return draw_bank(case, device, generator)
+
+    def _values(self, query: Tensor, bank: Tensor) -> Outputs:
+        step = max(1, _TRUTH_BLOCK // bank.shape[0])
+        return {"values": torch.cat([(q @ bank.T).amax(dim=1) for q in query.split(step)])}
+
+    def truth(self, case: Case, inputs: Inputs) -> Outputs:
+        """Largest similarity in fp64."""
+        return self._values(inputs["query"].double(), dense(inputs, torch.float64))
+
+    def yardstick(self, case: Case, inputs: Inputs) -> Outputs:
+        """The same in the queries' dtype."""
+        return self._values(inputs["query"], dense(inputs, case.query_dtype))
+
+    def work(self, case: Case) -> Work:
+        """One product with the bank."""
+        width = torch.empty(0, dtype=case.torch_dtype).element_size()
+        flops = 2.0 * case.B * case.K * case.D
+        return Work("2 B K D", flops, "bank once", float(case.K * case.D * width))
+
+    def _ours(self, backend: str, case: Case, sets: list[Inputs]) -> Run:
+        def run(turn: int) -> Outputs:
+            i = sets[turn % len(sets)]
+            bank = i["rows"] if i["bank"] is None else i["bank"]
+            values, _ = hardest_negatives(i["query"], bank, 1, backend=backend)
+            return {"values": values[:, 0]}
+
+        return run
+
+    def variants(self, case: Case) -> list[Variant]:
+        """Ours, eager, and eager in blocks of the bank."""
+        return backend_variants(self._ours) + plain.hardest_variants()

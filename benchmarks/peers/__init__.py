@@ -1,0 +1,1 @@
+"""Other implementations; foreign packages are imported when a variant is built, never before."""

@@ -1,0 +1,182 @@
+"""Results as JSON lines: appended whole, checked on reading, nothing dropped in silence."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+STATUSES = ("ok", "wrong", "out of memory", "error", "absent")
+
+_NUMBER = (int, float)
+_OPTIONAL_NUMBER = (int, float, type(None))
+
+#: Field -> allowed types. Every record has all of them.
+FIELDS: dict[str, tuple[type, ...]] = {
+    "schema": (int,),
+    "run": (str,),  # one id for all records of a run
+    "utc": (str,),
+    "op": (str,),
+    "implementation": (str,),
+    "kind": (str,),
+    "mode": (str,),
+    "dtype": (str,),
+    "sizes": (dict,),
+    "status": (str,),
+    "reason": (str, type(None)),
+    "median_ms": _OPTIONAL_NUMBER,
+    "p20_ms": _OPTIONAL_NUMBER,
+    "p80_ms": _OPTIONAL_NUMBER,
+    "repeats": (int,),
+    "input_sets": (int,),
+    "seed": (int,),
+    "error": _OPTIONAL_NUMBER,
+    "errors": (dict,),
+    "budgets": (dict,),
+    "passed": (bool, type(None)),
+    "flops_formula": (str,),
+    "flops": _OPTIONAL_NUMBER,
+    "bytes_formula": (str,),
+    "bytes": _OPTIONAL_NUMBER,
+    "matrix_gflops": _OPTIONAL_NUMBER,
+    "matrix_rate_of": (str,),
+    "copy_gbs": _NUMBER,
+    "limit_ms": _OPTIONAL_NUMBER,
+    "fraction_of_limit": _OPTIONAL_NUMBER,
+    "extra_peak_mb": _OPTIONAL_NUMBER,
+    "memory_from": (str,),
+    "device": (str,),
+    "driver": (str, type(None)),
+    "cpu": (str,),
+    "threads": (int,),
+    "load_average": _OPTIONAL_NUMBER,
+    "python": (str,),
+    "torch": (str,),
+    "triton": (str, type(None)),
+    "sede_kernels": (str,),
+    "peer_version": (str, type(None)),
+    "git": (str,),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A line that is no record.
+
+    Attributes:
+        path: the file.
+        line: from 1.
+        what: one clause.
+    """
+
+    path: Path
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.what}"
+
+
+def fault(record: object) -> str | None:
+    """Why this is not a record of the schema, or None when it is."""
+    if not isinstance(record, dict):
+        return f"must be a JSON object, got {type(record).__name__}"
+    if record.get("schema") != SCHEMA:
+        return f"schema must be {SCHEMA}, got {record.get('schema')!r}"
+    missing = sorted(FIELDS.keys() - record.keys())
+    if missing:
+        return f"lacks {', '.join(missing)}"
+    unknown = sorted(record.keys() - FIELDS.keys())
+    if unknown:
+        return f"has unknown fields {', '.join(unknown)}"
+    for name, types in FIELDS.items():
+        value = record[name]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            return f"{name} must be {' or '.join(t.__name__ for t in types)}, got {value!r}"
+    if record["status"] not in STATUSES:
+        return f"status must be one of {', '.join(STATUSES)}, got {record['status']!r}"
+    timed = record["median_ms"] is not None
+    if timed != (record["status"] == "ok") or (timed and record["passed"] is not True):
+        return "a time needs a passed check and status ok"
+    return None
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add one record: a single write to a file opened for appending, then fsync.
+
+    A file whose last line was cut (power loss, full disk) first gets a line end, so that the new
+    record is not glued to the torn one.
+
+    Raises:
+        ValueError: the record does not fit the schema.
+    """
+    what = fault(record)
+    if what is not None:
+        raise ValueError(f"benchmark record {what}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n"
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        end = os.fstat(handle).st_size
+        if end and os.pread(handle, 1, end - 1) != b"\n":
+            line = "\n" + line
+        data = line.encode()
+        written = os.write(handle, data)
+        if written != len(data):
+            raise OSError(f"{path}: only {written} of {len(data)} bytes were written; disk full?")
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Records of all files in order, and every line that is none."""
+    records: list[dict[str, Any]] = []
+    problems: list[Problem] = []
+    for path in paths:
+        lines = path.read_bytes().split(b"\n")
+        whole, rest = lines[:-1], lines[-1]
+        for number, raw in enumerate([*whole, rest] if rest else whole, start=1):
+            try:
+                record = json.loads(raw)
+            except ValueError:
+                cut = " (cut off: no line end)" if rest and number == len(lines) else ""
+                problems.append(Problem(path, number, f"not JSON{cut}"))
+                continue
+            what = fault(record)
+            if what is None:
+                records.append(record)
+            else:
+                problems.append(Problem(path, number, what))
+    return records, problems
+
+
+def files_in(place: Path) -> list[Path]:
+    """The JSON-lines files of a folder (or the file itself), sorted.
+
+    Raises:
+        FileNotFoundError: nothing there, with a sentence.
+    """
+    found = [place] if place.is_file() else sorted(place.rglob("*.jsonl"))
+    if not found:
+        raise FileNotFoundError(
+            f"no results (*.jsonl) in {place}; run `sede bench --quick` to make some."
+        )
+    return found
+
+
+def case_key(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What was measured, whoever computed it."""
+    return (record["op"], record["mode"], record["dtype"], tuple(record["sizes"].items()))
+
+
+def latest(records: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The last record of each case, implementation and device; absences do not hide results."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for record in records:
+        key = (*case_key(record), record["implementation"], record["device"])
+        if record["status"] != "absent" or key not in found:
+            found[key] = record
+    return found

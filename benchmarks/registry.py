@@ -1,0 +1,163 @@
+"""All ops by name, and the grids of cases."""
+
+from collections.abc import Iterable
+
+from benchmarks.case import BOTH, FORWARD, Case, Operation, Variant
+from benchmarks.operations.bank import BankLoss, Hardest, LossOptions
+from benchmarks.operations.batch import BatchLoss
+from benchmarks.operations.erase import RULES, Erase
+from benchmarks.operations.ring import Enqueue
+from benchmarks.operations.scan import MODELS as SCAN_MODELS
+from benchmarks.operations.scan import Scan
+from benchmarks.operations.steps import TrainingStep
+from sede_kernels.training.models import MODELS
+
+WEIGHTED, ATTACHED, MASKED = "weighted_info_nce", "weighted_info_nce_attached", "info_nce_masked"
+
+OPERATIONS: dict[str, Operation] = {
+    "info_nce": BankLoss(LossOptions()),
+    WEIGHTED: BankLoss(LossOptions(hardness=5.0)),
+    ATTACHED: BankLoss(LossOptions(hardness=5.0, detach=False)),
+    MASKED: BankLoss(LossOptions(masked=True)),
+    "info_nce_batch": BatchLoss(),
+    "hardest": Hardest(),
+    "enqueue": Enqueue(),
+    **{f"erase_{rule}": Erase(rule) for rule in RULES},
+    **{name: Scan(options) for name, options in SCAN_MODELS.items()},
+    **{f"train_step_{name}": TrainingStep(name) for name in MODELS},
+}
+
+_FAST = ("sede cpu", "sede torch", "eager", "chunked torch")
+_ALL = ()
+SCAN_SIZES = {"B": 128, "C": 128, "R": 36, "L": 20, "D": 1024}
+STEP_SIZES = {"B": 64, "R": 36, "F": 512, "K": 2048, "D": 256}
+
+
+def find(variants: Iterable[Variant], name: str) -> Variant:
+    """The variant of that name.
+
+    Raises:
+        KeyError: none has it.
+    """
+    for variant in variants:
+        if variant.name == name:
+            return variant
+    raise KeyError(name)
+
+
+def _bank(
+    op: str, dtype: str, sizes: tuple[int, int, int], only: tuple[str, ...] = (), mode: str = BOTH
+) -> Case:
+    batch, slots, dim = sizes
+    return Case(op, mode, dtype, {"B": batch, "K": slots, "D": dim}, only)
+
+
+def cpu_quick() -> list[Case]:
+    """Under five minutes on two cores: the design's shapes, every op once, most wanted first."""
+    first = (128, 65536, 256)
+    cases = [
+        _bank("info_nce", "fp32", first),
+        _bank("info_nce", "fp32", (128, 65536, 1024), _FAST),
+        _bank("info_nce", "fp32", (512, 16384, 512), _FAST),
+        _bank("info_nce", "bf16", first, (*_FAST, "attention V=K")),
+        _bank("info_nce", "int8", first, _FAST),
+        _bank(WEIGHTED, "fp32", first, _FAST),
+        _bank("info_nce", "fp32", (128, 4096, 256), (*_FAST, "lightly", "metric-learning XBM")),
+        _bank("info_nce", "fp32", (128, 16384, 256), (*_FAST, "lightly")),
+        _bank("info_nce", "fp32", (128, 262144, 256), (*_FAST, "lightly")),
+        _bank("info_nce", "bf16", (128, 1 << 20, 256), ("sede cpu", "eager", "chunked torch")),
+        Case(
+            "scan_t2i",
+            BOTH,
+            "fp32",
+            SCAN_SIZES,
+            ("sede cpu", "sede torch", "eager", "caption loop"),
+        ),
+        Case("scan_i2t", BOTH, "fp32", SCAN_SIZES, ("sede cpu", "sede torch", "eager")),
+        _bank(ATTACHED, "fp32", first, _FAST),
+        _bank(MASKED, "fp32", first, _FAST),
+        _bank("hardest", "fp32", first, mode=FORWARD),
+        _bank("info_nce", "fp32", first, (*_FAST, "lightly"), FORWARD),
+    ]
+    for rule in RULES:
+        sizes = {"N": 65536, "L": 36}
+        only = ("sede cpu", "sede torch", "eager")
+        cases.append(Case(f"erase_{rule}", FORWARD, "fp32", sizes, only))
+    cases.append(Case("erase_prob", BOTH, "fp32", {"N": 2048, "L": 4096}, ("sede cpu", "eager")))
+    ring = {"N": 128, "K": 65536, "D": 256}
+    cases += [Case("enqueue", FORWARD, dtype, ring) for dtype in ("fp32", "int8")]
+    cases += [Case(f"train_step_{name}", BOTH, "fp32", STEP_SIZES) for name in MODELS]
+    cases.append(
+        Case(
+            "info_nce_batch",
+            BOTH,
+            "fp32",
+            {"B": 1024, "D": 512},
+            ("sede cpu", "sede torch", "eager"),
+        )
+    )
+    return cases
+
+
+def cpu_full() -> list[Case]:
+    """The quick cases with every peer, half precision, both erasing models, long rows."""
+    cases = [Case(c.op, c.mode, c.dtype, c.sizes, _ALL) for c in cpu_quick()]
+    sizes = ((128, 65536, 1024), (512, 16384, 512))
+    cases += [_bank("info_nce", dtype, size) for dtype in ("bf16", "int8") for size in sizes]
+    cases.append(_bank("info_nce", "fp16", (128, 65536, 256)))
+    cases.append(_bank("hardest", "bf16", (128, 65536, 256), mode=FORWARD))
+    cases += [Case(f"bfan_{d}", BOTH, "fp32", SCAN_SIZES) for d in ("t2i", "i2t")]
+    cases += [Case(f"erase_{rule}", BOTH, "fp32", {"N": 2048, "L": 4096}) for rule in RULES]
+    cases.append(Case("enqueue", FORWARD, "bf16", {"N": 128, "K": 65536, "D": 256}))
+    return _unique(cases)
+
+
+def gpu_quick() -> list[Case]:
+    """A few minutes on one GPU: the corners of the grid, and every op once."""
+    corners = ((64, 1 << 20, 256), (1024, 65536, 256), (4096, 65536, 1024), (1024, 65536, 512))
+    cases = [_bank("info_nce", "bf16", size) for size in corners]
+    cases += [_bank("info_nce", dtype, (1024, 65536, 256)) for dtype in ("fp32", "int8")]
+    cases += [_bank("info_nce", "bf16", (1024, slots, 256)) for slots in (4096, 1 << 20)]
+    cases += [_bank(op, "bf16", (1024, 65536, 256)) for op in (WEIGHTED, ATTACHED, MASKED)]
+    cases.append(_bank("hardest", "bf16", (1024, 65536, 256), mode=FORWARD))
+    cases.append(_bank("info_nce", "bf16", (1024, 65536, 256), mode=FORWARD))
+    cases += [Case(name, BOTH, "bf16", SCAN_SIZES) for name in SCAN_MODELS]
+    cases += [Case(f"erase_{rule}", FORWARD, "fp32", {"N": 65536, "L": 1024}) for rule in RULES]
+    ring = {"N": 4096, "K": 1 << 20, "D": 256}
+    cases += [Case("enqueue", FORWARD, dtype, ring) for dtype in ("bf16", "int8")]
+    cases += [Case(f"train_step_{name}", BOTH, "fp32", STEP_SIZES) for name in MODELS]
+    cases += [
+        Case("info_nce_batch", BOTH, dtype, {"B": 4096, "D": 512}) for dtype in ("bf16", "fp32")
+    ]
+    return cases
+
+
+def gpu_full() -> list[Case]:
+    """The whole grid: K x B x D x dtype, then the quick cases of the other ops."""
+    cases = [
+        _bank("info_nce", dtype, (batch, slots, dim))
+        for dtype in ("bf16", "fp16", "fp32", "int8")
+        for slots in (4096, 65536, 1 << 20)
+        for dim in (128, 256, 512, 768, 1024)
+        for batch in (32, 64, 128, 1024, 4096)
+    ]
+    cases += [
+        _bank(op, "bf16", (batch, 65536, dim))
+        for op in (WEIGHTED, ATTACHED, MASKED)
+        for batch in (128, 1024, 4096)
+        for dim in (256, 1024)
+    ]
+    return _unique([*cases, *gpu_quick()])
+
+
+def _unique(cases: list[Case]) -> list[Case]:
+    found = {case.title: case for case in cases}
+    return list(found.values())
+
+
+GRIDS = {
+    ("cpu", True): cpu_quick,
+    ("cpu", False): cpu_full,
+    ("cuda", True): gpu_quick,
+    ("cuda", False): gpu_full,
+}

@@ -1,0 +1,155 @@
+"""``sede bench``: measure, compare, plot.
+
+Usage: sede bench [--quick] [options] | sede bench compare BASE HEAD | sede bench plot [RESULTS]
+"""
+
+import argparse
+import fnmatch
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import compare, limits, machine, plot, table
+from benchmarks.case import Case
+from benchmarks.memory import Memory
+from benchmarks.registry import GRIDS
+from benchmarks.runner import Record, Runner, shrunk
+
+RESULTS = machine.ROOT / "benchmarks" / "results"
+FIGURES = machine.ROOT / "benchmarks" / "figures"
+_QUICK_SECONDS, _QUICK_BUDGET, _FULL_BUDGET = 250.0, 3.0, 10.0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sede bench",
+        description="Time and memory of every op beside its peers; each result is checked against "
+        "fp64 before it is timed. Also: `sede bench compare BASE HEAD`, `sede bench plot`.",
+    )
+    parser.add_argument("--quick", action="store_true", help="the short grid, under five minutes")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
+    parser.add_argument("--op", action="append", metavar="GLOB", help="only these ops (repeatable)")
+    parser.add_argument(
+        "--impl", action="append", metavar="NAME", help="only these implementations (repeatable)"
+    )
+    parser.add_argument("--budget", type=float, help="seconds of timing a case [3 quick, 10 full]")
+    parser.add_argument(
+        "--seconds", type=float, help="start no case after so many seconds [250 quick, none full]"
+    )
+    parser.add_argument("--seed", type=int, help="of the inputs [fresh]")
+    parser.add_argument("--threads", type=int, help="torch CPU threads [torch's choice]")
+    parser.add_argument("--out", type=Path, help="results file [benchmarks/results/<device>/...]")
+    parser.add_argument("--figures", type=Path, help="figures folder [benchmarks/figures/<device>]")
+    parser.add_argument("--no-figures", action="store_true", help="draw nothing")
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
+    parser.add_argument("--list", action="store_true", help="print the cases and stop")
+    return parser
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs an NVIDIA GPU and a CUDA build of torch")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
+    cases = GRIDS[(device.type, arguments.quick or arguments.smoke)]()
+    if arguments.op:
+        cases = [c for c in cases if any(fnmatch.fnmatch(c.op, glob) for glob in arguments.op)]
+    if not cases:
+        raise ValueError(f"no case matches --op {' '.join(arguments.op)}; see --list")
+    if arguments.smoke:
+        cases = list({shrunk(c).title: shrunk(c) for c in cases}.values())
+    return cases
+
+
+def _measure(runner: Runner, cases: list[Case], until: float | None) -> list[Record]:
+    found: list[Record] = []
+    for number, case in enumerate(cases, 1):
+        if until is not None and time.monotonic() > until:
+            left = cases[number - 1 :]
+            print(f"\nout of time, {len(left)} cases not run (raise --seconds for them):")
+            print("\n".join(f"  {case.title}" for case in left))
+            break
+        print(f"\n[{number}/{len(cases)}] ", end="", flush=True)
+        try:
+            new = runner.case(case)
+        except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+            print(f"{case.title}: its inputs do not fit in memory ({error})")
+            continue
+        found += new
+        print(table.of_case(new) if new else case.title, flush=True)
+    return found
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    started = time.monotonic()
+    device = _device(arguments.device)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    cases = _cases(arguments, device)
+    if arguments.list:
+        print("\n".join(case.title for case in cases))
+        return 0
+    quick = arguments.quick or arguments.smoke
+    seconds = arguments.seconds or (_QUICK_SECONDS if quick else None)
+    slug = machine.slug(machine.device_name(device))
+    stamp = machine.utc_now().replace("-", "").replace(":", "")
+    run = f"{stamp}-{machine.git_state().rstrip('+')}"
+    out = arguments.out or RESULTS / slug / f"{run}.jsonl"
+    memory = None if arguments.no_memory or device.type != "cpu" else Memory()
+    print(f"{machine.device_name(device)}, {torch.get_num_threads()} threads; results in {out}")
+    found_limits = limits.measure(device, {case.dtype for case in cases})
+    for dtype, rate in found_limits.matrix.items():
+        print(f"limit {dtype}: {rate.value:,.0f} GFLOP/s ({rate.of})")
+    print(f"limit memory: {found_limits.copy.value:.1f} GB/s ({found_limits.copy.of})")
+    default = 0.05 if arguments.smoke else _QUICK_BUDGET if quick else _FULL_BUDGET
+    runner = Runner(
+        device,
+        found_limits,
+        out,
+        run=run,
+        seed=secrets.randbelow(1 << 31) if arguments.seed is None else arguments.seed,
+        budget_s=arguments.budget or default,
+        memory=memory,
+        only=frozenset(arguments.impl or ()),
+    )
+    records = _measure(runner, cases, None if seconds is None else started + seconds)
+    print(f"\n{table.summary(records)}")
+    if not arguments.no_figures:
+        folder = arguments.figures or FIGURES / slug
+        for path in plot.draw(records, folder):
+            print(f"figure: {path}")
+    print(f"{len(records)} records in {out}; {time.monotonic() - started:.0f} s")
+    bad = [r for r in records if r["kind"] == "ours" and r["status"] in ("wrong", "error")]
+    return 1 if bad else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``sede bench`` and ``python -m benchmarks.run``.
+
+    Returns:
+        0; 1 when a result of ours failed its check or a comparison got worse; 2 for wrong usage.
+    """
+    words: Sequence[str] = sys.argv[1:] if argv is None else argv
+    try:
+        if words and words[0] == "compare":
+            return compare.main(list(words[1:]))
+        if words and words[0] == "plot":
+            return plot.main(list(words[1:]), RESULTS, FIGURES)
+        return _bench(_parser().parse_args(words))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"sede bench: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Drop-ins for code bases people already have, one small module a host.
+
+Nothing is imported here: ``from sede_kernels.integrations.open_clip import ClipLoss`` loads that
+one module, and a module imports its host only if it must build on the host's classes.
+See docs/integrations.md for the three lines each host needs.
+
+| host | module |
+|---|---|
+| SCAN | ``scan`` |
+| BFAN | ``bfan`` |
+| SGRAF, and others whose criterion takes the score matrix | ``sgraf`` |
+| IMRAM | ``imram`` |
+| VSE++, VSRN | ``vsepp`` |
+| VSE-infinity | ``vse_infinity`` |
+| open_clip | ``open_clip`` |
+| sentence-transformers | ``sentence_transformers`` |
+| pytorch-metric-learning | ``metric_learning`` |
+| lightly | ``lightly`` |
+| MoCo loops | ``moco`` |
+| ALBEF, BLIP | ``albef`` |
+"""

@@ -1,0 +1,182 @@
+"""Criterion of the models that compare regions with words, with two fragment banks."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sede_kernels.bank import FragmentBank
+from sede_kernels.integrations._banked import BankedLoss, Ids, ids_tensor, training_call
+from sede_kernels.integrations._scores import (
+    Objective,
+    bank_mask,
+    check_objective,
+    negatives_mask,
+    one_way,
+)
+
+Lengths = Tensor | Sequence[int]
+Score = Callable[[Tensor, Tensor, Lengths], Tensor]
+
+
+class Fragments(NamedTuple):
+    """Regions (B, R, D), words (B, L, D) and the word counts (B,) of a batch."""
+
+    images: Tensor
+    captions: Tensor
+    lengths: Lengths
+
+
+def lengths_tensor(lengths: Lengths, device: torch.device) -> Tensor:
+    """Word counts as int64; lists and tuples of data loaders are welcome."""
+    return torch.as_tensor(lengths, device=device).to(torch.int64)
+
+
+class FragmentLoss(BankedLoss):
+    """Bidirectional hinge, or weighted InfoNCE, of a score matrix and two banks.
+
+    Args:
+        margin: of the hinge.
+        max_violation: count only the hardest negative of each query.
+        score: (images, captions, lengths) -> (n_image, n_caption), for batch and banks.
+        bank_size: image and caption sets kept; 0 for no bank.
+        dim: D, width of a fragment.
+        regions: fragments of an image (most, if they vary).
+        max_words: words kept of a caption in the bank; longer ones are cut there.
+        bank_dtype: dtype of the banks; float16 halves them.
+        temperature: None for the hinge, a number for the weighted InfoNCE.
+        hardness: beta >= 0, weights n softmax(beta s) over the negatives, detached;
+            of no effect on a single hardest negative.
+        start_step: enqueues before the banks take part.
+
+    Cost:
+        The banks hold bank_size (regions + max_words) D numbers. Each step scores the batch
+        against every stored set, 2 bank_size / B times the work of the batch itself.
+    """
+
+    def __init__(
+        self,
+        margin: float,
+        max_violation: bool,
+        *,
+        score: Score | None,
+        bank_size: int = 0,
+        dim: int | None = None,
+        regions: int = 36,
+        max_words: int = 64,
+        bank_dtype: torch.dtype = torch.float32,
+        temperature: float | None = None,
+        hardness: float = 0.0,
+        start_step: int = 0,
+    ) -> None:
+        super().__init__(start_step)
+        check_objective("ContrastiveLoss", temperature, hardness)
+        self.margin = margin
+        self.max_violation = max_violation
+        self.temperature = temperature
+        self.hardness = hardness
+        # Its bound call, so that a score that is a module stays the model's and not a child here.
+        self._score = score.__call__ if isinstance(score, nn.Module) else score
+        self.image_bank: FragmentBank | None = None
+        self.text_bank: FragmentBank | None = None
+        if bank_size:
+            if dim is None or score is None:
+                missing = "dim" if dim is None else "score"
+                raise ValueError(f"ContrastiveLoss: bank_size={bank_size} needs {missing} too.")
+            self.image_bank = FragmentBank(bank_size, regions, dim, dtype=bank_dtype)
+            self.text_bank = FragmentBank(bank_size, max_words, dim, dtype=bank_dtype)
+
+    def extra_repr(self) -> str:
+        """The settings of the criterion."""
+        return (
+            f"margin={self.margin}, max_violation={self.max_violation}, "
+            f"temperature={self.temperature}, hardness={self.hardness}"
+        )
+
+    def score(self, images: Tensor, captions: Tensor, lengths: Lengths) -> Tensor:
+        """(n_image, n_caption) similarities."""
+        if self._score is None:
+            raise ValueError("ContrastiveLoss: pass score=, a function of images and captions.")
+        return self._score(images, captions, lengths)
+
+    def loss(
+        self,
+        scores: Tensor,
+        batch: Fragments | None = None,
+        ids: Ids | None = None,
+        keys: Fragments | None = None,
+    ) -> Tensor:
+        """Both directions, summed; in training the batch then goes into the banks.
+
+        Args:
+            scores: (B, B) similarities, images in rows.
+            batch: what they were computed from; needed for the banks.
+            ids: (B,) image of each pair; pairs of one image are no negatives.
+            keys: what to store instead of the batch (a momentum encoder's output).
+        """
+        rows = scores.shape[0]
+        if scores.ndim != 2 or scores.shape[1] != rows:
+            raise ValueError(
+                "ContrastiveLoss: scores must be (B, B) with the right pairs on the diagonal, "
+                f"got {tuple(scores.shape)}."
+            )
+        known = ids_tensor("ContrastiveLoss", ids, rows, scores.device)
+        inside = negatives_mask(known, rows, scores.device)
+        texts, images = [(scores, inside)], [(scores.t(), inside)]
+        if self.image_bank is not None and self.text_bank is not None:
+            if batch is None:
+                raise ValueError(
+                    "ContrastiveLoss: with a bank the criterion needs the images, captions and "
+                    "lengths beside the scores."
+                )
+            if self.warm:
+                texts += self._against_texts(batch.images, self.text_bank, known)
+                images += self._against_images(batch, self.image_bank, known)
+        objective = Objective(self.margin, self.max_violation, self.temperature, self.hardness)
+        total = scores.new_zeros(())
+        for parts in (texts, images):
+            every = torch.cat([part for part, _ in parts], dim=1)
+            valid = torch.cat([mask for _, mask in parts], dim=1)
+            total = total + one_way(scores.diagonal(), every, valid, objective)
+        if batch is not None and training_call(self, scores):
+            self.enqueue(batch if keys is None else keys, known)
+        return total
+
+    def _against_texts(
+        self, images: Tensor, bank: FragmentBank, ids: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        filled = len(bank)
+        if not filled:
+            return []
+        lengths = bank.lengths[:filled]
+        # A copy of what is stored: the bank is written to before the backward pass reads it.
+        words = bank.rows[:filled, : int(lengths.max())].to(images.dtype, copy=True)
+        scores = self.score(images, words, lengths.clone())
+        return [(scores, bank_mask(ids, bank.ids[:filled], scores.shape[0]))]
+
+    def _against_images(
+        self, batch: Fragments, bank: FragmentBank, ids: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        filled = len(bank)
+        if not filled:
+            return []
+        regions = bank.rows[:filled].to(batch.captions.dtype, copy=True)
+        scores = self.score(regions, batch.captions, batch.lengths).t()
+        return [(scores, bank_mask(ids, bank.ids[:filled], scores.shape[0]))]
+
+    @torch.no_grad()
+    def enqueue(self, keys: Fragments, ids: Tensor | None = None) -> None:
+        """Store a batch; the criterion does so itself at the end of a training call."""
+        if self.image_bank is None or self.text_bank is None:
+            return
+        regions, most = self.image_bank.rows.shape[1], self.text_bank.rows.shape[1]
+        if keys.images.shape[1] != regions:
+            raise ValueError(
+                f"ContrastiveLoss: the bank was built for regions={regions}, got images with "
+                f"{keys.images.shape[1]}; pass regions={keys.images.shape[1]} at construction."
+            )
+        lengths = lengths_tensor(keys.lengths, keys.captions.device).clamp(max=most)
+        self.image_bank.enqueue(keys.images, None, ids)
+        self.text_bank.enqueue(keys.captions[:, :most], lengths, ids)
+        self.steps += 1

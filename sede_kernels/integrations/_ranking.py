@@ -1,0 +1,68 @@
+"""Recall, median and mean rank of a score matrix, as the retrieval code bases report them."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Metrics = tuple[float, float, float, float, float]
+Ranks = tuple[NDArray[np.float64], NDArray[np.float64]]
+BLOCK = 256
+
+
+def ranks_of(scores: NDArray[Any], first: NDArray[np.int64], each: int) -> Ranks:
+    """Rank from 0 of the best right answer of each query, and its top answer.
+
+    Right answers of query i are the columns ``first[i] .. first[i] + each - 1``. A wrong answer
+    that ties with the best right one, or a NaN, counts as ahead of it: a collapsed model scores
+    nothing.
+    """
+    ranks = np.empty(len(scores), np.float64)
+    top = np.empty(len(scores), np.float64)
+    columns = first[:, None] + np.arange(each)
+    for start in range(0, len(scores), BLOCK):
+        rows = slice(start, start + BLOCK)
+        block = scores[rows]
+        right = np.take_along_axis(block, columns[rows], axis=1)
+        best = right.max(axis=1, keepdims=True)
+        ahead = (~(block < best)).sum(axis=1)
+        ranks[rows] = ahead - (~(right < best)).sum(axis=1)
+        top[rows] = block.argmax(axis=1)
+    return ranks, top
+
+
+def report(ranks: Ranks, return_ranks: bool) -> Metrics | tuple[Metrics, Ranks]:
+    """(R@1, R@5, R@10 in percent, median rank, mean rank), ranks from 1; and the ranks."""
+    found = ranks[0]
+    recalls = [100.0 * float((found < k).mean()) for k in (1, 5, 10)]
+    median = float(np.floor(np.median(found)) + 1)
+    metrics = (recalls[0], recalls[1], recalls[2], median, float(found.mean()) + 1)
+    return (metrics, ranks) if return_ranks else metrics
+
+
+def _matrix(name: str, sims: ArrayLike) -> tuple[NDArray[Any], int]:
+    """(N, C) scores and the captions an image."""
+    scores = np.asarray(sims)
+    if scores.ndim != 2 or not scores.size or scores.shape[1] % scores.shape[0]:
+        raise ValueError(
+            f"{name}: sims must be (N images, m N captions) with the m captions of an image "
+            f"side by side, got {scores.shape}."
+        )
+    return scores, scores.shape[1] // scores.shape[0]
+
+
+def image_to_text(
+    name: str, sims: ArrayLike, return_ranks: bool
+) -> Metrics | tuple[Metrics, Ranks]:
+    """Images as queries of (N, m N) scores."""
+    scores, each = _matrix(name, sims)
+    return report(ranks_of(scores, np.arange(len(scores)) * each, each), return_ranks)
+
+
+def text_to_image(
+    name: str, sims: ArrayLike, return_ranks: bool
+) -> Metrics | tuple[Metrics, Ranks]:
+    """Captions as queries of (N, m N) scores."""
+    scores, each = _matrix(name, sims)
+    owners = np.arange(scores.shape[1]) // each
+    return report(ranks_of(scores.T, owners, 1), return_ranks)

@@ -1,0 +1,84 @@
+"""Sums of the retrieval criteria on score matrices, with further negatives from a bank."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sede_kernels.training.losses import score_info_nce
+
+
+class Objective(NamedTuple):
+    """What a violated pair costs.
+
+    Attributes:
+        margin: of the hinge.
+        max_violation: only the hardest negative of each query counts (VSE++), else all (VSE0).
+        temperature: None for the hinge, a number for the weighted InfoNCE.
+        hardness: beta >= 0; negatives weigh n softmax(beta s), detached.
+    """
+
+    margin: float
+    max_violation: bool
+    temperature: float | None
+    hardness: float
+
+
+def check_objective(name: str, temperature: float | None, hardness: float) -> None:
+    """One sentence for settings that mean nothing."""
+    if temperature is not None and not temperature > 0:
+        raise ValueError(
+            f"{name}: temperature must be None (hinge) or > 0 (InfoNCE), got {temperature}."
+        )
+    if not hardness >= 0:
+        raise ValueError(f"{name}: hardness must be >= 0, got {hardness}.")
+
+
+def negatives_mask(ids: Tensor | None, rows: int, device: torch.device) -> Tensor:
+    """(B, B), True where column j is a negative of row i: off the diagonal and of another id."""
+    if ids is None:
+        return ~torch.eye(rows, dtype=torch.bool, device=device)
+    same = ids.unsqueeze(1) == ids
+    same.fill_diagonal_(True)
+    return ~same
+
+
+def bank_mask(ids: Tensor | None, bank_ids: Tensor, rows: int) -> Tensor:
+    """(B, K), True where the slot is filled and of another id."""
+    filled = (bank_ids != -1).expand(rows, -1)
+    return filled if ids is None else filled & (ids.unsqueeze(1) != bank_ids)
+
+
+def one_way(positive: Tensor, scores: Tensor, valid: Tensor, objective: Objective) -> Tensor:
+    """Summed cost of one direction.
+
+    Hinge: ``sum_i sum_j w_ij max(0, margin + s_ij - s_i+)``, or the largest j alone; with a
+    temperature the weighted InfoNCE, summed too, so that learning rates and gradient clipping
+    keep their meaning.
+
+    Args:
+        positive: (B,) score of each right pair.
+        scores: (B, N).
+        valid: (B, N) bool, which are negatives.
+        objective: see ``Objective``.
+
+    Returns:
+        Scalar. The gradient reaches both score tensors.
+    """
+    if objective.temperature is not None:
+        return score_info_nce(
+            positive,
+            scores,
+            valid,
+            temperature=objective.temperature,
+            hardness=objective.hardness,
+        ).sum()
+    cost = (objective.margin + scores - positive.unsqueeze(1)).clamp(min=0)
+    cost = cost.masked_fill(~valid, 0.0)
+    if objective.max_violation:
+        return cost.max(dim=1).values.sum() if cost.shape[1] else cost.sum()
+    if objective.hardness > 0:
+        logits = (objective.hardness * scores.detach()).masked_fill(~valid, -torch.inf)
+        share = torch.softmax(logits, dim=1).nan_to_num(0.0)  # a row without negatives
+        cost = cost * share * valid.sum(dim=1, keepdim=True)
+    return cost.sum()

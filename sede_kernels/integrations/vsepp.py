@@ -1,0 +1,244 @@
+"""VSE++ and VSRN: the hinge on one vector a side, with memory banks and weights."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from sede_kernels.bank import MemoryBank
+from sede_kernels.functional import hardest_negatives, weighted_info_nce
+from sede_kernels.integrations import _ranking
+from sede_kernels.integrations._banked import BankedLoss, Ids, ids_tensor, training_call
+from sede_kernels.integrations._scores import (
+    Objective,
+    bank_mask,
+    check_objective,
+    negatives_mask,
+    one_way,
+)
+
+MEASURES = ("cosine", "order")
+
+
+def order_similarity(im: Tensor, s: Tensor) -> Tensor:
+    """(n_image, n_caption) order-embedding scores ``-|max(0, s - im)|``; zero has gradient 0."""
+    excess = (s.unsqueeze(0) - im.unsqueeze(1)).clamp(min=0)
+    scores: Tensor = -torch.linalg.vector_norm(excess, dim=2)
+    return scores
+
+
+class ContrastiveLoss(BankedLoss):
+    """Twin of VSE++'s ``ContrastiveLoss(margin, measure, max_violation)``, banks and weights.
+
+    Without ids, banks, temperature and hardness the value and gradients are the host's: the sum
+    over both directions of ``max(0, margin + s- - s+)``, of the hardest negative only with
+    ``max_violation``. In training (the embeddings carry a gradient) each call stores its batch
+    after the loss; validation under ``no_grad`` does not.
+
+    Args:
+        margin: of the hinge.
+        measure: ``order`` for order embeddings, anything else for the inner product, as the host.
+        max_violation: count only the hardest negative of each query.
+        bank_size: vectors kept a modality; 0 for no bank.
+        dim: D, width of the embeddings; needed with a bank.
+        bank_dtype: see ``MemoryBank``; stored as they come, unit or not.
+        temperature: None for the hinge, a number for the weighted InfoNCE (summed).
+        hardness: beta >= 0 in cosine units, weights n softmax(beta s), detached; of no
+            effect on a single hardest negative.
+        start_step: enqueues before the banks take part.
+
+    Cost:
+        The hardest negatives and the InfoNCE read the bank without a B x K matrix; the hinge over
+        all negatives builds one.
+
+    Source:
+        Faghri et al. 2018 (VSE++).
+
+    Example:
+        >>> criterion = ContrastiveLoss(margin=0.2, max_violation=True, bank_size=8, dim=4)
+        >>> image = torch.eye(4).requires_grad_()
+        >>> loss = criterion(image, torch.eye(4), ids=[0, 1, 2, 3])
+        >>> len(criterion.image_bank)
+        4
+    """
+
+    def __init__(
+        self,
+        margin: float = 0,
+        measure: str | bool = False,
+        max_violation: bool = False,
+        *,
+        bank_size: int = 0,
+        dim: int | None = None,
+        bank_dtype: torch.dtype = torch.float32,
+        temperature: float | None = None,
+        hardness: float = 0.0,
+        start_step: int = 0,
+    ) -> None:
+        super().__init__(start_step)
+        check_objective("ContrastiveLoss", temperature, hardness)
+        self.margin = margin
+        self.order = measure == "order"
+        self.max_violation = max_violation
+        self.temperature = temperature
+        self.hardness = hardness
+        self.image_bank: MemoryBank | None = None
+        self.text_bank: MemoryBank | None = None
+        if self.order and (bank_size or temperature is not None):
+            raise ValueError(
+                "ContrastiveLoss: banks and temperature need the inner product; "
+                "measure='order' has the plain hinge only."
+            )
+        if bank_size:
+            if dim is None:
+                raise ValueError(f"ContrastiveLoss: bank_size={bank_size} needs dim too.")
+            self.image_bank = MemoryBank(bank_size, dim, dtype=bank_dtype, normalize=False)
+            self.text_bank = MemoryBank(bank_size, dim, dtype=bank_dtype, normalize=False)
+
+    def extra_repr(self) -> str:
+        """The settings of the criterion."""
+        return (
+            f"margin={self.margin}, max_violation={self.max_violation}, "
+            f"temperature={self.temperature}, hardness={self.hardness}"
+        )
+
+    def forward(
+        self,
+        im: Tensor,
+        s: Tensor,
+        ids: Ids | None = None,
+        *,
+        keys: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Summed loss.
+
+        Args:
+            im: (B, D) image embeddings.
+            s: (B, D) caption embeddings.
+            ids: (B,) image of each pair; pairs of one image are no negatives. None as the host.
+            keys: a momentum encoder's (im, s) to store instead.
+
+        Returns:
+            Scalar.
+        """
+        if im.ndim != 2 or im.shape != s.shape:
+            raise ValueError(
+                "ContrastiveLoss: im and s must both be (B, D), got "
+                f"{tuple(im.shape)} and {tuple(s.shape)}."
+            )
+        known = ids_tensor("ContrastiveLoss", ids, im.shape[0], im.device)
+        texts = self.text_bank if self.warm else None
+        images = self.image_bank if self.warm else None
+        if self.temperature is not None:
+            total = self._info_nce(im, s, texts, known, self.temperature)
+            total = total + self._info_nce(s, im, images, known, self.temperature)
+        else:
+            scores = order_similarity(im, s) if self.order else im @ s.t()
+            total = self._hinge(im, scores, texts, known)
+            total = total + self._hinge(s, scores.t(), images, known)
+        if self.image_bank is not None and training_call(self, im, s):
+            self.enqueue(*(keys or (im, s)), known)
+        return total
+
+    def _info_nce(
+        self,
+        query: Tensor,
+        key: Tensor,
+        bank: MemoryBank | None,
+        ids: Tensor | None,
+        temperature: float,
+    ) -> Tensor:
+        loss = weighted_info_nce(
+            query,
+            key,
+            bank,
+            temperature=temperature,
+            hardness=self.hardness,
+            query_ids=ids,
+            in_batch_negatives=True,
+            reduction="sum",
+        )
+        return loss if isinstance(loss, Tensor) else loss[0]
+
+    def _hinge(
+        self, query: Tensor, scores: Tensor, bank: MemoryBank | None, ids: Tensor | None
+    ) -> Tensor:
+        rows = scores.shape[0]
+        valid = negatives_mask(ids, rows, scores.device)
+        positive = scores.diagonal()
+        if bank is not None:
+            if self.max_violation:
+                extra, seen = self._hardest(query, bank, ids)
+            else:
+                # dense() copies: the bank is written to before the backward pass reads it.
+                extra = query @ bank.dense(query.dtype).t()
+                seen = bank_mask(ids, bank.ids, rows)
+            scores, valid = torch.cat([scores, extra], 1), torch.cat([valid, seen], 1)
+        objective = Objective(self.margin, self.max_violation, None, self.hardness)
+        return one_way(positive, scores, valid, objective)
+
+    @staticmethod
+    def _hardest(query: Tensor, bank: MemoryBank, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Score (B, 1) of the hardest stored negative and whether there is one."""
+        _, index = hardest_negatives(query.detach(), bank, 1, query_ids=ids)
+        # The product again on copied rows, for the gradient and because the bank is overwritten.
+        row = index[:, 0].clamp(min=0)
+        found = bank.rows[row].to(query.dtype)
+        if bank.row_scale is not None:
+            found = found * bank.row_scale[row].to(query.dtype).unsqueeze(1)
+        return (query * found).sum(dim=1, keepdim=True), index >= 0
+
+    @torch.no_grad()
+    def enqueue(self, im: Tensor, s: Tensor, ids: Tensor | None = None) -> None:
+        """Store a batch; the criterion does so itself at the end of a training call."""
+        if self.image_bank is None or self.text_bank is None:
+            return
+        self.image_bank.enqueue(im, ids)
+        self.text_bank.enqueue(s, ids)
+        self.steps += 1
+
+
+@torch.inference_mode()
+def _scores(images: ArrayLike, captions: ArrayLike, npts: int | None, measure: str) -> Any:
+    """(N, C) scores of images that come repeated, one a caption."""
+    im, s = (torch.as_tensor(np.asarray(x), dtype=torch.float32) for x in (images, captions))
+    if measure not in MEASURES:
+        raise ValueError(f"i2t: measure must be cosine or order, got {measure!r}.")
+    if len(im) != len(s):
+        raise ValueError(
+            "i2t: images must come repeated, one row a caption, got "
+            f"{len(im)} images and {len(s)} captions."
+        )
+    each = len(im) // npts if npts else 5
+    if not each or len(im) % each:
+        raise ValueError(f"i2t: {len(im)} rows do not divide into groups of {each} captions.")
+    im = im[::each]
+    if measure == "order":
+        return torch.cat([order_similarity(part, s) for part in torch.split(im, 16)]).numpy()
+    return (im @ s.t()).numpy()
+
+
+def i2t(
+    images: ArrayLike,
+    captions: ArrayLike,
+    npts: int | None = None,
+    measure: str = "cosine",
+    return_ranks: bool = False,
+) -> _ranking.Metrics | tuple[_ranking.Metrics, _ranking.Ranks]:
+    """Image-to-text recall; images (5N, D) come repeated as in the host; see ``scan.i2t``."""
+    sims: NDArray[np.float32] = _scores(images, captions, npts, measure)
+    return _ranking.image_to_text("i2t", sims, return_ranks)
+
+
+def t2i(
+    images: ArrayLike,
+    captions: ArrayLike,
+    npts: int | None = None,
+    measure: str = "cosine",
+    return_ranks: bool = False,
+) -> _ranking.Metrics | tuple[_ranking.Metrics, _ranking.Ranks]:
+    """Text-to-image recall; images (5N, D) come repeated as in the host; see ``scan.i2t``."""
+    sims: NDArray[np.float32] = _scores(images, captions, npts, measure)
+    return _ranking.text_to_image("t2i", sims, return_ranks)

@@ -77,7 +77,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.visualize is not None:
         from sede_kernels.training.pictures import draw_results
 
-        draw_results(scores, part, corpus.folder, name, arguments.visualize)
+        draw_results(scores, part, corpus.folder, name, arguments.visualize, vocabulary=vocabulary)
         print(f"Search results: {arguments.visualize}")
     return 0
 

@@ -32,7 +32,7 @@ class TrainConfig:
     model: str = _option("vse", "retrieval model", choices=tuple(MODELS))
     epochs: int = _option(15, "passes over the training captions")
     batch_size: int = _option(64, "captions a step")
-    lr: float = _option(1e-3, "learning rate at the start; it falls to 0 along a cosine")
+    lr: float = _option(2e-3, "learning rate at the start; it falls to 0 along a cosine")
     weight_decay: float = _option(1e-4, "AdamW weight decay")
     grad_clip: float = _option(2.0, "largest gradient norm")
     dim: int = _option(256, "width of the embedding")

@@ -13,20 +13,19 @@ from sede_kernels.training.loop import resume, train
 from sede_kernels.training.pictures import draw_results
 from sede_kernels.training.run import load_best, load_corpus, read_config
 
-LIMIT = 4000  # icons; the features are most of the time the command takes
+LIMIT = 3000  # icons; the features are most of the time the command takes
 EPOCHS = 12
 
 
 def settings(limit: int, epochs: int) -> dict[str, TrainConfig]:
     """The two runs: one base, and the same with erasing, banks and weighting."""
-    base = TrainConfig(data=f"icons_{limit}", epochs=epochs, batch_size=32)
+    base = TrainConfig(data=f"icons_{limit}", epochs=epochs, batch_size=32, lr=3e-3)
     modules = replace(
         base,
         erase="high",
         erase_pass="second",
         bank=2048,
         weighting=5.0,
-        bank_start=100,
     )
     return {"base": base, "three modules": modules}
 
@@ -97,8 +96,8 @@ def _report(
     )
     page = out / "search_results.png"
     scores = score_part(model, part, corpus.words["test"])
-    title = f"Icon search after {runs['base'].epochs} epochs"
-    draw_results(scores, part, corpus.folder, "test", page, title=title)
+    title = f"Icon search with the three modules, {runs['base'].epochs} epochs"
+    draw_results(scores, part, corpus.folder, "test", page, vocabulary=vocabulary, title=title)
     print(
         f"""
 Search results (pictures): {page}

@@ -11,6 +11,7 @@ import numpy as np
 from sede_kernels.training.data.draw import Pen
 from sede_kernels.training.data.glyphs import SOURCES
 from sede_kernels.training.data.precomp import Part
+from sede_kernels.training.data.text import Vocabulary, tokenize
 from sede_kernels.training.evaluate import Floats
 from sede_kernels.training.files import UserError, atomic_file, read_manifest
 
@@ -44,21 +45,26 @@ class Search:
         hits: the best images, best first.
         answer: the best ranked right image.
         rank: its rank, from 1.
+        unknown: whether no word of the query occurs in training; the answer is then a guess.
     """
 
     query: str
     hits: list[Hit]
     answer: int
     rank: int
+    unknown: bool
 
 
-def search(scores: Floats, part: Part, captions: Sequence[int], top: int = TOP) -> list[Search]:
+def search(
+    scores: Floats, part: Part, captions: Sequence[int], vocabulary: Vocabulary, top: int = TOP
+) -> list[Search]:
     """The best images of some captions.
 
     Args:
         scores: (N images, C captions).
         part: names the captions and their owners.
         captions: which captions ask.
+        vocabulary: the words of training.
         top: images to list.
     """
     found = []
@@ -70,7 +76,9 @@ def search(scores: Floats, part: Part, captions: Sequence[int], top: int = TOP) 
             Hit(image, float(scores[image, caption]), image in owners)
             for image in order[:top].tolist()
         ]
-        found.append(Search(part.captions[caption], hits, int(order[rank - 1]), rank))
+        query = part.captions[caption]
+        unknown = not any(word in vocabulary.words for word in tokenize(query))
+        found.append(Search(query, hits, int(order[rank - 1]), rank, unknown))
     return found
 
 
@@ -134,7 +142,11 @@ def results_page(searches: list[Search], gallery: Gallery, title: str, note: str
 
 def _draw_row(page: Any, pen: Any, result: Search, gallery: Gallery, left: int, top: int) -> None:
     pen.line((left, top, left + (TOP + 1) * (_THUMB + _GAP) + _GAP, top), _LINE, 1)
-    pen.text((left, top + 9), f"“{result.query}”", _INK, _font(20))
+    query = f"“{result.query}”"
+    pen.text((left, top + 9), query, _INK, _font(20))
+    if result.unknown:
+        x = left + pen.textlength(query, _font(20)) + _GAP
+        pen.text((x, top + 14), "no word of it is in training", _GREY, _font(13))
     hits = [(hit.image, hit.right, f"{hit.score:.2f}") for hit in result.hits]
     for place, (image, right, score) in enumerate(hits):
         _draw_image(page, pen, gallery, image, right, score, left + place * (_THUMB + _GAP), top)
@@ -191,6 +203,7 @@ def draw_results(
     part_name: str,
     path: Path,
     *,
+    vocabulary: Vocabulary,
     queries: int = 12,
     title: str = "Search results",
 ) -> list[Search]:
@@ -202,12 +215,13 @@ def draw_results(
         folder: the prepared folder.
         part_name: its part.
         path: PNG to write.
+        vocabulary: the words of training.
         queries: captions to show.
         title: of the page.
     """
     count = min(queries, len(part.captions))
     chosen = np.random.default_rng(12).choice(len(part.captions), count, replace=False)
-    searches = search(scores, part, chosen.tolist())
+    searches = search(scores, part, chosen.tolist(), vocabulary)
     note = (
         f"{count} of {len(part.captions):,} held-out captions, drawn at random, searched among "
         f"{len(part.rows):,} held-out images. Green: right. Numbers: cosine."

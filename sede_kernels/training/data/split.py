@@ -20,7 +20,7 @@ def part_sizes(count: int) -> tuple[int, int]:
     >>> part_sizes(600)
     (60, 120)
     """
-    return (500, 1000) if count >= 3000 else (count // 10, count // 5)
+    return (500, 1000) if count >= 3500 else (count // 10, count // 5)
 
 
 def random_split(pictures: list[Picture]) -> dict[str, Rows]:

@@ -15,8 +15,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
-_FULL[errno.EFBIG] = "the file would pass the size limit of this shell (ulimit -f)"
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EFBIG: "the file would pass the size limit of this shell (ulimit -f)",
+    getattr(errno, "EDQUOT", -1): "the disk quota is used up",  # not on Windows
+}
 
 
 class UserError(RuntimeError):

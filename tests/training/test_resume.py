@@ -14,7 +14,7 @@ import torch
 from sede_kernels.training import checkpoint
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.files import UserError
-from sede_kernels.training.loop import Trainer, resume, train
+from sede_kernels.training.loop import StoppedError, Trainer, resume, train
 
 from .conftest import read_log
 
@@ -28,7 +28,7 @@ MODELS = {
 }
 
 
-def settings(name: str, epochs: int = 5) -> TrainConfig:
+def settings(name: str, epochs: int = 4) -> TrainConfig:
     return TrainConfig(epochs=epochs, threads=1, **SMALL, **MODELS[name])
 
 
@@ -124,9 +124,8 @@ def test_every_place_resumes(icons, tmp_path):
             return step(rows)
 
         first.train_step = counted
-        with pytest.raises(Exception, match="") as caught:
+        with pytest.raises(StoppedError):
             first.run()
-        assert type(caught.value).__name__ == "StoppedError"
         assert len(steps) == stop
         resume(out)
         assert same(state_of(out), whole), f"stopped after step {stop}"

@@ -19,7 +19,7 @@ EPOCHS = 12
 
 def settings(limit: int, epochs: int) -> dict[str, TrainConfig]:
     """The two runs: one base, and the same with erasing, banks and weighting."""
-    base = TrainConfig(data=f"icons_{limit}", epochs=epochs, batch_size=32, lr=3e-3)
+    base = TrainConfig(data=f"icons_{limit}", epochs=epochs, batch_size=64, lr=3e-3)
     modules = replace(
         base,
         erase="high",

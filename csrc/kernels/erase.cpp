@@ -6,8 +6,6 @@ namespace sede {
 namespace SEDE_ISA {
 namespace {
 
-typedef signed char VecB __attribute__((vector_size(SEDE_VEC_BYTES / 4), may_alias));
-
 struct EraseScratch {
   float *row, *other;
   std::int32_t *keep, *keys;
@@ -22,48 +20,54 @@ struct EraseScratch {
 
 index_t scratch(index_t length) { return 4 * (whole_vectors(length) * 4 + 64); }
 
-SEDE_INLINE float narrow(float x, float) { return x; }
-SEDE_INLINE Bf16 narrow(float x, Bf16) { return {float_to_bf16(x)}; }
-SEDE_INLINE F16 narrow(float x, F16) { return {float_to_f16(x)}; }
+SEDE_INLINE void narrow(float x, Bf16& out) { out.bits = float_to_bf16(x); }
+SEDE_INLINE void narrow(float x, F16& out) { out.bits = float_to_f16(x); }
+
+SEDE_INLINE VecF whole_vector(const float* p) { return load<VecF>(p); }
+template <class S>
+SEDE_INLINE VecF whole_vector(const S* p) {
+  float x[kLanes];
+  for (int n = 0; n < kLanes; ++n) x[n] = widen(p[n]);
+  return load<VecF>(x);
+}
+SEDE_INLINE void put_vector(float* p, VecF v) { store(p, v); }
+template <class S>
+SEDE_INLINE void put_vector(S* p, VecF v) {
+  float x[kLanes];
+  store(x, v);
+  for (int n = 0; n < kLanes; ++n) narrow(x[n], p[n]);
+}
 
 // One vector from p, of which `room` elements may be read; the caller discards what is not its own.
 template <class S>
 SEDE_INLINE VecF read_vector(const S* p, index_t room) {
-  float x[kLanes];
-  if (room >= kLanes) {
-    for (int n = 0; n < kLanes; ++n) x[n] = widen(p[n]);
-  } else {
-    for (int n = 0; n < kLanes; ++n) x[n] = n < room ? widen(p[n]) : 0.0f;
-  }
-  return load<VecF>(x);
+  if (__builtin_expect(room >= kLanes, 1)) return whole_vector(p);
+  S x[kLanes] = {};
+  for (index_t n = 0; n < room; ++n) x[n] = p[n];
+  return whole_vector(x);
 }
 
 // One vector to p, of which `room` elements may be written.
 template <class S>
 SEDE_INLINE void write_vector(S* p, VecF v, index_t room) {
+  if (__builtin_expect(room >= kLanes, 1)) return put_vector(p, v);
   S x[kLanes];
-  for (int n = 0; n < kLanes; ++n) x[n] = narrow(v[n], S());
-  if (room >= kLanes)
-    __builtin_memcpy(p, x, sizeof(x));
-  else
-    for (index_t n = 0; n < room; ++n) p[n] = x[n];
+  put_vector(x, v);
+  for (index_t n = 0; n < room; ++n) p[n] = x[n];
 }
 
 SEDE_INLINE void write_mask(unsigned char* p, VecI keep, index_t room) {
-  const VecB bytes = __builtin_convertvector(keep, VecB) & 1;
-  if (room >= kLanes)
-    __builtin_memcpy(p, &bytes, sizeof(bytes));
-  else
-    for (index_t n = 0; n < room; ++n) p[n] = (unsigned char)bytes[n];
+  if (room >= kLanes) return store_bytes(p, keep);
+  unsigned char bytes[kLanes];
+  store_bytes(bytes, keep);
+  for (index_t n = 0; n < room; ++n) p[n] = bytes[n];
 }
 
 SEDE_INLINE VecI read_mask(const unsigned char* p, index_t room) {
-  VecB bytes{};
-  if (room >= kLanes)
-    __builtin_memcpy(&bytes, p, sizeof(bytes));
-  else
-    for (index_t n = 0; n < room; ++n) bytes[n] = (signed char)p[n];
-  return __builtin_convertvector(bytes, VecI) != 0;
+  if (room >= kLanes) return load_bytes(p);
+  unsigned char bytes[kLanes] = {};
+  for (index_t n = 0; n < room; ++n) bytes[n] = p[n];
+  return load_bytes(bytes);
 }
 
 // The last vector of a row reaches into the next one: it may be read there, and written too, since

@@ -2,15 +2,13 @@
 // and padded to whole vectors; a keep array holds -1 (kept) or 0 for each.
 #pragma once
 
+#include "convert.h"
 #include "erase_api.h"
-#include "simd.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
 
-typedef float HalfF __attribute__((vector_size(SEDE_VEC_BYTES / 2), may_alias));
-constexpr index_t kLanes = Simd<float>::width;
 constexpr std::int32_t kNoKey = -2147483647 - 1;  // below every key: not a candidate
 
 SEDE_INLINE index_t whole_vectors(index_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -24,20 +22,6 @@ SEDE_INLINE VecI lane_numbers() {
 // -1 in the lanes n of a vector with first + n < end.
 SEDE_INLINE VecI lanes_below(index_t first, index_t end) {
   return lane_numbers() < std::int32_t(end - first < kLanes ? end - first : kLanes);
-}
-
-SEDE_INLINE VecD low_half(const float* p) { return __builtin_convertvector(load<HalfF>(p), VecD); }
-SEDE_INLINE VecD high_half(const float* p) { return low_half(p + kLanes / 2); }
-
-SEDE_INLINE double lane_sum(VecD v) {
-  double total = 0;
-  for (int n = 0; n < kLanes / 2; ++n) total += v[n];
-  return total;
-}
-SEDE_INLINE std::int32_t lane_sum(VecI v) {
-  std::int32_t total = 0;
-  for (int n = 0; n < kLanes; ++n) total += v[n];
-  return total;
 }
 
 // Integers ordered like floats, NaN above all others and -0 equal to 0, as torch sorts.
@@ -74,11 +58,7 @@ SEDE_INLINE Cut find_cut(const std::int32_t* keys, index_t padded, index_t wante
     least = up < least ? up : least;
     greatest = key > greatest ? key : greatest;
   }
-  std::int64_t low = least[0], high = greatest[0];
-  for (int n = 1; n < kLanes; ++n) {
-    low = least[n] < low ? least[n] : low;
-    high = greatest[n] > high ? greatest[n] : high;
-  }
+  std::int64_t low = lane_min(least), high = ~std::int64_t(lane_min(~greatest));
   while (low < high) {
     const std::int64_t middle = low + (high - low + 1) / 2;
     const index_t count = count_from(keys, padded, std::int32_t(middle));
@@ -128,8 +108,7 @@ __attribute__((noinline)) float quantile_of(const std::int32_t* keys, index_t pa
       const VecI k = load<VecI>(keys + n);
       least = (k >= cut.key) & (k < least) ? k : least;
     }
-    key = least[0];
-    for (int n = 1; n < kLanes; ++n) key = least[n] < key ? least[n] : key;
+    key = lane_min(least);
   }
   const float low = key_value(key);
   if (rank == 1) return low;
@@ -140,8 +119,7 @@ __attribute__((noinline)) float quantile_of(const std::int32_t* keys, index_t pa
       const VecI k = load<VecI>(keys + n);
       least = (k > key) & (k < least) ? k : least;
     }
-    next = least[0];
-    for (int n = 1; n < kLanes; ++n) next = least[n] < next ? least[n] : next;
+    next = lane_min(least);
   }
   return low + float(position - double(below)) * (key_value(next) - low);
 }
@@ -184,8 +162,9 @@ SEDE_INLINE float peak_of(const float* row, index_t padded, index_t length) {
     const VecI better = ((x > peak) | (x != x)) & lanes_below(n, length);
     peak = better ? x : peak;
   }
-  float best = peak[0];
-  for (int n = 1; n < kLanes; ++n) best = peak[n] > best || peak[n] != peak[n] ? peak[n] : best;
+  float lanes[kLanes], best = kNegInf<float>;
+  store(lanes, peak);
+  for (float x : lanes) best = x > best || x != x ? x : best;
   return best;
 }
 

@@ -1,0 +1,88 @@
+// Between lanes of different widths, where GCC's __builtin_convertvector goes through scalars.
+// The intrinsics of <immintrin.h> are always inlined, so the rule of simd.h holds; their maskz forms
+// spare GCC 12 a wrong warning.
+#pragma once
+
+#include "simd.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace sede {
+namespace SEDE_ISA {
+namespace {
+
+constexpr index_t kLanes = Simd<float>::width;
+
+// Half a vector of floats at p as doubles.
+SEDE_INLINE VecD low_half(const float* p) {
+#if defined(__AVX512F__)
+  return (VecD)_mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+  return (VecD)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+  VecD v;
+  for (int n = 0; n < kLanes / 2; ++n) v[n] = double(p[n]);
+  return v;
+#endif
+}
+SEDE_INLINE VecD high_half(const float* p) { return low_half(p + kLanes / 2); }
+
+// One byte a lane: 1 where the mask is set.
+SEDE_INLINE void store_bytes(unsigned char* p, VecI mask) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)p, _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)(mask & 1)));
+#elif defined(__AVX2__)
+  const __m256i bits = (__m256i)(mask & 1);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
+#else
+  for (int n = 0; n < kLanes; ++n) p[n] = (unsigned char)(mask[n] & 1);
+#endif
+}
+
+// -1 in the lanes whose byte is not zero.
+SEDE_INLINE VecI load_bytes(const unsigned char* p) {
+#if defined(__AVX512F__)
+  const VecI wide = (VecI)_mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+  const VecI wide = (VecI)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+  VecI wide;
+  for (int n = 0; n < kLanes; ++n) wide[n] = p[n];
+#endif
+  return wide != 0;
+}
+
+// Sums of all lanes as a tree, in an order that does not depend on the values.
+SEDE_INLINE double lane_sum(VecD v) {
+#pragma GCC unroll 4
+  for (int step = kLanes / 4; step > 0; step /= 2) {
+    VecL from;
+    for (int n = 0; n < kLanes / 2; ++n) from[n] = n ^ step;
+    v += __builtin_shuffle(v, from);
+  }
+  return v[0];
+}
+SEDE_INLINE std::int32_t lane_sum(VecI v) {
+#pragma GCC unroll 4
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    VecI from;
+    for (int n = 0; n < kLanes; ++n) from[n] = n ^ step;
+    v += __builtin_shuffle(v, from);
+  }
+  return v[0];
+}
+// Through memory, or the compiler keeps v there for all of its life.
+SEDE_INLINE std::int32_t lane_min(VecI v) {
+  std::int32_t lanes[kLanes];
+  store(lanes, v);
+  std::int32_t least = lanes[0];
+  for (std::int32_t x : lanes) least = x < least ? x : least;
+  return least;
+}
+
+}  // namespace
+}  // namespace SEDE_ISA
+}  // namespace sede

@@ -126,13 +126,14 @@ void run(const BankLse& op, const BankLseOut& out, const BankOps<T>& ops) {
                         op.accumulators * queries * columns * index_t(sizeof(T)));
   Partials<T> parts(op, plan, ops, static_cast<T*>(out.acc));
   parts.block_size = plan.query_block;
-  Buffer packed(round_up(queries, ops.panel) * dim * ops.query_bytes);
+  const index_t packed_row = (dim + ops.group - 1) / ops.group * ops.query_bytes;
+  Buffer packed(round_up(queries, ops.panel) * packed_row);
 
   const index_t panels = (queries + ops.panel - 1) / ops.panel;
   auto pack = [&](index_t p) {
     const index_t first = p * ops.panel;
     ops.pack(op.query, first, std::min(ops.panel, queries - first),
-             packed.get() + first * dim * ops.query_bytes);
+             packed.get() + first * packed_row);
   };
   auto slice = [&](index_t task, char* scratch) {
     const index_t block = task % plan.query_blocks, n = task / plan.query_blocks;
@@ -140,7 +141,7 @@ void run(const BankLse& op, const BankLseOut& out, const BankOps<T>& ops) {
     call.op = &op;
     call.query_begin = block * plan.query_block;
     call.queries = std::min(plan.query_block, queries - call.query_begin);
-    call.packed_query = packed.get() + call.query_begin * dim * ops.query_bytes;
+    call.packed_query = packed.get() + call.query_begin * packed_row;
     std::tie(call.bank_begin, call.bank_end) = plan.slice(n, op.bank.rows);
     call.tiling = plan.tiling;
     call.state = parts.state(n, call.query_begin);
@@ -174,7 +175,9 @@ void run(const BankLse& op, const BankLseOut& out, const BankOps<T>& ops) {
 void bank_lse(const BankLse& op, const BankLseOut& out) {
   const Kernels& isa = kernels();
   if (op.query.dtype == DType::f64) return run<double>(op, out, *isa.bank_f64);
-  run<float>(op, out, *isa.bank_f32);
+  const bool pairs = isa.bank_bf16->slice && op.query.dtype == DType::bf16 &&
+                     (op.bank.dtype == DType::bf16 || op.bank.dtype == DType::i8);
+  run<float>(op, out, pairs ? *isa.bank_bf16 : *isa.bank_f32);
 }
 
 }  // namespace sede

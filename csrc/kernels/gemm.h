@@ -2,32 +2,64 @@
 // element by element from any strides and B read as contiguous vectors.
 #pragma once
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>  // always inlined, so nothing of it can leak to other files
+#endif
+
 #include "simd.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
 
-// C: R rows of V vectors. `add` false overwrites C.
-template <class T, int R, int V>
-SEDE_INLINE void tile(const T* a, index_t a_row, index_t a_step, const T* b, index_t b_step, T* c,
-                      index_t c_row, index_t steps, bool add) {
+// What a product is made of: elements of A and B, the sums, and the multiply-add. One step of the
+// inner dimension is one element (for bf16, one pair).
+template <class T>
+struct Arithmetic {
+  using Sum = T;
   using Vec = typename Simd<T>::Vec;
+  using SumVec = Vec;
+  static SEDE_INLINE void add(SumVec& sum, T left, Vec right) { sum += left * right; }
+};
+
+// Two bf16 values in one 32-bit lane.
+enum class Pair : std::uint32_t {};
+#ifdef __AVX512BF16__
+template <>
+struct Arithmetic<Pair> {
+  using Sum = float;
+  using Vec = __m512i;
+  using SumVec = VecF;
+  static SEDE_INLINE void add(SumVec& sum, Pair left, Vec right) {
+    sum = (VecF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(left)),
+                                 (__m512bh)right);
+  }
+};
+#endif
+template <>
+struct Simd<Pair> : Simd<float> {};
+
+// C: R rows of V vectors. `add` false overwrites C.
+template <class T, int R, int V, class S = typename Arithmetic<T>::Sum>
+SEDE_INLINE void tile(const T* a, index_t a_row, index_t a_step, const T* b, index_t b_step, S* c,
+                      index_t c_row, index_t steps, bool add) {
+  using Math = Arithmetic<T>;
+  using SumVec = typename Math::SumVec;
   constexpr int W = Simd<T>::width;
-  Vec sum[R][V];
+  SumVec sum[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[r][v] = Vec{};
+    for (int v = 0; v < V; ++v) sum[r][v] = SumVec{};
   for (index_t k = 0; k < steps; ++k) {
-    Vec right[V];
+    typename Math::Vec right[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) right[v] = load<Vec>(b + v * W);
+    for (int v = 0; v < V; ++v) right[v] = load<typename Math::Vec>(b + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const T left = a[r * a_row];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] += left * right[v];
+      for (int v = 0; v < V; ++v) Math::add(sum[r][v], left, right[v]);
     }
     a += a_step;
     b += b_step;
@@ -36,15 +68,15 @@ SEDE_INLINE void tile(const T* a, index_t a_row, index_t a_step, const T* b, ind
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      T* out = c + r * c_row + v * W;
-      store(out, add ? load<Vec>(out) + sum[r][v] : sum[r][v]);
+      S* out = c + r * c_row + v * W;
+      store(out, add ? load<SumVec>(out) + sum[r][v] : sum[r][v]);
     }
 }
 
 // One tile of 1 to kTileRows rows.
-template <class T, int V>
+template <class T, int V, class S>
 void tile_rows(index_t rows, const T* a, index_t a_row, index_t a_step, const T* b, index_t b_step,
-               T* c, index_t c_row, index_t steps, bool add) {
+               S* c, index_t c_row, index_t steps, bool add) {
   if (rows >= kTileRows)
     return tile<T, kTileRows, V>(a, a_row, a_step, b, b_step, c, c_row, steps, add);
   while (rows >= 2) {
@@ -58,9 +90,9 @@ void tile_rows(index_t rows, const T* a, index_t a_row, index_t a_step, const T*
 
 // C[rows][columns] (+)= A B for any number of rows; columns is a multiple of the vector length.
 // B's columns are walked outside, so that one slice of B stays in L1 for all rows of A.
-template <class T>
+template <class T, class S>
 void product(index_t rows, index_t columns, const T* a, index_t a_row, index_t a_step, const T* b,
-             index_t b_step, T* c, index_t c_row, index_t steps, bool add) {
+             index_t b_step, S* c, index_t c_row, index_t steps, bool add) {
   constexpr int W = Simd<T>::width;
   index_t column = 0;
   for (; column + kPanelVecs * W <= columns; column += kPanelVecs * W)
@@ -75,16 +107,16 @@ void product(index_t rows, index_t columns, const T* a, index_t a_row, index_t a
 
 // Similarities of a bank tile with one panel of queries: panel[j][i] = sum_d bank[j][d] query[d][i],
 // blocked over D so that the block of the packed query stays in L1.
-template <class T>
+template <class T, class S>
 void similarities(const T* bank, index_t bank_row, index_t rows, const T* query, index_t dim,
-                  index_t queries, index_t depth, T* panel) {
+                  index_t queries, index_t depth, S* panel) {
   constexpr index_t W = Simd<T>::width, P = kPanel<T>;
   const index_t columns = queries > W ? P : W;
   if (dim == 0)
-    for (index_t n = 0; n < rows * P; ++n) panel[n] = T(0);
+    for (index_t n = 0; n < rows * P; ++n) panel[n] = S(0);
   for (index_t d = 0; d < dim; d += depth) {
     const index_t steps = dim - d < depth ? dim - d : depth;
-    product<T>(rows, columns, bank + d, bank_row, 1, query + d * P, P, panel, P, steps, d > 0);
+    product(rows, columns, bank + d, bank_row, 1, query + d * P, P, panel, P, steps, d > 0);
   }
 }
 

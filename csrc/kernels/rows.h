@@ -110,17 +110,25 @@ struct BankTile {
   index_t* source;   // [capacity] bank row of each
 };
 
-// Fill the tile from bank rows `next` .. `end`, leaving empty slots out; returns the next row.
-// Rows beyond count (up to a multiple of kTileRows) and columns beyond D are zero.
+// Choose the rows of the next tile from `next` .. `end`, leaving empty slots out; returns the row to
+// go on from.
 template <class T>
-index_t fill_tile(const BankLse& op, index_t next, index_t end, BankTile<T>& tile) {
-  const Matrix& m = op.bank;
+index_t gather_sources(const BankLse& op, index_t next, index_t end, BankTile<T>& tile) {
   const bool check = op.empty_slots && op.bank_ids;
   tile.count = 0;
   while (next < end && tile.count < tile.capacity) {
     if (!check || op.bank_ids[next] != -1) tile.source[tile.count++] = next;
     ++next;
   }
+  return next;
+}
+
+// Fill the tile with such rows. Rows beyond count (up to a multiple of kTileRows) and columns beyond
+// D are zero.
+template <class T>
+index_t fill_tile(const BankLse& op, index_t next, index_t end, BankTile<T>& tile) {
+  const Matrix& m = op.bank;
+  next = gather_sources(op, next, end, tile);
   const index_t count = tile.count;
   if (m.col_stride != 1 && m.row_stride == 1) {
     // A (D, K) bank seen as (K, D): blocks of rows, so that each cache line is read once.

@@ -43,8 +43,8 @@ __attribute__((noinline)) double fma_loop(index_t rounds) {
 
 }  // namespace
 
-extern const Kernels kernels = {SEDE_STRING(SEDE_ISA), &bank_f32, &bank_f64, fma_loop,
-                                2 * kChains * Simd<float>::width, &erase_ops};
+extern constexpr Kernels kernels = {SEDE_STRING(SEDE_ISA), &bank_f32, &bank_f64, &bank_bf16,
+                                fma_loop, 2 * kChains * Simd<float>::width, &erase_ops};
 
 }  // namespace SEDE_ISA
 }  // namespace sede

@@ -12,16 +12,20 @@ template <class T>
 struct BankOps {
   index_t panel;              // queries are packed in panels of this many
   index_t width;              // lanes of a vector
-  index_t query_bytes;        // bytes of a packed query element
+  index_t group;              // columns of a packed query element (2: a bf16 pair)
+  index_t query_bytes;        // bytes of such an element
   void (*pack)(const Matrix& query, index_t begin, index_t count, void* out);
   index_t (*scratch)(const BankLse& op, index_t queries, const Tiling& tiling);
   void (*slice)(const SliceCall<T>& call);
 };
 
+// Tables are constants the compiler can lay out: code that ran at start-up to build one would run
+// with this set's instructions on every processor.
 struct Kernels {
   const char* name;
   const BankOps<float>* bank_f32;
   const BankOps<double>* bank_f64;
+  const BankOps<float>* bank_bf16;  // all null without bf16 multiply-adds
   double (*fma_loop)(index_t rounds);
   index_t fma_loop_flops;  // per round
   const EraseOps* erase;
@@ -31,6 +35,7 @@ struct Kernels {
 namespace SEDE_ISA {
 extern const BankOps<float> bank_f32;
 extern const BankOps<double> bank_f64;
+extern const BankOps<float> bank_bf16;
 extern const EraseOps erase_ops;
 }  // namespace SEDE_ISA
 #endif

@@ -108,8 +108,13 @@ __attribute__((noinline)) void raise_reference(const Weigher<T>& w, index_t lane
 template <class T>
 constexpr T kHeadroom = T(58);
 
+// Weights >= 0 rounded to bf16, so that the row sum is that of the weights the product will use.
+SEDE_INLINE VecF rounded(VecF p) { return (VecF)(((VecI)p + 0x8000) & std::int32_t(0xffff0000)); }
+SEDE_INLINE VecD rounded(VecD p) { return p; }
+
 // panel [count][kPanel]: similarities in, weights of accumulate[0] out; second: of accumulate[1].
-template <class T, int E, bool FILTER, bool EXTRA>
+// HALF: the weights will be used in bf16.
+template <class T, int E, bool FILTER, bool EXTRA, bool HALF>
 void weigh(const Weigher<T>& w, index_t lane, T* panel, T* second) {
   using Vec = typename Simd<T>::Vec;
   using Int = typename Simd<T>::Int;
@@ -154,6 +159,7 @@ void weigh(const Weigher<T>& w, index_t lane, T* panel, T* second) {
     for (int e = 0; e < E; ++e) {
       Vec p = exp2_fast((s - base) * w.exponent[e]);
       if (FILTER) p = ok ? p : Vec{};
+      if (HALF) p = rounded(p);
       sum[e] += p;
       if (EXTRA && w.op->moments) moment[e] += p * (FILTER ? (ok ? s : Vec{}) : s);
       if (e == first) store(panel + j * P, p * scale);
@@ -188,23 +194,25 @@ void weigh(const Weigher<T>& w, index_t lane, T* panel, T* second) {
 template <class T>
 using WeighFn = void (*)(const Weigher<T>&, index_t, T*, T*);
 
-template <class T, bool FILTER, bool EXTRA>
+template <class T, bool FILTER, bool EXTRA, bool HALF>
 WeighFn<T> pick_exponents(int exponents) {
   switch (exponents) {
-    case 0: return weigh<T, 0, FILTER, EXTRA>;
-    case 1: return weigh<T, 1, FILTER, EXTRA>;
-    case 2: return weigh<T, 2, FILTER, EXTRA>;
-    default: return weigh<T, 3, FILTER, EXTRA>;
+    case 0: return weigh<T, 0, FILTER, EXTRA, HALF>;
+    case 1: return weigh<T, 1, FILTER, EXTRA, HALF>;
+    case 2: return weigh<T, 2, FILTER, EXTRA, HALF>;
+    default: return weigh<T, 3, FILTER, EXTRA, HALF>;
   }
 }
 
-template <class T>
+template <class T, bool HALF = false>
 WeighFn<T> pick_weigh(const Weigher<T>& w) {
   const int exponents = w.op->exponents;
   const bool extra = w.op->moments || w.op->hardest;
   if (w.filters())
-    return extra ? pick_exponents<T, true, true>(exponents) : pick_exponents<T, true, false>(exponents);
-  return extra ? pick_exponents<T, false, true>(exponents) : pick_exponents<T, false, false>(exponents);
+    return extra ? pick_exponents<T, true, true, HALF>(exponents)
+                 : pick_exponents<T, true, false, HALF>(exponents);
+  return extra ? pick_exponents<T, false, true, HALF>(exponents)
+               : pick_exponents<T, false, false, HALF>(exponents);
 }
 
 }  // namespace

@@ -283,3 +283,21 @@ def test_bitwise_equal_runs_and_thread_counts() -> None:
 def test_unknown_isa_is_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match=r"SEDE_CPU_ISA must be auto or one of scalar.*'sse9'"):
         _native.module().select_isa("sse9")
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (33, 131, 64), (70, 1000, 45)], ids=str)
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_bf16_query(isa: str, shape: tuple[int, int, int], kind: str) -> None:
+    """Weights in bf16 (relative 2^-9), sums in fp32; exact ids, counts and maxima otherwise."""
+    b, k, d = shape
+    query, bank = unit(b, d).bfloat16(), unit(k, d, seed=1)
+    scale = None
+    if kind == "int8":
+        scale = bank.abs().amax(dim=1) / 127
+        bank = (bank / scale[:, None]).round().to(torch.int8)
+    else:
+        bank = bank.bfloat16()
+    options = {"row_scale": scale, "query_ids": ids(b, 9, 2), "bank_ids": ids(k, 9, 3, empty=0.2)}
+    check(query, bank, tolerance=4e-3, **options)
+    if kind == "bf16":
+        check(query, bank.T.contiguous().T, tolerance=4e-3, **options)

@@ -1,0 +1,213 @@
+"""open_clip: its CLIP loss with memory banks, hardness weights and ids."""
+
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from sede_kernels.bank import MemoryBank
+from sede_kernels.distributed import gather_keys
+from sede_kernels.functional import weighted_info_nce
+from sede_kernels.integrations._banked import BankedLoss, Ids, ids_tensor, training_call
+
+
+class ClipLoss(BankedLoss):
+    """Twin of open_clip's ``ClipLoss``: same arguments, same sum, plus banks, weights and ids.
+
+    Without bank, hardness and ids value and gradients are the host's, and no B x B matrix of
+    logits is kept for the backward pass. In training each call stores its features after the loss.
+
+    Args:
+        local_loss: only False; the fused loss needs no local split to save memory.
+        gather_with_grad: as the host, with world_size > 1.
+        cache_labels: accepted as in the host; there are no labels to cache.
+        rank: of this process.
+        world_size: number of processes; all ranks hold the same banks.
+        use_horovod: only False.
+        bank_size: features kept a modality; 0 for no bank.
+        dim: D, width of the features; needed with a bank.
+        bank_dtype: see ``MemoryBank``.
+        hardness: beta >= 0 in cosine units.
+        start_step: enqueues before the banks take part.
+        accum_freq: the trainer's; it calls the loss so often a step with the same features, which
+            are stored once, by the last call.
+        loss_options: further keywords of ``weighted_info_nce``: ``margin``, ``tau_plus``, ...
+
+    Source:
+        Radford et al. 2021 (CLIP); Ilharco et al. 2021 (open_clip).
+
+    Example:
+        >>> criterion = ClipLoss(bank_size=8, dim=4)
+        >>> image = torch.eye(4).requires_grad_()
+        >>> list(criterion(image, torch.eye(4), torch.tensor(10.0), output_dict=True))
+        ['contrastive_loss']
+        >>> len(criterion.text_bank)
+        4
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        *,
+        bank_size: int = 0,
+        dim: int | None = None,
+        bank_dtype: torch.dtype = torch.float32,
+        hardness: float = 0.0,
+        start_step: int = 0,
+        accum_freq: int = 1,
+        **loss_options: Any,
+    ) -> None:
+        super().__init__(start_step)
+        if local_loss and world_size > 1:
+            raise ValueError(
+                "ClipLoss: local_loss=True is not supported; leave --local-loss out, the fused "
+                "loss keeps no matrix of logits."
+            )
+        if use_horovod:
+            raise ValueError("ClipLoss: use_horovod=True is not supported; use torch.distributed.")
+        if accum_freq < 1:
+            raise ValueError(f"ClipLoss: accum_freq must be >= 1, got {accum_freq}.")
+        self.gather_with_grad = gather_with_grad
+        self.rank = rank
+        self.world_size = world_size
+        self.hardness = hardness
+        self.accum_freq = accum_freq
+        self.options = loss_options
+        self.image_bank: MemoryBank | None = None
+        self.text_bank: MemoryBank | None = None
+        self._calls = 0
+        if bank_size:
+            if dim is None:
+                raise ValueError(f"ClipLoss: bank_size={bank_size} needs dim too.")
+            self.image_bank = MemoryBank(bank_size, dim, dtype=bank_dtype)
+            self.text_bank = MemoryBank(bank_size, dim, dtype=bank_dtype)
+
+    def _gather(self, features: Tensor) -> Tensor:
+        if self.world_size == 1:
+            return features
+        if self.gather_with_grad:
+            return torch.cat(all_gather(features))  # type: ignore[no-untyped-call]
+        parts = [torch.empty_like(features) for _ in range(self.world_size)]
+        dist.all_gather(parts, features.detach().contiguous())
+        parts[self.rank] = features
+        return torch.cat(parts)
+
+    def _one_way(
+        self,
+        query: Tensor,
+        key: Tensor,
+        bank: MemoryBank | None,
+        logit_scale: Tensor,
+        ids: Tensor | None,
+    ) -> Tensor:
+        loss = weighted_info_nce(
+            query,
+            key,
+            bank,
+            temperature=1.0 / logit_scale,
+            hardness=self.hardness,
+            query_ids=ids,
+            in_batch_negatives=True,
+            **self.options,
+        )
+        return loss if isinstance(loss, Tensor) else loss[0]
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None = None,
+        output_dict: bool = False,
+        *,
+        ids: Ids | None = None,
+        keys: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        """The mean of both directions.
+
+        Args:
+            image_features: (B, D) unit rows, as the model returns them.
+            text_features: (B, D).
+            logit_scale: inverse temperature, one element, as the model returns it.
+            logit_bias: a constant cancels in the softmax; accepted as in the host.
+            output_dict: return ``{"contrastive_loss": loss}``.
+            ids: (B,) what each pair is of; pairs of one id are no negatives.
+            keys: a momentum encoder's (image, text) features to store instead.
+
+        Returns:
+            Scalar, or the dictionary that the trainer sums.
+        """
+        known = ids_tensor("ClipLoss", ids, image_features.shape[0], image_features.device)
+        stored = (image_features, text_features) if keys is None else keys
+        training = training_call(self, image_features, text_features)
+        image, text, every = self._gather(image_features), self._gather(text_features), known
+        if self.world_size > 1 and known is not None:
+            every = gather_keys(image_features, known)[1]
+        loss = self._one_way(image, text, self.text_bank if self.warm else None, logit_scale, every)
+        loss = loss + self._one_way(
+            text, image, self.image_bank if self.warm else None, logit_scale, every
+        )
+        if training:
+            self._calls += 1
+            if self._calls % self.accum_freq == 0:
+                self.enqueue(*stored, known)
+        return {"contrastive_loss": loss / 2} if output_dict else loss / 2
+
+    @torch.no_grad()
+    def enqueue(self, image: Tensor, text: Tensor, ids: Tensor | None = None) -> None:
+        """Store features of all ranks; the loss does so itself in training."""
+        if self.image_bank is None or self.text_bank is None:
+            return
+        for bank, features in ((self.image_bank, image), (self.text_bank, text)):
+            keys, known = gather_keys(features, ids) if self.world_size > 1 else (features, ids)
+            bank.enqueue(keys, known)
+        self.steps += 1
+
+
+class TrainerArguments(Protocol):
+    """What of open_clip's parsed arguments is read here."""
+
+    model: str
+    distill: bool
+    siglip: bool
+    local_loss: bool
+    gather_with_grad: bool
+    horovod: bool
+    rank: int
+    world_size: int
+    accum_freq: int
+
+
+def create_loss(args: TrainerArguments, **settings: Any) -> ClipLoss:
+    """Twin of ``open_clip.create_loss(args)``; ``settings`` are those of ``ClipLoss``.
+
+    Raises:
+        ValueError: the arguments ask for a loss other than the CLIP loss.
+    """
+    kinds = {
+        "distillation": args.distill,
+        "CoCa": "coca" in args.model.lower(),
+        "SigLIP": args.siglip,
+    }
+    asked = [kind for kind, wanted in kinds.items() if wanted]
+    if asked:
+        raise ValueError(
+            f"create_loss: only the CLIP loss has a twin, the arguments ask for {asked[0]}; use "
+            "open_clip.create_loss."
+        )
+    settings.setdefault("accum_freq", args.accum_freq)
+    return ClipLoss(
+        local_loss=args.local_loss,
+        gather_with_grad=args.gather_with_grad,
+        rank=args.rank,
+        world_size=args.world_size,
+        use_horovod=args.horovod,
+        **settings,
+    )

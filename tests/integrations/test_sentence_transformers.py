@@ -1,0 +1,204 @@
+"""The sentence-transformers twin against the real loss and on a real, locally built model."""
+
+import copy
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sede_kernels.integrations.sentence_transformers import MultipleNegativesRankingLoss
+from tests.conftest import unit
+
+WORDS = [f"word{i}" for i in range(30)]
+
+
+def columns(count: int = 3, grad: bool = True) -> list[Tensor]:
+    return [unit(6, 16).mul(2.0).requires_grad_(grad) for _ in range(count)]
+
+
+@pytest.mark.parametrize("normalize", [True, False], ids=["cosine", "dot"])
+@pytest.mark.parametrize("documents", [1, 3], ids=["pairs", "negatives"])
+@pytest.mark.parametrize(
+    "mode", [None, "in_batch_negatives", "hard_negatives", "all_negatives"], ids=str
+)
+def test_equals_the_real_loss_while_the_bank_is_empty(
+    sentence_transformers: ModuleType, mode: str | None, documents: int, normalize: bool
+) -> None:
+    util = sentence_transformers.util
+    losses = importlib.import_module("sentence_transformers.sentence_transformer.losses")
+    host = losses.MultipleNegativesRankingLoss(
+        model=nn.Identity(),
+        scale=10.0,
+        similarity_fct=util.cos_sim if normalize else util.dot_score,
+        hardness_mode=mode,
+        hardness_strength=4.0 if mode else 0.0,
+    )
+    ours = MultipleNegativesRankingLoss(
+        nn.Identity(),
+        scale=10.0,
+        normalize=normalize,
+        hardness_mode=mode,
+        hardness_strength=4.0 if mode else 0.0,
+        bank_size=32,
+        dim=16,
+    )
+    inputs = columns(1 + documents)
+    want = host.compute_loss_from_embeddings(inputs, None)
+    got = ours.compute_loss_from_embeddings(inputs, None)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, inputs), torch.autograd.grad(want, inputs))
+
+
+@pytest.mark.parametrize("mode", [None, "in_batch_negatives", "hard_negatives", "all_negatives"])
+def test_bank_documents_count_as_in_batch_negatives(
+    sentence_transformers: ModuleType, mode: str | None
+) -> None:
+    """The real loss sees the stored documents as a batch twice the size, its first half scored."""
+    strength = 3.0 if mode else 0.0
+    ours = MultipleNegativesRankingLoss(
+        nn.Identity(),
+        hardness_mode=mode,
+        hardness_strength=strength,
+        bank_size=6,
+        dim=16,
+        bank_dtype=torch.float64,
+    )
+    old = columns(2)
+    ours.compute_loss_from_embeddings(old)
+    inputs = columns(2)
+    got = ours.compute_loss_from_embeddings(inputs)
+    query, document = (nn.functional.normalize(c, dim=1) for c in inputs)
+    stored = nn.functional.normalize(old[1].detach(), dim=1)
+    cosine = query @ torch.cat([document, stored]).T
+    weighted = torch.ones_like(cosine)
+    weighted[:, :6].fill_diagonal_(0.0)
+    if mode in (None, "hard_negatives"):
+        weighted.zero_()
+    logits = 20.0 * cosine + strength * cosine.detach() * weighted
+    want = nn.functional.cross_entropy(logits, torch.arange(6))
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, inputs), torch.autograd.grad(want, inputs))
+
+
+def test_labels_as_ids_hide_false_negatives_in_batch_and_bank() -> None:
+    ours = MultipleNegativesRankingLoss(
+        nn.Identity(), bank_size=6, dim=16, bank_dtype=torch.float64, ids_in_labels=True
+    )
+    old, inputs = columns(2), columns(3)
+    ours.compute_loss_from_embeddings(old, torch.arange(6))
+    ids = torch.tensor([0, 7, 7, 3, 8, 9])
+    got = ours.compute_loss_from_embeddings(inputs, ids)
+    query, document, hard, stored = (
+        nn.functional.normalize(c.detach(), dim=1) for c in (*inputs, old[1])
+    )
+    logits = 20.0 * query @ torch.cat([document, hard, stored]).T
+    same = ids.unsqueeze(1) == torch.cat([ids, ids, torch.arange(6)])
+    own = torch.eye(6, dtype=torch.bool)
+    same &= ~torch.cat([own, own, torch.zeros_like(own)], 1)  # a row's own documents stay
+    want = nn.functional.cross_entropy(logits.masked_fill(same, -torch.inf), torch.arange(6))
+    torch.testing.assert_close(got.detach(), want)
+
+
+def real_model(host: ModuleType, folder: Path) -> nn.Module:
+    """A SentenceTransformer of one tiny BERT layer with random weights and a local vocabulary."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
+    transformers = importlib.import_module("sentence_transformers.base.modules")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    transformer = transformers.Transformer(str(folder), max_seq_length=8)
+    return host.SentenceTransformer(modules=[transformer, modules.Pooling(16)], device="cpu")
+
+
+def test_real_model_trains_stores_and_resumes(
+    sentence_transformers: ModuleType, tmp_path: Path
+) -> None:
+    def build() -> tuple[nn.Module, MultipleNegativesRankingLoss, torch.optim.Optimizer]:
+        model = real_model(sentence_transformers, tmp_path)
+        loss = MultipleNegativesRankingLoss(
+            model, bank_size=10, hardness_mode="in_batch_negatives", hardness_strength=2.0
+        )
+        return model, loss, torch.optim.AdamW(model.parameters(), lr=5e-3)
+
+    def step(model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, k: int) -> float:
+        anchors = [f"{WORDS[(i + k) % 30]} {WORDS[i]}" for i in range(4)]
+        positives = [f"{WORDS[i]} {WORDS[(i + k) % 30]}" for i in range(4)]
+        model.train()
+        value = loss([model.preprocess(anchors), model.preprocess(positives)], torch.empty(0))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        return value.item()
+
+    parts = build()
+    losses = [step(*parts, k) for k in range(6)]
+    assert losses[-1] != losses[0]
+    assert len(parts[1].bank) == 10
+    model, loss, optimizer = (copy.deepcopy(p.state_dict()) for p in parts)
+    bank = copy.deepcopy(parts[1].bank_state())
+    assert all(not key.startswith("model.") for key in bank)
+    assert {key for key in loss if not key.startswith("model.")} == set(bank)
+    straight = [step(*parts, k) for k in (7, 8)]
+    resumed = build()
+    resumed[0].load_state_dict(model)
+    resumed[1].load_bank_state(bank)
+    resumed[2].load_state_dict(optimizer)
+    assert [step(*resumed, k) for k in (7, 8)] == straight
+    with torch.no_grad():  # the trainer's evaluation
+        before = resumed[1].bank.rows.clone()
+        resumed[1]([parts[0].preprocess(["word1"])] * 2, torch.empty(0))
+    assert torch.equal(before, resumed[1].bank.rows)
+
+
+def test_gradient_accumulation_stores_every_part() -> None:
+    ours = MultipleNegativesRankingLoss(nn.Identity(), bank_size=32, dim=16, start_step=2)
+    for _ in range(3):
+        (ours.compute_loss_from_embeddings(columns(2)) / 3).backward()
+    assert (len(ours.bank), ours.steps, ours.warm) == (18, 3, True)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        pytest.param(lambda: build_loss(scale=0.0), "scale must be > 0", id="scale"),
+        pytest.param(lambda: build_loss(hardness_mode="all"), "hardness_mode", id="mode"),
+        pytest.param(lambda: build_loss(hardness_strength=-1.0), "hardness_strength", id="beta"),
+        pytest.param(lambda: build_loss(bank_size=4), "pass dim", id="dim"),
+        pytest.param(
+            lambda: build_loss().compute_loss_from_embeddings(columns(1)), "got 1 column", id="one"
+        ),
+        pytest.param(
+            lambda: build_loss(ids_in_labels=True).compute_loss_from_embeddings(columns(2)),
+            "there is none",
+            id="labels",
+        ),
+        pytest.param(
+            lambda: build_loss(bank_size=4, dim=16).load_bank_state({}), "same bank", id="state"
+        ),
+    ],
+)
+def test_wrong_use_gets_one_sentence(call: object, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def build_loss(**settings: object) -> MultipleNegativesRankingLoss:
+    return MultipleNegativesRankingLoss(nn.Identity(), **settings)

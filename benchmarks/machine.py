@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def _command(*words: str) -> str | None:
     return done.stdout.strip() or None
 
 
+@cache
 def git_state() -> str:
     """Commit of the tree, with ``+`` when library or benchmark sources differ from it."""
     sha = _command("git", "rev-parse", "--short=12", "HEAD")

@@ -1,6 +1,7 @@
-"""``sede bench``: measure, compare, plot.
+"""``sede bench``: measure, compare, plot, table.
 
-Usage: sede bench [--quick] [options] | sede bench compare BASE HEAD | sede bench plot [RESULTS]
+Usage: sede bench [--quick] [options] | sede bench compare BASE HEAD
+     | sede bench plot [RESULTS] | sede bench table [RESULTS]
 """
 
 import argparse
@@ -28,7 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sede bench",
         description="Time and memory of every op beside its peers; each result is checked against "
-        "fp64 before it is timed. Also: `sede bench compare BASE HEAD`, `sede bench plot`.",
+        "fp64 before it is timed. Also: `sede bench compare BASE HEAD`, `sede bench plot`, "
+        "`sede bench table`.",
     )
     parser.add_argument("--quick", action="store_true", help="the short grid, under five minutes")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
@@ -121,6 +123,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         budget_s=arguments.budget or default,
         memory=memory,
         only=frozenset(arguments.impl or ()),
+        fresh_limits=not arguments.smoke,
     )
     records = _measure(runner, cases, None if seconds is None else started + seconds)
     print(f"\n{table.summary(records)}")
@@ -143,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if words and words[0] == "compare":
             return compare.main(list(words[1:]))
+        if words and words[0] == "table":
+            return table.main(list(words[1:]), RESULTS)
         if words and words[0] == "plot":
             return plot.main(list(words[1:]), RESULTS, FIGURES)
         return _bench(_parser().parse_args(words))

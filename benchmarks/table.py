@@ -1,9 +1,12 @@
 """Tables for the terminal."""
 
+import argparse
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from benchmarks.records import case_key
+from benchmarks import records as store
 
 Record = dict[str, Any]
 
@@ -84,7 +87,7 @@ def summary(records: list[Record], most: int = 38) -> str:
     """One line a case: ours, the best of the others, eager; at most ``most`` + 2 lines."""
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        groups.setdefault(case_key(record), []).append(record)
+        groups.setdefault(store.case_key(record), []).append(record)
     rows = [["case", "ours", "ms", "of limit", "MB", "best other", "x", "eager x", "eager MB"]]
     left_out = 0
     for group in groups.values():
@@ -123,3 +126,20 @@ def _power(value: int) -> str:
     if value >= 1 << 20 and value % (1 << 20) == 0:
         return f"{value >> 20}M"
     return f"{value >> 10}k" if value >= 4096 and value % 1024 == 0 else str(value)
+
+
+def main(argv: list[str], results: Path) -> int:
+    """Print the summary of results: the latest record of each case and device."""
+    parser = argparse.ArgumentParser(prog="sede bench table", description=main.__doc__)
+    parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
+    parser.add_argument("--lines", type=int, default=38, help="most cases a device [38]")
+    arguments = parser.parse_args(argv)
+    paths = [p for place in arguments.results or [results] for p in store.files_in(place)]
+    found, problems = store.read(paths)
+    for problem in problems:
+        print(f"unreadable: {problem}", file=sys.stderr)
+    latest = list(store.latest(found).values())
+    for device in dict.fromkeys(r["device"] for r in latest):
+        print(device)
+        print(summary([r for r in latest if r["device"] == device], arguments.lines))
+    return 0

@@ -8,15 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
+from benchmarks.operations.exact import Exact, exact_loss
 from benchmarks.ours import backend_variants
 from benchmarks.peers import bank as plain
 from benchmarks.peers import packages
-from sede_kernels import MemoryBank, hardest_negatives, reference, weighted_info_nce
+from sede_kernels import MemoryBank, hardest_negatives, weighted_info_nce
 
 TEMPERATURE = 0.07
 _HARDNESS = 5.0
-#: fp64 elements of one block of similarities; the reference keeps about ten such tensors.
-_TRUTH_BLOCK = 1 << 25
+#: Elements of one block of similarities in the yardstick.
+_BLOCK = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -105,33 +106,29 @@ class BankLoss(Operation):
         return draw_bank(case, device, generator)
 
     def truth(self, case: Case, inputs: Inputs) -> Outputs:
-        """The reference in fp64."""
-        bank = dense(inputs, torch.float64)
-        return self.truth_of(case, inputs, bank, inputs["bank_ids"], self.options.masked)
+        """The closed form in fp64."""
+        return self.truth_of(case, inputs, inputs["rows"], inputs["bank_ids"], self.options.masked)
 
     def truth_of(
-        self, case: Case, inputs: Inputs, bank: Tensor, bank_ids: Tensor, masked: bool
+        self,
+        case: Case,
+        inputs: Inputs,
+        rows: Tensor,
+        bank_ids: Tensor,
+        masked: bool,
+        normalizes: bool = False,
     ) -> Outputs:
-        """The reference in fp64 for a bank of one's own."""
-
-        def rows(query: Tensor, positive: Tensor, ids: Tensor) -> Tensor:
-            return reference.weighted_info_nce(
-                query,
-                positive,
-                bank,
-                temperature=TEMPERATURE,
-                hardness=self.options.hardness,
-                detach_weights=self.options.detach,
-                query_ids=ids if masked else None,
-                bank_ids=bank_ids if masked else None,
-                reduction="none",
-            )
-
-        exact = inputs | {
-            "query": inputs["query"].detach().double(),
-            "positive": inputs["positive"].double(),
-        }
-        return loss_in_row_blocks(case, exact, rows, _TRUTH_BLOCK)
+        """The closed form in fp64 for a bank of one's own; ``normalizes`` as in ``Exact``."""
+        o = self.options
+        loss, grad = exact_loss(
+            inputs["query"].detach().double(),
+            inputs["positive"].double(),
+            rows,
+            inputs["row_scale"],
+            (inputs["query_ids"], bank_ids) if masked else None,
+            Exact(TEMPERATURE, o.hardness, o.detach, normalizes),
+        )
+        return {"loss": loss} | ({"grad_query": grad} if case.backward else {})
 
     def yardstick(self, case: Case, inputs: Inputs) -> Outputs:
         """Eager PyTorch in row blocks, so that it fits at any size."""
@@ -141,7 +138,7 @@ class BankLoss(Operation):
             same = ids.unsqueeze(1) == inputs["bank_ids"] if self.options.masked else None
             return plain.eager_rows(query, positive, bank, same, self.options)
 
-        return loss_in_row_blocks(case, inputs, rows, _TRUTH_BLOCK)
+        return loss_in_row_blocks(case, inputs, rows, _BLOCK)
 
     def work(self, case: Case) -> Work:
         """2BKD for the similarities and 2BKD more for each accumulator of the gradient."""
@@ -197,7 +194,7 @@ class Hardest(Operation):
         return draw_bank(case, device, generator)
 
     def _values(self, query: Tensor, bank: Tensor) -> Outputs:
-        step = max(1, _TRUTH_BLOCK // bank.shape[0])
+        step = max(1, _BLOCK // bank.shape[0])
         return {"values": torch.cat([(q @ bank.T).amax(dim=1) for q in query.split(step)])}
 
     def truth(self, case: Case, inputs: Inputs) -> Outputs:

@@ -121,6 +121,7 @@ def _quack(i: Inputs) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _lightly(case: Case, sets: list[Inputs]) -> Run:
+    declare_torchvision_operators()
     from lightly.loss.ntx_ent_loss import NTXentLoss
 
     losses = []
@@ -136,6 +137,13 @@ def _lightly(case: Case, sets: list[Inputs]) -> Run:
         return with_gradient(case, lambda: loss(query, positive), {"grad_query": query}, "loss")
 
     return run
+
+
+def _lightly_truth(op: "BankLoss") -> Callable[[Case, Inputs], Outputs]:
+    def truth(case: Case, inputs: Inputs) -> Outputs:
+        return op.truth_of(case, inputs, inputs["rows"], inputs["bank_ids"], False, normalizes=True)
+
+    return truth
 
 
 def _bank_labels(case: Case, i: Inputs) -> Tensor:
@@ -177,7 +185,7 @@ def _cross_batch_memory_truth(op: "BankLoss") -> Callable[[Case, Inputs], Output
     def truth(case: Case, inputs: Inputs) -> Outputs:
         bank = dense_bank(inputs, torch.float64).clone()
         bank[: case.B] = inputs["positive"].double()
-        return op.truth_of(case, inputs, bank, _bank_labels(case, inputs), masked=True)
+        return op.truth_of(case, inputs, bank, _bank_labels(case, inputs), True, normalizes=True)
 
     return truth
 
@@ -189,7 +197,9 @@ def variants(op: "BankLoss") -> list[Variant]:
         Variant("cce_exact", "peer", from_row_losses(_cce), needs("cce_exact", True)),
         Variant("liger", "peer", from_row_losses(_liger), needs("liger", True)),
         Variant("quack", "peer", from_row_losses(_quack), needs("quack", True, only=half)),
-        Variant("lightly", "peer", _lightly, needs("lightly", False, only="fp32")),
+        Variant(
+            "lightly", "peer", _lightly, needs("lightly", False, only="fp32"), _lightly_truth(op)
+        ),
         Variant(
             "metric-learning XBM",
             "peer",

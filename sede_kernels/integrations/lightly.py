@@ -1,0 +1,114 @@
+"""lightly: its NT-Xent loss with a bank that is saved, wraps anywhere and is never copied."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sede_kernels.bank import MemoryBank
+from sede_kernels.distributed import gather_keys
+from sede_kernels.functional import weighted_info_nce
+from sede_kernels.integrations._banked import Ids, ids_tensor, training_call
+
+
+class NTXentLoss(nn.Module):
+    """Twin of lightly's ``NTXentLoss(temperature, memory_bank_size, gather_distributed)``.
+
+    With a bank the loss is the host's while the bank is full; until then only what was stored
+    counts, where the host counts random rows (with nothing stored the loss is 0). Without a bank
+    it is the SimCLR loss of the batch. Stored after the loss, in training only.
+
+    Args:
+        temperature: tau > 0.
+        memory_bank_size: (K, D), or 0 for no bank.
+        gather_distributed: store the keys of all ranks, so that all banks are equal.
+        bank_dtype: see ``MemoryBank``.
+        hardness: beta >= 0 in cosine units; needs a bank.
+
+    Source:
+        Chen et al. 2020 (SimCLR), He et al. 2020 (MoCo).
+
+    Example:
+        >>> criterion = NTXentLoss(memory_bank_size=(8, 4))
+        >>> loss = criterion(torch.eye(4).requires_grad_(), torch.eye(4))
+        >>> len(criterion.memory_bank)
+        4
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.5,
+        memory_bank_size: int | Sequence[int] = 0,
+        gather_distributed: bool = False,
+        *,
+        bank_dtype: torch.dtype = torch.float32,
+        hardness: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"NTXentLoss: temperature must be > 0, got {temperature}.")
+        size = (memory_bank_size,) if isinstance(memory_bank_size, int) else tuple(memory_bank_size)
+        if size != (0,) and len(size) != 2:
+            raise ValueError(
+                "NTXentLoss: memory_bank_size must be (K, D), or 0 for no bank, "
+                f"got {memory_bank_size!r}."
+            )
+        self.memory_bank: MemoryBank | None = None
+        if len(size) == 2 and size[0]:
+            self.memory_bank = MemoryBank(size[0], size[1], dtype=bank_dtype)
+        elif gather_distributed or hardness:
+            asked = "gather_distributed" if gather_distributed else "hardness"
+            raise ValueError(f"NTXentLoss: {asked} needs a bank; pass memory_bank_size=(K, D).")
+        self.temperature = float(temperature)
+        self.gather_distributed = gather_distributed
+        self.hardness = hardness
+
+    def forward(self, out0: Tensor, out1: Tensor, ids: Ids | None = None) -> Tensor:
+        """Mean loss.
+
+        Args:
+            out0: (B, D) first views, the queries; scaled to unit length here.
+            out1: (B, D) second views, the keys.
+            ids: (B,) what each row is of; stored rows of the same id are no negatives.
+
+        Returns:
+            Scalar.
+        """
+        if out0.ndim != 2 or out0.shape != out1.shape:
+            raise ValueError(
+                "NTXentLoss: out0 and out1 must both be (B, D), got "
+                f"{tuple(out0.shape)} and {tuple(out1.shape)}."
+            )
+        training = training_call(self, out0)
+        out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
+        known = ids_tensor("NTXentLoss", ids, out0.shape[0], out0.device)
+        if self.memory_bank is None:
+            return self._in_batch(torch.cat([out0, out1]), known)
+        loss = weighted_info_nce(
+            out0,
+            out1,
+            self.memory_bank,
+            temperature=self.temperature,
+            hardness=self.hardness,
+            query_ids=known,
+        )
+        if training:
+            keys = out1.detach()
+            if self.gather_distributed:
+                keys, known = gather_keys(keys, known)
+            self.memory_bank.enqueue(keys, known)
+        return loss if isinstance(loss, Tensor) else loss[0]
+
+    def _in_batch(self, views: Tensor, ids: Tensor | None) -> Tensor:
+        """Both views of all other rows as negatives."""
+        total = views.shape[0]
+        half = total // 2
+        index = torch.arange(total, device=views.device)
+        logits = views @ views.t() / self.temperature
+        hidden = index.unsqueeze(1) == index
+        target = (index + half) % total
+        if ids is not None:
+            twice = ids.repeat(2)
+            hidden = (twice.unsqueeze(1) == twice) & (target.unsqueeze(1) != index)
+        return F.cross_entropy(logits.masked_fill(hidden, -torch.inf), target)

@@ -1,0 +1,292 @@
+"""pytorch-metric-learning: a weighted NT-Xent loss and a cross-batch memory that can be saved."""
+
+# mypy: disable-error-code="import-untyped, import-not-found"
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sede_kernels.functional import bank_lse
+from sede_kernels.integrations._banked import training_call
+
+try:
+    from pytorch_metric_learning import losses
+    from pytorch_metric_learning.distances import CosineSimilarity
+    from pytorch_metric_learning.utils import common_functions as c_f
+    from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+except ModuleNotFoundError as error:
+    if not (error.name or "").startswith("pytorch_metric_learning"):
+        raise
+    raise ImportError(
+        "sede_kernels.integrations.metric_learning builds on pytorch-metric-learning; "
+        "run pip install 'sede-kernels[metric-learning]'."
+    ) from error
+
+
+class MemoryPairs(NamedTuple):
+    """Positive pairs one by one; the negatives are all stored rows of another label.
+
+    A 4-tuple like the host's (a1, p, a2, n), whose negatives nobody had to write down.
+    """
+
+    a1: Tensor
+    p: Tensor
+    a2: Tensor
+    n: Tensor
+
+
+class WeightedNTXentLoss(losses.BaseMetricLossFunction):  # type: ignore[misc]
+    """NT-Xent with harder negatives weighing more; the host's ``NTXentLoss`` at hardness 0.
+
+    A positive pair (a, p) costs ``log(1 + sum_n w_n e^{(s_an - s_ap) / temperature})`` over the
+    negatives n of the anchor, ``w = n softmax(hardness s)``, detached. Works with the host's
+    distances, reducers, regularizers, miners and trainers. Memory is O(pairs), where the host
+    builds positives x negatives.
+
+    Args:
+        temperature: tau > 0.
+        hardness: beta >= 0, in units of the distance's similarity (cosine by default).
+        kwargs: ``distance``, ``reducer``, ``embedding_regularizer``, ... of the host.
+
+    Cost:
+        Against ``CrossBatchMemory`` of this module (without a miner): one read of the memory.
+
+    Example:
+        >>> loss = WeightedNTXentLoss(temperature=0.1, hardness=2.0)
+        >>> loss(torch.eye(4), torch.tensor([0, 0, 1, 1])).ndim
+        0
+    """
+
+    def __init__(self, temperature: float = 0.07, hardness: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not temperature > 0:
+            raise ValueError(f"WeightedNTXentLoss: temperature must be > 0, got {temperature}.")
+        if not hardness >= 0:
+            raise ValueError(f"WeightedNTXentLoss: hardness must be >= 0, got {hardness}.")
+        self.temperature = temperature
+        self.hardness = hardness
+        self.add_to_recordable_attributes(list_of_names=["temperature", "hardness"], is_stat=False)
+
+    def get_default_distance(self) -> Any:
+        """Cosine similarity, as the host's NT-Xent."""
+        return CosineSimilarity()
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+    ) -> dict[str, Any]:
+        """The host's hook: the losses of the positive pairs and their indices."""
+        if isinstance(indices_tuple, MemoryPairs):
+            a1, p = indices_tuple.a1, indices_tuple.p
+            if not len(a1):
+                return self._nothing()
+            positive, negatives = self._against_memory(
+                embeddings, labels, ref_emb, ref_labels, a1, p
+            )
+        else:
+            c_f.labels_or_indices_tuple_required(labels, indices_tuple)
+            a1, p, a2, n = lmu.convert_to_pairs(indices_tuple, labels, ref_labels)
+            if not (len(a1) and len(a2)):
+                return self._nothing()
+            similarity = self.distance(embeddings, ref_emb)
+            if not self.distance.is_inverted:
+                similarity = -similarity
+            positive = similarity[a1, p]
+            negatives = self._log_negatives(similarity[a2, n], a2, len(embeddings))
+        # A pair whose anchor has no negatives costs nothing.
+        alone = negatives[a1] == -torch.inf
+        gap = negatives[a1].masked_fill(alone, 0.0) - positive / self.temperature
+        rows = F.softplus(gap).masked_fill(alone, 0.0)
+        return {"loss": {"losses": rows, "indices": (a1, p), "reduction_type": "pos_pair"}}
+
+    def _nothing(self) -> dict[str, Any]:
+        zero: dict[str, Any] = self.zero_losses()
+        return zero
+
+    def _log_negatives(self, similarity: Tensor, anchor: Tensor, rows: int) -> Tensor:
+        """(rows,) log of the weighted sum over each anchor's negatives, from a list of pairs."""
+        logits = similarity / self.temperature
+        if self.hardness:
+            hard = self.hardness * similarity.detach()
+            count = torch.bincount(anchor, minlength=rows).to(hard.dtype)
+            logits = logits + hard + (count.log() - _segment_lse(hard, anchor, rows))[anchor]
+        return _segment_lse(logits, anchor, rows)
+
+    def _against_memory(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        ref_emb: Tensor,
+        ref_labels: Tensor | None,
+        a1: Tensor,
+        p: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Similarity of each positive pair and (B,) log of the weighted sum over the memory."""
+        if labels is None or ref_labels is None:
+            raise ValueError("WeightedNTXentLoss: the cross-batch memory needs labels.")
+        query = F.normalize(embeddings, dim=1)
+        memory = F.normalize(ref_emb, dim=1)
+        # Ids of the kernels are >= 0; labels may be anything.
+        low = torch.minimum(labels.min(), ref_labels.min())
+        ids, known = labels - low, ref_labels - low
+        inverse = 1.0 / self.temperature
+        if self.hardness:
+            lse = bank_lse(query, memory, inverse + self.hardness, query_ids=ids, bank_ids=known)
+            share = bank_lse(
+                query.detach(), memory, [self.hardness, 0.0], query_ids=ids, bank_ids=known
+            )
+            # Detached weights: the gradient is O / tau, the kernel returns (1 / tau + beta) O.
+            none = lse.detach() == -torch.inf
+            lse, share = lse.masked_fill(none, 0.0), share.masked_fill(none.unsqueeze(1), 0.0)
+            factor = inverse / (inverse + self.hardness)
+            negatives = lse.detach() + (lse - lse.detach()) * factor + share[:, 1] - share[:, 0]
+            negatives = negatives.masked_fill(none, -torch.inf)
+        else:
+            negatives = bank_lse(query, memory, inverse, query_ids=ids, bank_ids=known)
+        return (query[a1] * memory[p]).sum(dim=1), negatives
+
+
+def _segment_lse(values: Tensor, segment: Tensor, count: int) -> Tensor:
+    """(count,) log-sum-exp of the values of each segment, -inf for an empty one."""
+    top = values.new_full((count,), -torch.inf)
+    top = top.scatter_reduce(0, segment, values.detach(), "amax", include_self=False)
+    sums = values.new_zeros(count).index_add(0, segment, (values - top[segment]).exp())
+    empty = sums == 0
+    return (sums.masked_fill(empty, 1.0).log() + top).masked_fill(empty, -torch.inf)
+
+
+class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
+    """Twin of the host's ``CrossBatchMemory`` whose state survives and which takes any loss.
+
+    Differences: ``queue_idx`` and ``has_been_filled`` are saved and restored; no list of allowed
+    losses; a batch may be larger than the memory (its last rows stay); in evaluation mode, and
+    where nothing carries a gradient, nothing is stored; with ``WeightedNTXentLoss`` on the cosine
+    similarity and no miner the memory is read once instead of listing B x K pairs.
+
+    Args:
+        loss: any loss of the host that takes ``ref_emb``.
+        embedding_size: D.
+        memory_size: K.
+        miner: a tuple miner of the host, or None.
+    """
+
+    embedding_memory: Tensor
+    label_memory: Tensor
+
+    @classmethod
+    def check_loss_support(cls, loss_name: str) -> None:
+        """Every loss is welcome."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The position in the ring, which the host loses."""
+        return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore the position in the ring."""
+        self.queue_idx = int(state["queue_idx"])
+        self.has_been_filled = bool(state["has_been_filled"])
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any = None,
+        enqueue_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of the batch against the memory, the batch itself included.
+
+        Args:
+            embeddings: (B, D).
+            labels: (B,).
+            indices_tuple: pairs or triplets of the batch, added to those of the memory.
+            enqueue_mask: (B,) bool; True rows are stored and the others are the anchors.
+        """
+        if indices_tuple is not None and enqueue_mask is not None:
+            raise ValueError(
+                "CrossBatchMemory: indices_tuple and enqueue_mask exclude each other; pass one."
+            )
+        self.reset_stats()
+        labels = c_f.to_device(labels, device=embeddings.device)
+        self.embedding_memory = c_f.to_device(
+            self.embedding_memory, device=embeddings.device, dtype=embeddings.dtype
+        )
+        self.label_memory = c_f.to_device(
+            self.label_memory, device=embeddings.device, dtype=labels.dtype
+        )
+        store = training_call(self, embeddings)
+        slots = torch.full((len(embeddings),), -1, device=embeddings.device)
+        if enqueue_mask is not None:
+            if len(enqueue_mask) != len(embeddings):
+                raise ValueError(
+                    f"CrossBatchMemory: enqueue_mask must be ({len(embeddings)},), "
+                    f"got {tuple(enqueue_mask.shape)}."
+                )
+            kept = embeddings[enqueue_mask], labels[enqueue_mask]
+            embeddings, labels = embeddings[~enqueue_mask], labels[~enqueue_mask]
+            slots = slots[~enqueue_mask]
+            if store:
+                self._store(*kept)
+        elif store:
+            slots = self._store(embeddings, labels)
+        filled = self.memory_size if self.has_been_filled else self.queue_idx
+        memory, known = self.embedding_memory[:filled], self.label_memory[:filled]
+        pairs = self._pairs(embeddings, labels, memory, known, slots, indices_tuple)
+        result: Tensor = self.loss(embeddings, labels, pairs, memory, known)
+        return result
+
+    def _store(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Write a batch; returns the slot of each row, -1 for those that did not stay."""
+        total = len(embeddings)
+        skipped = max(0, total - self.memory_size)
+        position = torch.arange(total, device=labels.device) + self.queue_idx
+        slots = (position % self.memory_size).masked_fill(position < self.queue_idx + skipped, -1)
+        self.curr_batch_idx = slots[skipped:]
+        self.embedding_memory[self.curr_batch_idx] = embeddings[skipped:].detach()
+        self.label_memory[self.curr_batch_idx] = labels[skipped:].detach()
+        end = self.queue_idx + total
+        self.has_been_filled = bool(self.has_been_filled or end >= self.memory_size)
+        self.queue_idx = end % self.memory_size
+        written: Tensor = slots
+        return written
+
+    def _pairs(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        memory: Tensor,
+        known: Tensor,
+        slots: Tensor,
+        given: Any,
+    ) -> Any:
+        distance = getattr(self.loss, "distance", None)
+        plain = self.miner is None and given is None and len(known)
+        if plain and isinstance(self.loss, WeightedNTXentLoss) and _is_cosine(distance):
+            index = torch.arange(len(known), device=labels.device)
+            match = (labels.unsqueeze(1) == known) & (slots.unsqueeze(1) != index)
+            a1, p = torch.where(match)
+            return MemoryPairs(a1, p, a1[:0], p[:0])
+        if self.miner:
+            found = self.miner(embeddings, labels, memory, known)
+        else:
+            found = lmu.get_all_pairs_indices(labels, known)
+        keep = slots[found[0]] != found[1]
+        own = [part[keep] for part in found[: 2 if len(found) == 4 else 3]]
+        found = (*own, *found[len(own) :])
+        if given is None:
+            return found
+        if len(given) == 3 and len(found) == 4:
+            given = lmu.convert_to_pairs(given, labels)
+        elif len(given) == 4 and len(found) == 3:
+            given = lmu.convert_to_triplets(given, labels)
+        return c_f.concatenate_indices_tuples(found, given)
+
+
+def _is_cosine(distance: Any) -> bool:
+    """The plain cosine similarity, the one that the fused pass computes."""
+    return type(distance) is CosineSimilarity and distance.p == 2 and distance.power == 1

@@ -82,7 +82,7 @@ def _footer(figure: Any, found: list[Record]) -> None:
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     text = (
         f"{last['device']}, {last['threads']} threads · torch {last['torch']} · "
-        f"sede-kernels {last['sede_kernels']} ({last['git']}) · {when} UTC · "
+        f"sede-kernels {last['git']} · {when} UTC · "
         "medians of interleaved runs, each result checked against fp64"
     )
     figure.text(0.01, 0.005, text, fontsize=7.5, color="#666666", ha="left", va="bottom")
@@ -104,66 +104,85 @@ def k_sweep(found: list[Record], plt: Any) -> Any:
     if not sweeps:
         return None
     key = max(sweeps, key=lambda k: len({r["sizes"]["K"] for r in sweeps[k]}))
-    chosen = sweeps[key]
     mode, dtype, batch, dim = key
+    chosen = sweeps[key]
+    counts = {r["implementation"]: 0 for r in chosen}
+    for r in chosen:
+        counts[r["implementation"]] += 1
+    chosen = [r for r in chosen if counts[r["implementation"]] > 2]
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.6))
-    names = list(dict.fromkeys(r["implementation"] for r in chosen))
-    slots = sorted({r["sizes"]["K"] for r in chosen})
-    fields = (("median_ms", "time, ms", 1e-3), ("extra_peak_mb", "extra peak memory, MB", 0.05))
-    for axis, (field, label, least) in zip(axes, fields, strict=True):
-        for name in names:
-            mine = {r["sizes"]["K"]: r for r in chosen if r["implementation"] == name}
-            points = [
-                (k, max(r[field], least)) for k, r in sorted(mine.items()) if r[field] is not None
-            ]
-            ours = name.startswith("sede")
-            if len(points) > 0:
-                axis.plot(
-                    *zip(*points, strict=True),
-                    marker="o",
-                    markersize=5,
-                    color=_color(name),
-                    linewidth=2.6 if ours and name != "sede torch" else 1.5,
-                    zorder=3 if ours else 2,
-                    label=name,
-                )
-        axis.set(xscale="log", yscale="log", xlabel="bank rows K", ylabel=label)
-        axis.set_xticks(slots, [_power(k) for k in slots])
-        axis.minorticks_off()
-        lost = [r for r in chosen if r["status"] == "out of memory"]
-        for r in lost:
-            axis.plot(
-                r["sizes"]["K"],
-                0.97,
-                marker="x",
-                markersize=8,
-                color=_color(r["implementation"]),
-                transform=axis.get_xaxis_transform(),
-                clip_on=False,
-            )
-        if lost:
-            axis.text(0.01, 1.0, "x: out of memory", transform=axis.transAxes, fontsize=8)
+    _sweep_lines(axes[0], chosen, "median_ms", 1e-3)
+    axes[0].set(title="Time, ms")
+    _sweep_lines(axes[1], chosen, "extra_peak_mb", 0.1)
+    axes[1].set(title="Extra peak memory, MB")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=6, bbox_to_anchor=(0.5, 0.03))
+    figure.legend(handles, labels, loc="lower center", ncols=7, bbox_to_anchor=(0.5, 0.035))
     words = {"forward": "loss", "forward+backward": "loss and query gradient"}
     figure.suptitle(
         f"InfoNCE against a bank: {words[mode]}, {dtype}, B = {batch}, D = {dim}",
-        x=0.01,
+        x=0.012,
         ha="left",
         fontweight="bold",
+        fontsize=12,
     )
-    figure.tight_layout(rect=(0, 0.12, 1, 0.97))
+    figure.tight_layout(rect=(0, 0.1, 1, 0.99))
     return figure
 
 
+def _sweep_lines(axis: Any, chosen: list[Record], field: str, least: float) -> None:
+    """One line an implementation over K; a cross at the top where memory ran out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    slots = sorted({r["sizes"]["K"] for r in chosen})
+    for name in dict.fromkeys(r["implementation"] for r in chosen):
+        mine = sorted(
+            (r["sizes"]["K"], r) for r in chosen if r["implementation"] == name and r[field]
+        )
+        native = name.startswith("sede") and name != "sede torch"
+        axis.plot(
+            [k for k, _ in mine],
+            [max(r[field], least) for _, r in mine],
+            marker="o",
+            markersize=6 if native else 4.5,
+            color=_color(name),
+            linewidth=2.8 if native else 1.5,
+            zorder=4 if native else 2,
+            label=name,
+        )
+    axis.set(xscale="log", yscale="log", xlabel="bank rows K")
+    axis.set_xticks(slots, [_power(k) for k in slots])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    lost = [r for r in chosen if r["status"] == "out of memory"]
+    for r in lost:
+        axis.plot(
+            r["sizes"]["K"],
+            0.97,
+            marker="x",
+            markersize=8,
+            markeredgewidth=2,
+            color=_color(r["implementation"]),
+            transform=axis.get_xaxis_transform(),
+            clip_on=False,
+        )
+    if lost:
+        axis.text(0.01, 0.95, "x: out of memory", transform=axis.transAxes, fontsize=8)
+
+
 def _roofline_cases(groups: Groups) -> list[list[Record]]:
-    """Bank losses with a matrix limit, those with the most variants first."""
-    chosen = [
-        [r for r in group if r["status"] == "ok"]
-        for group in groups.values()
-        if group[0]["flops"] and group[0]["bytes"] and group[0]["op"] == "info_nce"
-    ]
-    return sorted((g for g in chosen if g), key=len, reverse=True)
+    """Bank losses with gradients at up to six (dtype, B, D), each at the K with most variants."""
+    chosen: dict[tuple[Any, ...], list[Record]] = {}
+    for group in groups.values():
+        first = group[0]
+        timed = [r for r in group if r["status"] == "ok"]
+        if not timed or first["op"] != "info_nce" or first["mode"] != "forward+backward":
+            continue
+        key = (first["dtype"], first["sizes"]["B"], first["sizes"]["D"])
+        if len(timed) > len(chosen.get(key, ())):
+            chosen[key] = timed
+    return sorted(chosen.values(), key=len, reverse=True)[:6]
 
 
 def roofline(found: list[Record], plt: Any) -> Any:
@@ -171,86 +190,96 @@ def roofline(found: list[Record], plt: Any) -> Any:
     cases = _roofline_cases(_grouped(found))
     if not cases:
         return None
+    rows = sum(len(group) + 1.5 for group in cases)
+    height = max(5.0, 1.2 + 0.2 * rows)
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11.5, 5.4), gridspec_kw={"width_ratios": (1, 1.05)}
+        1, 2, figsize=(11.5, height), gridspec_kw={"width_ratios": (1.15, 1)}
     )
     every = [r for group in cases for r in group]
-    intensities = [r["flops"] / r["bytes"] for r in every]
-    low, high = min(intensities) / 4, max(intensities) * 3
-    roofs: dict[str, Record] = {r["dtype"]: r for r in every}
-    drawn: set[int] = set()
-    for _, r in sorted(roofs.items()):
-        peak, bandwidth = r["matrix_gflops"], r["copy_gbs"]
-        if round(peak) in drawn:
-            continue
-        drawn.add(round(peak))
-        same = [d for d, o in roofs.items() if round(o["matrix_gflops"]) == round(peak)]
-        xs = [low, max(low, peak / bandwidth), high]
-        left.plot(xs, [min(peak, x * bandwidth) for x in xs], color="#333333", linewidth=1.4)
-        left.annotate(
-            f"{', '.join(sorted(same))}: {peak:,.0f} GFLOP/s",
-            (high, peak),
-            ha="right",
-            va="bottom",
-            fontsize=8.5,
-            xytext=(0, 2),
-            textcoords="offset points",
-        )
+    _roofs(left, every)
     seen: set[str] = set()
     marks = {"fp32": "o", "bf16": "s", "fp16": "^", "int8": "D"}
     for r in every:
-        name = r["implementation"]
+        name, ours = r["implementation"], r["kind"] == "ours"
         left.plot(
             r["flops"] / r["bytes"],
             r["flops"] / r["median_ms"] / 1e6,
             marks[r["dtype"]],
             color=_color(name),
-            markersize=7 if r["kind"] == "ours" else 5.5,
-            alpha=0.9,
+            markersize=9 if ours else 6,
+            markeredgecolor="white",
+            markeredgewidth=0.8,
             label=None if name in seen else name,
-            zorder=3 if r["kind"] == "ours" else 2,
+            zorder=4 if ours else 3,
         )
         seen.add(name)
     left.set(
         xscale="log",
         yscale="log",
-        xlabel="FLOPs per byte of the bank",
-        ylabel="GFLOP/s (of the formula)",
-        title="Roofline",
+        xlabel="FLOPs per byte of the bank (formula)",
+        ylabel="GFLOP/s (formula / time)",
+        title="Roofline: circle fp32, square bf16, triangle fp16, diamond int8",
     )
-    left.text(
-        0.02, 0.98, "circle fp32, square bf16, triangle fp16, diamond int8",
-        transform=left.transAxes, fontsize=8, va="top", color="#555555",
-    )  # fmt: skip
-    left.legend(fontsize=8, loc="lower right")
-    _fraction_bars(right, cases[:5])
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    left.legend(fontsize=8.5, loc="lower right", frameon=True, framealpha=0.95, edgecolor="none")
+    _fraction_bars(right, cases)
+    figure.tight_layout(rect=(0, 0.035, 1, 1))
     return figure
 
 
+def _roofs(axis: Any, every: list[Record]) -> None:
+    """Measured bandwidth slope and matrix rates, one line a distinct rate."""
+    bandwidth = max(r["copy_gbs"] for r in every)
+    rates: dict[int, set[str]] = {}
+    for r in every:
+        rates.setdefault(round(r["matrix_gflops"]), set()).add(r["dtype"])
+    intensities = [r["flops"] / r["bytes"] for r in every]
+    low = min(*intensities, min(rates) / bandwidth) / 3
+    high = max(intensities) * 2.5
+    for peak, dtypes in rates.items():
+        ridge = peak / bandwidth
+        axis.plot([low, ridge, high], [low * bandwidth, peak, peak], color="#333333", linewidth=1.3)
+        axis.annotate(
+            f"{', '.join(sorted(dtypes))}: {peak:,} GFLOP/s",
+            (ridge, peak),
+            ha="left",
+            va="bottom",
+            fontsize=8.5,
+            xytext=(2, 3),
+            textcoords="offset points",
+        )
+    axis.annotate(
+        f"copy {bandwidth:.0f} GB/s",
+        (low * 1.2, low * 1.2 * bandwidth),
+        fontsize=8.5,
+        xytext=(8, -2),
+        textcoords="offset points",
+    )
+    axis.set_xlim(low, high)
+
+
 def _fraction_bars(axis: Any, cases: list[list[Record]]) -> None:
-    ticks, names, heads, position = [], [], [], 0.0
+    ticks, names, position, widest = [], [], 0.0, 100.0
     for group in cases:
-        heads.append((position, _label(group[0]).replace("\n", ", ")))
-        position += 1.0
+        label = _label(group[0]).replace("\n", ", ")
+        axis.text(0, position, label, fontsize=8.5, va="center", fontweight="bold")
+        position += 0.95
         for r in sorted(group, key=lambda r: r["median_ms"]):
-            axis.barh(
-                position, 100 * r["fraction_of_limit"], 0.8, color=_color(r["implementation"])
-            )
-            axis.text(
-                100 * r["fraction_of_limit"] + 1, position,
-                f"{100 * r['fraction_of_limit']:.0f} %", va="center", fontsize=8,
-            )  # fmt: skip
+            share = 100 * r["fraction_of_limit"]
+            axis.barh(position, share, 0.8, color=_color(r["implementation"]))
+            axis.text(share + 1, position, f"{share:.0f} %", va="center", fontsize=8)
             ticks.append(position)
             names.append(r["implementation"])
             position += 1.0
-        position += 0.5
-    for at, text in heads:
-        axis.text(0, at, text, fontsize=8.5, va="center", fontweight="bold", color="#333333")
+            widest = max(widest, share)
+        position += 0.4
+    axis.axvline(100, color="#333333", linewidth=1)
     axis.set_yticks(ticks, names, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(position - 0.4, -0.8)
     axis.grid(axis="y", visible=False)
-    axis.set(xlim=(0, 108), xlabel="% of the limit", title="Fraction of the measured limit")
+    axis.tick_params(axis="y", length=0)
+    axis.set(
+        xlim=(0, widest * 1.12), xlabel="% of the limit", title="Fraction of the measured limit"
+    )
 
 
 def speed_up(found: list[Record], plt: Any) -> Any:
@@ -264,34 +293,41 @@ def speed_up(found: list[Record], plt: Any) -> Any:
         rows.append((ours, other, eager))
     if not rows:
         return None
-    rows = rows[:26]
-    figure, axis = plt.subplots(figsize=(10.5, 1.6 + 0.44 * len(rows)))
-    labels = []
-    widest = 1.0
+    rows = rows[:34]
+    height = 1.6 + 0.34 * len(rows)
+    figure, axis = plt.subplots(figsize=(10.5, height))
+    labels, low, high = [], 0.8, 2.0
     for index, (ours, other, eager) in enumerate(rows):
         ratio = other["median_ms"] / ours["median_ms"]
         text = f"{ratio:.2f} x {other['implementation']}"
-        reach = ratio
+        reach = max(ratio, 1.0)
         if eager is not None and eager is not other:
             against = eager["median_ms"] / ours["median_ms"]
-            axis.barh(index, against, 0.72, color="#d5d9df", zorder=2)
+            axis.barh(index, against - 1, 0.74, left=1, color="#d5d9df", zorder=2)
             text += f"   ({against:.1f} x eager)"
-            reach = max(ratio, against)
-        axis.barh(index, ratio, 0.72, color=_color(ours["implementation"]), zorder=3)
-        axis.text(reach * 1.04, index, text, va="center", fontsize=8.5)
+            reach = max(reach, against)
+        color = _color(ours["implementation"]) if ratio >= 1 else "#b9573c"
+        axis.barh(index, ratio - 1, 0.74, left=1, color=color, zorder=3)
+        axis.text(reach * 1.03, index, text, va="center", fontsize=8.5)
         labels.append(_label(ours).replace("\n", " · "))
-        widest = max(widest, reach)
+        low, high = min(low, ratio * 0.9), max(high, reach)
     axis.axvline(1, color="#333333", linewidth=1, zorder=4)
     axis.set_yticks(range(len(rows)), labels, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)
-    low = min(0.5, *(o["median_ms"] / u["median_ms"] for u, o, _ in rows)) * 0.9
-    axis.set(xscale="log", xlim=(low, widest * 5), xlabel="times faster (log scale; 1 = as fast)")
-    ticks = [t for t in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low <= t <= widest * 1.3]
+    axis.tick_params(axis="y", length=0)
+    axis.set(xscale="log", xlim=(low, high * 3.2), xlabel="times faster (log scale; 1 = as fast)")
+    ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if low <= t <= high * 1.3]
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.minorticks_off()
-    axis.set_title("Speed-up of the best sede backend: blue, over the best other; grey, over eager")
-    figure.tight_layout(rect=(0, 0.25 / (1.6 + 0.44 * len(rows)), 1, 1))
+    figure.suptitle(
+        "Best sede backend against the best other implementation (colour) and eager (grey)",
+        x=0.012,
+        ha="left",
+        fontweight="bold",
+        fontsize=12,
+    )
+    figure.tight_layout(rect=(0, 0.25 / height, 1, 1))
     return figure
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -96,11 +95,14 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _bench(rest: Sequence[str]) -> int:
-    if importlib.util.find_spec("benchmarks") is None:
+    # The command's folder, not the present one, is on the path; a clone is recognised by its file,
+    # so that another project's `benchmarks` is never taken.
+    if not Path("benchmarks/run.py").is_file() or not Path("sede_kernels").is_dir():
         raise UserError(
             "the benchmarks are not part of the installed package: clone the repository and run "
             "`sede bench` (or `python -m benchmarks.run`) from its folder."
         )
+    sys.path.insert(0, str(Path.cwd()))
     return int(importlib.import_module("benchmarks.run").main(list(rest)) or 0)
 
 

@@ -129,10 +129,17 @@ def k_sweep(found: list[Record], plt: Any) -> Any:
     return figure
 
 
-def _sweep_lines(axis: Any, chosen: list[Record], field: str, least: float) -> None:
-    """One line an implementation over K; a cross at the top where memory ran out."""
+def _plain_ticks(axis: Any) -> None:
+    """1, 2, 5, 10, ... instead of powers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def _sweep_lines(axis: Any, chosen: list[Record], field: str, least: float) -> None:
+    """One line an implementation over K; a cross at the top where memory ran out."""
     slots = sorted({r["sizes"]["K"] for r in chosen})
     for name in dict.fromkeys(r["implementation"] for r in chosen):
         mine = sorted(
@@ -151,10 +158,8 @@ def _sweep_lines(axis: Any, chosen: list[Record], field: str, least: float) -> N
         )
     axis.set(xscale="log", yscale="log", xlabel="bank rows K")
     axis.set_xticks(slots, [_power(k) for k in slots])
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.minorticks_off()
+    _plain_ticks(axis.yaxis)
     lost = [r for r in chosen if r["status"] == "out of memory"]
     for r in lost:
         axis.plot(
@@ -216,10 +221,12 @@ def roofline(found: list[Record], plt: Any) -> Any:
     left.set(
         xscale="log",
         yscale="log",
-        xlabel="FLOPs per byte of the bank (formula)",
+        xlabel="FLOPs per byte (formula); circle fp32, square bf16, triangle fp16, diamond int8",
         ylabel="GFLOP/s (formula / time)",
-        title="Roofline: circle fp32, square bf16, triangle fp16, diamond int8",
+        title="Roofline",
     )
+    for axis in (left.xaxis, left.yaxis):
+        _plain_ticks(axis)
     left.legend(fontsize=8.5, loc="lower right", frameon=True, framealpha=0.95, edgecolor="none")
     _fraction_bars(right, cases)
     figure.tight_layout(rect=(0, 0.035, 1, 1))

@@ -372,7 +372,32 @@ def draw(found: list[Record], folder: Path) -> list[Path]:
                 figure.savefig(path, dpi=150, metadata=dates)
                 written.append(path)
             plt.close(figure)
-    return written
+    page = folder / "summary.md"
+    page.write_text(_page(found), encoding="utf-8")
+    return [*written, page]
+
+
+def _page(found: list[Record]) -> str:
+    """The summary table, and everything that was not timed, with its reason."""
+    last = max(found, key=lambda r: r["utc"])
+    lines = [
+        f"# {last['device']}",
+        "",
+        "Written by `sede bench plot` from the JSON lines; times in ms, memory in MB beyond the",
+        "inputs, `x`: how many times longer the other takes. docs/benchmarks.md explains the rest.",
+        "",
+        "```",
+        table.summary(found, most=1000),
+        "```",
+        "",
+        "Not timed:",
+        "",
+    ]
+    for r in found:
+        if r["status"] != "ok":
+            where = r["op"] if r["status"] == "absent" else table.title(r)
+            lines.append(f"- {where}, {r['implementation']}: {r['status']}, {r['reason']}")
+    return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str], results: Path, figures: Path) -> int:

@@ -256,7 +256,9 @@ def _sweep_records():
                 )
             )
     lost = dict.fromkeys(("median_ms", "p20_ms", "p80_ms", "fraction_of_limit", "passed"))
-    found[-1] = found[-1] | lost | {"status": "out of memory", "extra_peak_mb": None}
+    found[-1] = (
+        found[-1] | lost | {"status": "out of memory", "reason": "killed", "extra_peak_mb": None}
+    )
     return found
 
 
@@ -268,7 +270,9 @@ def test_figures_come_from_the_lines_alone(tmp_path, capsys):
     assert run.main(["plot", str(path), "--out", str(tmp_path / "figures")]) == 0
     made = sorted(p.name for p in (tmp_path / "figures" / "some-cpu").iterdir())
     names = ("k_sweep", "roofline", "speed_up")
-    assert made == sorted(f"{n}.{ending}" for n in names for ending in ("png", "svg"))
+    drawn = sorted(f"{n}.{ending}" for n in names for ending in ("png", "svg"))
+    assert made == sorted([*drawn, "summary.md"])
+    assert "killed" in (tmp_path / "figures" / "some-cpu" / "summary.md").read_text()
     svg = (tmp_path / "figures" / "some-cpu" / "k_sweep.svg").read_text()
     assert "some cpu" in svg
     assert "out of memory" in svg

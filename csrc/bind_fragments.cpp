@@ -1,7 +1,10 @@
 // Bindings of the ops on fragments: contiguous arrays by address.
 #include "bind_fragments.h"
 
+#include <pybind11/stl.h>
+
 #include <cstdint>
+#include <tuple>
 
 #include "fragments.h"
 
@@ -45,9 +48,51 @@ void erase_backward(Address grad, Address attention, Address mask, index_t rows,
   sede::erase_backward(op);
 }
 
+// Fields of CrossAttention in their order: addresses and sizes, then the settings.
+using Block = std::tuple<Address, index_t, index_t, index_t, Address, Address, bool, Address, index_t,
+                         Address>;
+using Settings = std::tuple<float, int, float, bool, int, double, bool, index_t, bool>;
+
+sede::CrossAttention cross_attention_call(const Block& block, const Settings& settings) {
+  sede::CrossAttention op{};
+  Address s, starts, lane_lengths, gram, query_norm;
+  std::tie(s, op.sets, op.fragments, op.lanes, starts, lane_lengths, op.lane_source, gram,
+           op.row_gram, query_norm) = block;
+  op.s = pointer<float>(s);
+  op.starts = pointer<const index_t>(starts);
+  op.lane_lengths = pointer<const index_t>(lane_lengths);
+  op.gram = pointer<const float>(gram);
+  op.query_norm = pointer<const float>(query_norm);
+  int aggregate, rule;
+  std::tie(op.smoothing, aggregate, op.aggregate_scale, op.erase, rule, op.rule.threshold,
+           op.rule.low, op.rule.keep_min, op.rule.renormalize) = settings;
+  op.aggregate = sede::Aggregate(aggregate);
+  op.rule.rule = sede::Rule(rule);
+  return op;
+}
+
+void cross_attention(const Block& block, const Settings& settings, Address out) {
+  sede::CrossAttention op = cross_attention_call(block, settings);
+  op.out = pointer<float>(out);
+  py::gil_scoped_release release;
+  sede::cross_attention(op);
+}
+
+void cross_attention_backward(const Block& block, const Settings& settings, Address grad,
+                              Address d_gram, Address d_norm, index_t blocks) {
+  sede::CrossAttention op = cross_attention_call(block, settings);
+  op.grad = pointer<const float>(grad);
+  op.d_gram = pointer<float>(d_gram);
+  op.d_norm = pointer<float>(d_norm);
+  py::gil_scoped_release release;
+  sede::cross_attention_backward(op, blocks);
+}
+
 }  // namespace
 
 void bind_fragments(py::module_& m) {
   m.def("erase", &erase);
   m.def("erase_backward", &erase_backward);
+  m.def("cross_attention", &cross_attention);
+  m.def("cross_attention_backward", &cross_attention_backward);
 }

@@ -1,11 +1,15 @@
 // Ops on sets of fragments (regions, words): erasing, region-word similarity.
 #pragma once
 
-#include "kernels/erase_api.h"
+#include "kernels/cross_attention_api.h"
 
 namespace sede {
 
 void erase(const EraseForward& op);
 void erase_backward(const EraseBackward& op);
+
+// The epilogue of the similarity on one block of S. `blocks`: see CrossAttention::d_gram, d_norm.
+void cross_attention(const CrossAttention& op);
+void cross_attention_backward(const CrossAttention& op, index_t blocks);
 
 }  // namespace sede

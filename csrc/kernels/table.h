@@ -3,7 +3,7 @@
 #pragma once
 
 #include "api.h"
-#include "erase_api.h"
+#include "cross_attention_api.h"
 
 namespace sede {
 
@@ -29,6 +29,7 @@ struct Kernels {
   double (*fma_loop)(index_t rounds);
   index_t fma_loop_flops;  // per round
   const EraseOps* erase;
+  const CrossOps* cross;
 };
 
 #ifdef SEDE_ISA
@@ -37,6 +38,7 @@ extern const BankOps<float> bank_f32;
 extern const BankOps<double> bank_f64;
 extern const BankOps<float> bank_bf16;
 extern const EraseOps erase_ops;
+extern const CrossOps cross_ops;
 }  // namespace SEDE_ISA
 #endif
 

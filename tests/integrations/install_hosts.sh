@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Installs the host packages that tests/integrations runs against, beside the torch that is there.
+# Most hosts ask for torch or torchvision, whose resolution would replace a CPU build by gigabytes
+# of CUDA wheels: those come without their dependencies, the rest as usual.
+set -euo pipefail
+
+python -m pip install --quiet \
+  transformers==5.23.0 scikit-learn==1.9.1 safetensors regex ftfy pyyaml
+
+python -m pip install --quiet --no-deps \
+  torchvision==0.28.0 \
+  open_clip_torch==3.3.0 timm==1.0.31 \
+  sentence-transformers==6.2.0 \
+  pytorch-metric-learning==2.9.0 \
+  lightly==1.6.0 lightly-utils==0.0.2
+
+python - <<'PY'
+import torch
+
+print(f"hosts installed beside torch {torch.__version__}")
+PY

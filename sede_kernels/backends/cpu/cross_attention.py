@@ -162,7 +162,9 @@ class _Plan:
 
     def gram_of_lanes(self, group: Group) -> Tensor:
         """(fragments, fragments, lanes) where the lanes are the sources."""
-        values = group.values.view(group.fragments, group.lanes, group.values.shape[1]).transpose(0, 1)
+        values = group.values.view(group.fragments, group.lanes, group.values.shape[1]).transpose(
+            0, 1
+        )
         return (values @ values.transpose(1, 2)).permute(1, 2, 0).contiguous()
 
     def block(
@@ -171,9 +173,13 @@ class _Plan:
         """S of one block, and the arguments of the native call with the tensors they point to."""
         first, end, begin, stop = chunk
         rows = self.rows.values[begin:stop]
-        torch.mm(rows, group.values.T, out=s[: (stop - begin) * group.values.shape[0]].view(
-            stop - begin, group.values.shape[0]
-        ))
+        torch.mm(
+            rows,
+            group.values.T,
+            out=s[: (stop - begin) * group.values.shape[0]].view(
+                stop - begin, group.values.shape[0]
+            ),
+        )
         starts = self.rows.starts[first : end + 1] - begin
         if lane_gram is not None:
             gram, norm = lane_gram, self.row_norms[begin:stop]
@@ -299,7 +305,9 @@ def _group_backward(
     if plan.lane_source:
         lower = d_lane_gram.sum(dim=0).view(group.fragments, group.fragments, group.lanes)
         whole = (lower + lower.transpose(0, 1)).permute(2, 0, 1)
-        values = group.values.view(group.fragments, group.lanes, group.values.shape[1]).transpose(0, 1)
+        values = group.values.view(group.fragments, group.lanes, group.values.shape[1]).transpose(
+            0, 1
+        )
         d_lanes += 2 * (whole @ values).transpose(0, 1).flatten(0, 1)
     else:
         d_lanes.addcmul_(group.values, d_lane_norms.sum(dim=0).unsqueeze(1))

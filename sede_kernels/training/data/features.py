@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,9 @@ def extract(
     atomically, and carries zip checksums: a run that was killed goes on where it stopped, a
     changed recipe never meets old files, and a damaged file is noticed and computed again.
 
+    Each of torch's threads takes whole chunks of its own. Shared convolutions would wait for the
+    slowest thread many times an image, which on a busy machine is most of the time.
+
     Args:
         pictures: what to draw.
         pen: draws them.
@@ -97,26 +101,43 @@ def extract(
     """
     extractor = RegionExtractor()
     features = np.empty((len(pictures), REGIONS, CHANNELS), np.float16)
-    with tqdm(total=len(pictures), desc=title, unit="image", disable=None) as bar:
-        for start in range(0, len(pictures), CHUNK):
-            chunk = pictures[start : start + CHUNK]
-            key = "".join(p.digest for p in chunk) + extractor.digest
-            file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
-            values = _read_chunk(file, len(chunk))
-            if values is None:
-                parts = []
-                for first in range(0, len(chunk), _BATCH):
-                    batch = chunk[first : first + _BATCH]
-                    pixels = np.stack([pen.draw(p.text) for p in batch])
-                    parts.append(extractor(pixels).half().numpy())
-                    bar.update(len(batch))
-                values = np.concatenate(parts)
-                with atomic_file(file) as handle:
-                    np.savez(handle, features=values)
-            else:
-                bar.update(len(chunk))
-            features[start : start + len(chunk)] = values
+    threads = torch.get_num_threads()
+    bar = tqdm(total=len(pictures), desc=title, unit="image", disable=None)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def fill(start: int) -> None:
+        chunk = pictures[start : start + CHUNK]
+        features[start : start + len(chunk)] = _chunk(chunk, extractor, pen, cache, bar)
+
+    try:
+        list(pool.map(fill, range(0, len(pictures), CHUNK)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # the workers' choice would reach new threads
+        bar.close()
     return features
+
+
+def _chunk(
+    chunk: list[Picture], extractor: RegionExtractor, pen: Pen, cache: Path, bar: Any
+) -> np.ndarray[Any, Any]:
+    """Features of one chunk, from the cache or the network."""
+    key = "".join(p.digest for p in chunk) + extractor.digest
+    file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
+    values = _read_chunk(file, len(chunk))
+    if values is not None:
+        bar.update(len(chunk))
+        return values
+    parts = []
+    for first in range(0, len(chunk), _BATCH):
+        batch = chunk[first : first + _BATCH]
+        pixels = np.stack([pen.draw(p.text) for p in batch])
+        parts.append(extractor(pixels).half().numpy())
+        bar.update(len(batch))
+    values = np.concatenate(parts)
+    with atomic_file(file) as handle:
+        np.savez(handle, features=values)
+    return values
 
 
 def _read_chunk(file: Path, count: int) -> np.ndarray[Any, Any] | None:

@@ -13,8 +13,6 @@
 namespace sede {
 namespace {
 
-index_t round_up(index_t n, index_t to) { return (n + to - 1) / to * to; }
-
 // Partial results of every slice.
 template <class T>
 struct Partials {

@@ -57,6 +57,69 @@ void bank_lse(const MatrixTuple& query, const MatrixTuple& bank, Address row_sca
   sede::bank_lse(op, out);
 }
 
+// In-batch negatives: the keys are the bank, the query ids its ids, and the diagonal is left out.
+sede::BankLse batch(const MatrixTuple& query, const MatrixTuple& key, Address scales, int exponents,
+                    Address query_ids, Address limit, int select) {
+  sede::BankLse op{};
+  op.query = matrix(query);
+  op.bank = matrix(key);
+  op.scales = pointer(scales);
+  op.exponents = exponents;
+  op.query_ids = op.bank_ids = pointer<const index_t>(query_ids);
+  op.limit = pointer(limit);
+  op.select = sede::Select(select);
+  op.skip_diagonal = true;
+  return op;
+}
+
+void batch_lse(const MatrixTuple& query, const MatrixTuple& key, Address scales, int exponents,
+               Address query_ids, Address limit, int select, Address lse, Address moment,
+               Address count, Address top, Address top_index) {
+  sede::BankLse op = batch(query, key, scales, exponents, query_ids, limit, select);
+  op.moments = moment != 0;
+  op.hardest = top != 0;
+  const sede::BankLseOut out{pointer(lse),          pointer(moment), nullptr,
+                             pointer<index_t>(count), pointer(top),    pointer<index_t>(top_index)};
+  py::gil_scoped_release release;
+  sede::bank_lse(op, out);
+}
+
+void batch_lse_backward(const MatrixTuple& query, const MatrixTuple& key, Address scales,
+                        int exponents, Address query_ids, Address limit, int select, Address lse,
+                        Address grad, Address query_grad, Address key_grad) {
+  const sede::BankLse op = batch(query, key, scales, exponents, query_ids, limit, select);
+  py::gil_scoped_release release;
+  sede::batch_lse_backward(op, pointer(lse), pointer(grad), pointer(query_grad),
+                           pointer(key_grad));
+}
+
+void hardest(const MatrixTuple& query, const MatrixTuple& bank, Address row_scale,
+             Address query_ids, Address bank_ids, index_t k, Address values, Address indices) {
+  sede::BankLse op{};
+  op.query = matrix(query);
+  op.bank = matrix(bank);
+  op.row_scale = pointer<const float>(row_scale);
+  op.query_ids = pointer<const index_t>(query_ids);
+  op.bank_ids = pointer<const index_t>(bank_ids);
+  op.select = sede::Select::mask;
+  op.empty_slots = true;
+  py::gil_scoped_release release;
+  sede::hardest(op, k, pointer(values), pointer<index_t>(indices));
+}
+
+void enqueue(const MatrixTuple& rows, Address row_scale, Address ids, const MatrixTuple& keys,
+             Address key_ids, index_t first_slot, bool normalize) {
+  const sede::Enqueue op{matrix(rows),
+                         pointer<float>(row_scale),
+                         pointer<index_t>(ids),
+                         matrix(keys),
+                         pointer<const index_t>(key_ids),
+                         first_slot,
+                         normalize};
+  py::gil_scoped_release release;
+  sede::enqueue(op);
+}
+
 // GFLOP/s of a loop of fused multiply-adds in registers on `threads` threads at once.
 double fma_peak_gflops(int threads, double ms) {
   py::gil_scoped_release release;
@@ -81,5 +144,9 @@ PYBIND11_MODULE(_cpu, m) {
         "Threads of the fallback pool; 0: one a processor.");
   m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("threads"), py::arg("ms"));
   m.def("bank_lse", &bank_lse);
+  m.def("batch_lse", &batch_lse);
+  m.def("batch_lse_backward", &batch_lse_backward);
+  m.def("hardest", &hardest);
+  m.def("enqueue", &enqueue);
   bind_fragments(m);
 }

@@ -16,6 +16,16 @@ struct BankLseOut {
 
 void bank_lse(const BankLse& op, const BankLseOut& out);
 
+// The k most similar valid rows of each query, best first, ties to the lowest index; (-inf, -1)
+// where there are fewer. values [B, k] are float or double, indices [B, k].
+void hardest(const BankLse& op, index_t k, void* values, index_t* indices);
+
+// Gradients of in-batch negatives; op.bank holds the keys. lse, grad [E, B]; dq, dk [B, D].
+void batch_lse_backward(const BankLse& op, const void* lse, const void* grad, void* query_grad,
+                        void* key_grad);
+
+void enqueue(const Enqueue& op);
+
 // GFLOP/s of register-only fused multiply-adds on `threads` threads at once, for `ms` milliseconds.
 double fma_peak_gflops(int threads, double ms);
 

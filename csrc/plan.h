@@ -31,6 +31,8 @@ struct Plan {
 Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
                index_t slice_bytes);
 
+inline index_t round_up(index_t n, index_t to) { return (n + to - 1) / to * to; }
+
 // Uninitialised memory aligned to a cache line.
 class Buffer {
  public:

@@ -56,11 +56,6 @@ struct Tiling {
   index_t depth;      // block over D of the first product
 };
 
-// Bytes a thread needs beyond the packed query, for tiles of `bank_rows` x `dim` and `queries`.
-struct ScratchBytes {
-  index_t bank, panels;
-};
-
 template <class T>
 struct SliceCall {
   const BankLse* op;
@@ -72,6 +67,46 @@ struct SliceCall {
   T* acc[2];                       // [queries][acc_stride] each, written (not added to)
   index_t acc_stride;              // >= dim rounded up to the vector length
   char* scratch;                   // 64-byte aligned
+};
+
+// The k most similar rows of a slice; op->exponents is 0.
+template <class T>
+struct HardestCall {
+  const BankLse* op;
+  const void* packed_query;
+  index_t query_begin, queries, bank_begin, bank_end;
+  Tiling tiling;
+  index_t k;
+  T* values;         // [queries][k], a heap
+  index_t* indices;  // [queries][k]
+  index_t* found;    // [queries] entries in use
+  char* scratch;
+};
+
+// Gradients of in-batch negatives for a slice of the keys (op->bank) and all queries.
+template <class T>
+struct BatchCall {
+  const BankLse* op;
+  const void* packed_query;  // all queries
+  index_t bank_begin, bank_end;
+  Tiling tiling;
+  const T* lse;              // [E, B]
+  const T* grad;             // [E, B] gradient of lse times the gradient's scale
+  T* query_grad;             // [B][grad_stride], this slice's share
+  index_t grad_stride;
+  T* key_grad;               // [B][D], rows of the slice written
+  char* scratch;
+};
+
+// Keys into a ring.
+struct Enqueue {
+  Matrix rows;               // the ring; written
+  float* row_scale;          // [K] for int8 rows, else null
+  index_t* ids;              // [K]
+  Matrix keys;
+  const index_t* key_ids;    // [N] or null: -2
+  index_t first_slot;        // of key 0
+  bool normalize;
 };
 
 }  // namespace sede

@@ -19,6 +19,23 @@ struct BankOps {
   void (*slice)(const SliceCall<T>& call);
 };
 
+template <class T>
+struct HardestOps {
+  index_t (*scratch)(const BankLse& op, index_t queries, const Tiling& tiling);
+  void (*slice)(const HardestCall<T>& call);
+};
+
+template <class T>
+struct BatchOps {
+  index_t (*scratch)(const BankLse& op, index_t queries, const Tiling& tiling);
+  void (*slice)(const BatchCall<T>& call);
+};
+
+struct EnqueueOps {
+  index_t (*scratch)(index_t dim);
+  void (*write)(const Enqueue& op, index_t begin, index_t end, char* scratch);
+};
+
 // Tables are constants the compiler can lay out: code that ran at start-up to build one would run
 // with this set's instructions on every processor.
 struct Kernels {
@@ -26,6 +43,11 @@ struct Kernels {
   const BankOps<float>* bank_f32;
   const BankOps<double>* bank_f64;
   const BankOps<float>* bank_bf16;  // all null without bf16 multiply-adds
+  const HardestOps<float>* hardest_f32;
+  const HardestOps<double>* hardest_f64;
+  const BatchOps<float>* batch_f32;
+  const BatchOps<double>* batch_f64;
+  const EnqueueOps* enqueue;
   double (*fma_loop)(index_t rounds);
   index_t fma_loop_flops;  // per round
   const EraseOps* erase;
@@ -37,6 +59,11 @@ namespace SEDE_ISA {
 extern const BankOps<float> bank_f32;
 extern const BankOps<double> bank_f64;
 extern const BankOps<float> bank_bf16;
+extern const HardestOps<float> hardest_f32;
+extern const HardestOps<double> hardest_f64;
+extern const BatchOps<float> batch_f32;
+extern const BatchOps<double> batch_f64;
+extern const EnqueueOps enqueue_ops;
 extern const EraseOps erase_ops;
 extern const CrossOps cross_ops;
 }  // namespace SEDE_ISA

@@ -1,0 +1,46 @@
+"""Ring write in native code, one pass: normalise, cast or quantise, store."""
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.cpu import _native
+
+
+def enqueue(
+    rows: Tensor,
+    row_scale: Tensor | None,
+    ids: Tensor,
+    ptr: Tensor,
+    count: Tensor,
+    keys: Tensor,
+    key_ids: Tensor | None,
+    *,
+    normalize: bool,
+) -> None:
+    """See ``sede_kernels.ops.enqueue``. One read of the keys, one write of their rows."""
+    size, total = rows.shape[0], keys.shape[0]
+    if size == 0 or total == 0:
+        return
+    skipped = max(0, total - size)
+    start = int(ptr)
+    kept = keys[skipped:]
+    if key_ids is not None:
+        key_ids = key_ids[skipped:].to(torch.int64).contiguous()
+    # The kernel takes ids and scales as dense vectors: strided ones are written through a copy.
+    dense_ids = ids.contiguous()
+    dense_scale = None if row_scale is None else row_scale.contiguous()
+    _native.module().enqueue(
+        _native.matrix(rows),
+        _native.address(dense_scale),
+        _native.address(dense_ids),
+        _native.matrix(kept),
+        _native.address(key_ids),
+        (start + skipped) % size,
+        normalize,
+    )
+    if dense_ids is not ids:
+        ids.copy_(dense_ids)
+    if row_scale is not None and dense_scale is not None and dense_scale is not row_scale:
+        row_scale.copy_(dense_scale)
+    ptr.fill_((start + total) % size)
+    count.fill_(min(int(count) + total, size))

@@ -59,12 +59,12 @@ def open_clip(torchvision_operators: None) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def sentence_transformers() -> ModuleType:
+def sentence_transformers(torchvision_operators: None) -> ModuleType:
     return load("sentence_transformers")
 
 
 @pytest.fixture(scope="session")
-def metric_learning() -> ModuleType:
+def metric_learning(torchvision_operators: None) -> ModuleType:
     return load("pytorch_metric_learning")
 
 

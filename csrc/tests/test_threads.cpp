@@ -1,0 +1,91 @@
+// The fallback pool: the same bits for any number of threads, several callers at once, use after a
+// fork; and the ring write, whose keys are shared out over threads.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "../parallel.h"
+#include "check.h"
+
+using namespace sede_test;
+
+namespace {
+
+constexpr index_t kQueries = 48, kRows = 4000, kDim = 40;
+
+std::vector<float> accumulate() {
+  static const auto query = random_matrix<float>(kQueries, kDim, 1);
+  static const auto bank = random_matrix<float>(kRows, kDim, 2);
+  static const float scale = 7;
+  sede::BankLse op{};
+  op.query = matrix(query, kQueries, kDim);
+  op.bank = matrix(bank, kRows, kDim);
+  op.scales = &scale;
+  op.exponents = op.accumulators = 1;
+  std::vector<float> lse(kQueries), acc(kQueries * kDim);
+  std::vector<index_t> count(kQueries);
+  sede::bank_lse(op, {lse.data(), nullptr, acc.data(), count.data(), nullptr, nullptr});
+  return acc;
+}
+
+void test_ring() {
+  const index_t size = 3000, dim = 65, keys = 2500, first = 1000;
+  const auto input = random_matrix<float>(keys, dim, 3);
+  std::vector<float> ring(std::size_t(size * dim), 0.0f);
+  std::vector<index_t> ids(std::size_t(size), -1);
+  sede::enqueue({matrix(ring, size, dim), nullptr, ids.data(), matrix(input, keys, dim), nullptr,
+                 first, true});
+  for (index_t n = 0; n < keys; n += 7) {
+    const index_t slot = (first + n) % size;
+    double norm = 0;
+    for (index_t d = 0; d < dim; ++d) norm += std::pow(double(input[std::size_t(n * dim + d)]), 2);
+    expect(ids[std::size_t(slot)] == -2, "ring id");
+    for (index_t d = 0; d < dim; ++d)
+      near(double(ring[std::size_t(slot * dim + d)]),
+           double(input[std::size_t(n * dim + d)]) / std::sqrt(norm), 1e-6, "ring row");
+  }
+  expect(ids[std::size_t(first + keys - size)] == -1, "the slot after the last key is untouched");
+}
+
+void test_pool() {
+  sede::set_pool_threads(1);
+  const auto want = accumulate();
+  for (int threads : {2, 4, 3}) {
+    sede::set_pool_threads(threads);
+    expect(accumulate() == want, "bits do not depend on the threads");
+    std::vector<std::vector<float>> got(4);
+    std::vector<std::thread> callers;
+    for (auto& result : got) callers.emplace_back([&result] { result = accumulate(); });
+    for (auto& caller : callers) caller.join();
+    for (const auto& result : got) expect(result == want, "several callers at once");
+  }
+  test_ring();
+}
+
+// A sanitizer for threads cannot follow a child that starts threads of its own.
+#if !defined(__SANITIZE_THREAD__)
+void test_fork() {
+  sede::set_pool_threads(3);
+  const auto want = accumulate();
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(30);
+    _exit(accumulate() == want ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "use after a fork");
+}
+#else
+void test_fork() {}
+#endif
+
+}  // namespace
+
+int main() {
+  return on_every_isa([] {
+    test_pool();
+    test_fork();
+  });
+}

@@ -1,0 +1,107 @@
+"""In-batch negatives: the pass of ``bank_lse`` over the other keys, and its backward."""
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.triton import launch
+from sede_kernels.backends.triton._batch_kernels import _batch_lse_bwd_kernel
+from sede_kernels.backends.triton._host import (
+    on_device,
+    operand_dtype,
+    operand_kind,
+    padded,
+    precision,
+    triton_dtype,
+)
+from sede_kernels.backends.triton.bank_lse import sums
+
+#: Columns of a gradient that one program sums up; wider rows recompute s for each slice.
+WIDEST_SLICE = {"half": 256, "tf32": 128, "ieee": 64}
+
+
+def batch_lse(
+    query: Tensor,
+    key: Tensor,
+    scales: Tensor,
+    query_ids: Tensor | None,
+    limit: Tensor | None,
+    *,
+    select: str,
+    moments: bool,
+    hardest: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See ``sede_kernels.ops.batch_lse``."""
+    found = sums(
+        query,
+        key,
+        None,
+        scales,
+        query_ids,
+        query_ids,
+        limit,
+        select=select,
+        moments=moments,
+        hardest=hardest,
+        in_batch=True,
+    )
+    return found.lse, found.moment, found.count, found.top
+
+
+def batch_lse_backward(
+    grad_lse: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    scales: Tensor,
+    grad_scales: Tensor,
+    query_ids: Tensor | None,
+    limit: Tensor | None,
+    *,
+    select: str,
+) -> tuple[Tensor, Tensor]:
+    """See ``sede_kernels.ops.batch_lse``. One launch a side; s is recomputed tile by tile."""
+    B, D = query.shape
+    grad_query = torch.empty((B, D), dtype=torch.float32, device=query.device)
+    grad_key = torch.empty_like(grad_query)
+    if B == 0 or D == 0:
+        return grad_query, grad_key
+    dtype = operand_dtype(query, key)
+    kind = operand_kind(dtype)
+    slice_d = min(padded(D, 64), WIDEST_SLICE[kind])
+    architecture, _ = launch.device_class(query.device)
+    config = launch.candidates("batch_lse_backward", f"{kind}/{slice_d}", architecture)[0]
+    factor = (grad_lse * grad_scales.unsqueeze(1)).contiguous()
+    grid = (-(-B // config.rows), -(-D // slice_d))
+    with on_device(query):
+        for own, other, out, transposed in (
+            (query, key, grad_query, False),
+            (key, query, grad_key, True),
+        ):
+            _batch_lse_bwd_kernel[grid](
+                own,
+                other,
+                factor,
+                lse.contiguous(),
+                scales,
+                query_ids,
+                limit,
+                out,
+                B,
+                D,
+                *own.stride(),
+                *other.stride(),
+                E=scales.shape[0],
+                SELECT=select,
+                HAS_IDS=query_ids is not None,
+                HAS_LIMIT=limit is not None,
+                TRANSPOSED=transposed,
+                WHOLE=slice_d >= D,
+                OPERAND=triton_dtype(dtype),
+                PRECISION=precision(),
+                BLOCK_R=config.rows,
+                BLOCK_C=config.cols,
+                BLOCK_D=min(slice_d, 64) if slice_d < D else slice_d,
+                SLICE_D=slice_d,
+                **config.options,
+            )
+    return grad_query, grad_key

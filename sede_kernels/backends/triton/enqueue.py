@@ -1,0 +1,46 @@
+"""Ring write in two launches, without reading the pointer on the host."""
+
+from torch import Tensor
+
+from sede_kernels.backends.triton._enqueue_kernels import _enqueue_advance_kernel, _enqueue_kernel
+from sede_kernels.backends.triton._host import on_device
+
+BLOCK_D = 512
+OPTIONS = {"num_warps": 4, "num_stages": 1}
+
+
+def enqueue(
+    rows: Tensor,
+    row_scale: Tensor | None,
+    ids: Tensor,
+    ptr: Tensor,
+    count: Tensor,
+    keys: Tensor,
+    key_ids: Tensor | None,
+    *,
+    normalize: bool,
+) -> None:
+    """See ``sede_kernels.ops.enqueue``."""
+    size, total = rows.shape[0], keys.shape[0]
+    written = min(total, size)
+    if written == 0:
+        return
+    with on_device(rows):
+        _enqueue_kernel[(written,)](
+            rows,
+            row_scale,
+            ids,
+            ptr,
+            keys,
+            key_ids,
+            total - written,
+            *rows.shape,
+            *rows.stride(),
+            *keys.stride(),
+            NORMALIZE=normalize,
+            QUANTIZE=row_scale is not None,
+            HAS_IDS=key_ids is not None,
+            BLOCK_D=BLOCK_D,
+            **OPTIONS,
+        )
+        _enqueue_advance_kernel[(1,)](ptr, count, total, size, num_warps=1)

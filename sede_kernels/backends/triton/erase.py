@@ -1,0 +1,94 @@
+"""Attention-guided erasing, one launch each way."""
+
+import struct
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.triton import launch
+from sede_kernels.backends.triton._erase_kernels import _erase_bwd_kernel, _erase_fwd_kernel
+from sede_kernels.backends.triton._host import on_device, padded
+
+#: Fused multiply-add would move the interpolated quantile by a rounding step.
+EXACT = {"enable_fp_fusion": False}
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """(N, L) contiguous."""
+    return tensor.contiguous().view(-1, tensor.shape[-1])
+
+
+def tile(fragments: int, device: torch.device) -> tuple[int, int, launch.Config]:
+    """(rows a program, padded fragments, configuration)."""
+    block_l = padded(fragments)
+    architecture, _ = launch.device_class(device)
+    config = launch.candidates("erase", str(max(64, block_l)), architecture)[0]
+    return config.rows, block_l, config
+
+
+def double_halves(value: float) -> tuple[int, int]:
+    """A double as two signed 32-bit integers, the high half first."""
+    high, low = struct.unpack(">ii", struct.pack(">d", value))
+    return high, low
+
+
+def erase(
+    attention: Tensor,
+    lengths: Tensor | None,
+    *,
+    rule: str,
+    threshold: float,
+    low: bool,
+    keep_min: int,
+    renormalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """See ``sede_kernels.ops.erase``."""
+    out = torch.empty(attention.shape, dtype=attention.dtype, device=attention.device)
+    mask = torch.empty(attention.shape, dtype=torch.bool, device=attention.device)
+    if attention.numel() == 0:
+        return out, mask
+    rows = _rows(attention)
+    block_r, block_l, config = tile(rows.shape[1], rows.device)
+    with on_device(attention):
+        _erase_fwd_kernel[(-(-rows.shape[0] // block_r),)](
+            rows,
+            None if lengths is None else lengths.contiguous(),
+            out,
+            mask.view(torch.uint8),
+            *rows.shape,
+            *double_halves(threshold),
+            min(keep_min, rows.shape[1]),
+            HAS_LENGTHS=lengths is not None,
+            RULE=rule,
+            LOW=low,
+            RENORMALIZE=renormalize,
+            BLOCK_R=block_r,
+            BLOCK_L=block_l,
+            **config.options,
+            **EXACT,
+        )
+    return out, mask
+
+
+def erase_backward(
+    grad_out: Tensor, attention: Tensor, mask: Tensor, *, renormalize: bool
+) -> Tensor:
+    """See ``sede_kernels.ops.erase``."""
+    grad = torch.empty(attention.shape, dtype=attention.dtype, device=attention.device)
+    if attention.numel() == 0:
+        return grad
+    rows = _rows(attention)
+    block_r, block_l, config = tile(rows.shape[1], rows.device)
+    with on_device(attention):
+        _erase_bwd_kernel[(-(-rows.shape[0] // block_r),)](
+            _rows(grad_out),
+            rows,
+            _rows(mask).view(torch.uint8),
+            grad,
+            *rows.shape,
+            RENORMALIZE=renormalize,
+            BLOCK_R=block_r,
+            BLOCK_L=block_l,
+            **config.options,
+        )
+    return grad

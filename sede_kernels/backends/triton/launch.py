@@ -1,0 +1,80 @@
+"""Which launch configuration a kernel runs with, from ``launch_tables.json``.
+
+The table is keyed by an architecture class, which follows from the compute capability and the
+shared memory of a block, never from a GPU's name. Rows of a kernel are keyed by what decides its
+tile (operand width, padded dimension, accumulators); the first entry of a row is the default, the
+others are what ``SEDE_AUTOTUNE=1`` tries. ``report.py`` compiles every entry; nothing else runs.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sede_kernels.backends.triton import interpreting
+
+TABLES = Path(__file__).with_name("launch_tables.json")
+#: Class -> bytes of shared memory a block may use there.
+SHARED_MEMORY = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448}
+#: Class -> compute capability that the report compiles it for.
+CAPABILITY = {"sm_80": 80, "sm_89": 89, "sm_90": 90, "sm_100": 100}
+_INTERPRETER_CORES = 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile and launch parameters of one kernel."""
+
+    rows: int
+    cols: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's launch keywords."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+@cache
+def tables() -> dict[str, Any]:
+    """The shipped tables: kernel -> key -> class -> list of [rows, cols, warps, stages]."""
+    loaded: dict[str, Any] = json.loads(TABLES.read_text())
+    return loaded
+
+
+def architecture_class(capability: tuple[int, int], shared_memory: int) -> str:
+    """The class of a device; an unknown one gets the class with the least shared memory."""
+    wanted = {9: "sm_90", 10: "sm_100", 8: "sm_80"}.get(capability[0], "sm_89")
+    return wanted if shared_memory >= SHARED_MEMORY[wanted] else "sm_89"
+
+
+@cache
+def _device_class(index: int) -> tuple[str, int]:
+    properties = torch.cuda.get_device_properties(index)
+    shared = int(getattr(properties, "shared_memory_per_block_optin", 0))
+    name = architecture_class((properties.major, properties.minor), shared)
+    return name, int(properties.multi_processor_count)
+
+
+def device_class(device: torch.device) -> tuple[str, int]:
+    """(class, number of multiprocessors); the interpreter plays an sm_90 with few of them."""
+    if device.type != "cuda":
+        return "sm_90", _INTERPRETER_CORES
+    return _device_class(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def candidates(kernel: str, key: str, architecture: str) -> list[Config]:
+    """The configurations of one row of the table, the default first."""
+    if interpreting():
+        return [Config(16, 32, 4, 1)]
+    return [Config(*entry) for entry in tables()[kernel][key][architecture]]
+
+
+def autotuning() -> bool:
+    """Whether the user asked for live tuning."""
+    return os.environ.get("SEDE_AUTOTUNE", "0") == "1"

@@ -107,7 +107,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     stamp = machine.utc_now().replace("-", "").replace(":", "")
     run = f"{stamp}-{machine.git_state().rstrip('+')}"
     out = arguments.out or RESULTS / slug / f"{run}.jsonl"
-    memory = None if arguments.no_memory or device.type != "cpu" else Memory()
+    memory = None if arguments.no_memory or device.type != "cpu" else Memory(timeout_s=30.0 if quick else 180.0)
     print(f"{machine.device_name(device)}, {torch.get_num_threads()} threads; results in {out}")
     found_limits = limits.measure(device, {case.dtype for case in cases})
     for dtype, rate in found_limits.matrix.items():

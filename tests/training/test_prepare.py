@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from sede_kernels.training.data import prepare as prepare_module
 from sede_kernels.training.data.draw import IMAGE_SIZE, Pen, distinct_pictures
 from sede_kernels.training.data.features import CHUNK, RegionExtractor
 from sede_kernels.training.data.glyphs import (
@@ -32,6 +33,12 @@ from .conftest import LIMIT
 def all_icons():
     source = read_icons()
     return source, *distinct_pictures(source)
+
+
+@pytest.fixture
+def drawn(all_icons, monkeypatch):
+    """Icons are drawn once for all tests that prepare again."""
+    monkeypatch.setattr(prepare_module, "distinct_pictures", lambda source: all_icons[1:])
 
 
 def test_icons_are_the_7272_distinct_pictures_of_7296_names(all_icons):
@@ -146,7 +153,9 @@ def test_features_are_the_network_s(icons, all_icons):
     torch.testing.assert_close(stored, expected, atol=5e-3, rtol=2e-3)
 
 
-def test_second_run_keeps_everything_and_a_smaller_limit_uses_the_cache(icons_home, monkeypatch):
+def test_second_run_keeps_everything_and_a_smaller_limit_uses_the_cache(
+    icons_home, monkeypatch, drawn
+):
     folder = icons_home / f"icons_{LIMIT}_precomp"
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
     prepare("icons", icons_home, limit=LIMIT)
@@ -164,7 +173,7 @@ def test_second_run_keeps_everything_and_a_smaller_limit_uses_the_cache(icons_ho
     assert sum(computed) == 0
 
 
-def test_damaged_files_are_named_and_made_again(icons_home, capfd):
+def test_damaged_files_are_named_and_made_again(icons_home, capfd, drawn):
     folder = icons_home / f"icons_{LIMIT}_precomp"
     whole = (folder / "train_ims.npy").read_bytes()
     (folder / "train_ims.npy").write_bytes(whole[:-1000])
@@ -225,10 +234,8 @@ def test_sigkill_loses_at_most_one_chunk(tmp_path, environment):
     assert folders == [f"icons_{2 * CHUNK}_grouped_precomp", f"icons_{2 * CHUNK}_precomp"]
 
 
-def test_failure_while_writing_leaves_no_folder(tmp_path, icons_home, monkeypatch):
+def test_failure_while_writing_leaves_no_folder(tmp_path, icons_home, monkeypatch, drawn):
     import shutil
-
-    from sede_kernels.training.data import prepare as prepare_module
 
     shutil.copytree(icons_home / "cache", tmp_path / "cache")
     write = prepare_module.write_json

@@ -1,0 +1,231 @@
+"""Native region-word similarity against sede_kernels.reference in fp64, gradients included."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sede_kernels import AttentionErase, cross_attention_similarity
+from sede_kernels.backends.cpu import _native, cross_attention
+from sede_kernels.errors import BackendUnavailableError
+from sede_kernels.testing import FLOORS, assert_within_budget
+
+pytestmark = pytest.mark.skipif(
+    _native.unavailable_reason() is not None, reason="the native module is not built"
+)
+
+ISAS = _native.module().supported_isas() if _native.unavailable_reason() is None else []
+#: (images, captions, regions, words, dim): one, primes, more than a vector on either side.
+SIZES = {
+    "one": (1, 1, 1, 1, 1),
+    "small": (2, 3, 5, 4, 7),
+    "images-in-lanes": (17, 5, 7, 6, 19),
+    "captions-in-lanes": (3, 19, 11, 5, 16),
+    "both": (33, 18, 6, 9, 8),
+}
+ERASE = {
+    "none": None,
+    "mean": "mean",
+    "prob": "prob",
+    "topk": AttentionErase(rule="topk", threshold=2),
+    "quantile": AttentionErase(rule="quantile", threshold=0.3, keep_min=2),
+    "relative": AttentionErase(rule="relative", threshold=0.5),
+    "absolute": AttentionErase(rule="absolute", threshold=0.2, renormalize=False),
+    "high": AttentionErase(rule="mean", erase="high"),
+}
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest):
+    module = _native.module()
+    before = module.isa()
+    module.select_isa(request.param)
+    yield request.param
+    module.select_isa(before)
+
+
+def unit(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape), dim=-1) if shape[-1] > 1 else torch.randn(*shape)
+
+
+def lengths_from(least: int, most: int, sets: int) -> Tensor:
+    """Random lengths, an empty set among them."""
+    lengths = torch.randint(min(least, most), most + 1, (sets,))
+    lengths[sets // 2] = 0
+    return lengths
+
+
+def run(
+    backend: str, dtype: torch.dtype, regions: Tensor, words: Tensor, grad: Tensor, **options
+) -> tuple[Tensor, Tensor, Tensor]:
+    v, e = regions.to(dtype).requires_grad_(), words.to(dtype).requires_grad_()
+    similarity = cross_attention_similarity(v, e, backend=backend, **options)
+    similarity.backward(grad.to(similarity.dtype))
+    return similarity.detach(), v.grad, e.grad
+
+
+def check(regions: Tensor, words: Tensor, dtype: torch.dtype = torch.float32, **options) -> None:
+    grad = torch.randn(regions.shape[0], words.shape[0])
+    results = run("cpu", dtype, regions, words, grad, **options)
+    truths = run("reference", torch.float64, regions, words, grad, **options)
+    eagers = run("torch", dtype, regions, words, grad, **options)
+    for result, truth, eager in zip(results, truths, eagers, strict=True):
+        if truth.norm() > 1e-6:
+            assert_within_budget(result, truth, eager, dtype)
+        else:  # one fragment only: the cosine is 1 whatever the vectors, and its gradient is 0
+            assert (result - truth).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+@pytest.mark.parametrize("aggregate", ["lse", "mean", "max", "sum"])
+def test_aggregates(size: str, direction: str, aggregate: str) -> None:
+    images, captions, most_regions, most_words, dim = SIZES[size]
+    regions, words = unit(images, most_regions, dim), unit(captions, most_words, dim)
+    check(regions, words, direction=direction, aggregate=aggregate)
+    check(
+        regions,
+        words,
+        direction=direction,
+        aggregate=aggregate,
+        smoothing=20.0,
+        region_lengths=lengths_from(1, most_regions, images),
+        word_lengths=lengths_from(1, most_words, captions),
+    )
+
+
+@pytest.mark.parametrize("size", ["images-in-lanes", "captions-in-lanes"])
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+@pytest.mark.parametrize("erase", [name for name in ERASE if name != "none"])
+def test_erasing_inside(size: str, direction: str, erase: str) -> None:
+    """Sets of three fragments or more: with fewer, the attention ties exactly."""
+    images, captions, most_regions, most_words, dim = SIZES[size]
+    check(
+        unit(images, most_regions, dim),
+        unit(captions, most_words, dim),
+        direction=direction,
+        erase=ERASE[erase],
+        region_lengths=lengths_from(3, most_regions, images),
+        word_lengths=lengths_from(3, most_words, captions),
+    )
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_every_instruction_set(isa: str, direction: str) -> None:
+    for size, erase in itertools.product(("small", "both"), ("none", "mean")):
+        images, captions, most_regions, most_words, dim = SIZES[size]
+        check(
+            unit(images, most_regions, dim),
+            unit(captions, most_words, dim),
+            direction=direction,
+            erase=ERASE[erase],
+            word_lengths=lengths_from(3, most_words, captions),
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_half_precision(dtype: torch.dtype, direction: str) -> None:
+    regions, words = unit(17, 7, 19).to(dtype), unit(5, 6, 19).to(dtype)
+    check(regions, words, dtype, direction=direction)
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_many_blocks_equal_one(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    regions, words, grad = unit(21, 5, 8), unit(23, 4, 8), torch.randn(21, 23)
+    options = {"direction": direction, "word_lengths": lengths_from(1, 4, 23)}
+    whole = run("cpu", torch.float32, regions, words, grad, **options)
+    monkeypatch.setattr(cross_attention, "_BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(cross_attention, "_GROUP_COLUMNS", 16)
+    for part, full in zip(
+        run("cpu", torch.float32, regions, words, grad, **options), whole, strict=True
+    ):
+        torch.testing.assert_close(part, full, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_extremes(direction: str) -> None:
+    """Huge, tiny and zero vectors, and a smoothing that underflows a static exponent."""
+    regions, words = 1e3 * unit(3, 6, 12), unit(4, 5, 12)
+    words[0] *= 1e-3
+    words[1, 2] = 0.0
+    regions[2, 1] = 0.0
+    check(regions, words, direction=direction)
+    check(unit(3, 6, 12), unit(4, 5, 12), direction=direction, smoothing=200.0)
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_nan_stays_with_its_set(direction: str) -> None:
+    regions, words = unit(18, 6, 12), unit(5, 4, 12)
+    clean = cross_attention_similarity(regions, words, direction=direction, backend="cpu")
+    regions[3, 2, 1] = torch.nan
+    words[4, 0, 0] = torch.nan
+    dirty = cross_attention_similarity(regions, words, direction=direction, backend="cpu")
+    spoilt = torch.zeros(18, 5, dtype=torch.bool)
+    spoilt[3], spoilt[:, 4] = True, True
+    assert dirty[spoilt].isnan().all()
+    torch.testing.assert_close(dirty[~spoilt], clean[~spoilt])
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_padding_may_hold_anything(direction: str) -> None:
+    regions, words, grad = unit(3, 6, 12), unit(19, 5, 12), torch.randn(3, 19)
+    options = {
+        "direction": direction,
+        "region_lengths": torch.tensor([6, 0, 4]),
+        "word_lengths": lengths_from(0, 5, 19),
+    }
+    clean = run("cpu", torch.float32, regions, words, grad, **options)
+    for sets, lengths in ((regions, "region_lengths"), (words, "word_lengths")):
+        beyond = torch.arange(sets.shape[1]) >= options[lengths][:, None]
+        sets[beyond] = torch.nan
+    dirty = run("cpu", torch.float32, regions, words, grad, **options)
+    for a, b in zip(clean, dirty, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (3, 0, 4, 5), (3, 2, 0, 5), (3, 2, 4, 0)], ids=str)
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_empty(shape: tuple[int, int, int, int], direction: str) -> None:
+    images, captions, most_regions, most_words = shape
+    v = torch.randn(images, most_regions, 8, requires_grad=True)
+    e = torch.randn(captions, most_words, 8, requires_grad=True)
+    similarity = cross_attention_similarity(v, e, direction=direction, backend="cpu")
+    assert torch.equal(similarity, torch.zeros(images, captions))
+    similarity.sum().backward()
+    assert torch.equal(v.grad, torch.zeros_like(v))
+    assert torch.equal(e.grad, torch.zeros_like(e))
+
+
+def test_strided_inputs_are_left_alone() -> None:
+    base = torch.randn(12, 7, 10)
+    regions, words = base.permute(1, 2, 0)[:, ::2], base.permute(2, 1, 0)[1:, :4]
+    before = base.clone()
+    check(regions, words, direction="t2i")
+    assert torch.equal(base, before)
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_repeats_to_the_bit_and_agrees_across_threads(direction: str) -> None:
+    regions, words, grad = unit(20, 9, 64), unit(30, 8, 64), torch.randn(20, 30)
+    options = {"direction": direction, "word_lengths": lengths_from(1, 8, 30)}
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (2, 2, 1):
+            torch.set_num_threads(count)
+            results.append(run("cpu", torch.float32, regions, words, grad, **options))
+    finally:
+        torch.set_num_threads(threads)
+    for first, again, single in zip(*results, strict=True):
+        assert torch.equal(first, again)
+        assert (first - single).norm() <= FLOORS[torch.float32] * single.norm()
+
+
+def test_fp64_is_for_the_torch_backend() -> None:
+    v, e = torch.rand(2, 3, 4, dtype=torch.float64), torch.rand(2, 3, 4, dtype=torch.float64)
+    with pytest.raises(BackendUnavailableError, match="float64"):
+        cross_attention_similarity(v, e, backend="cpu")
+    assert cross_attention_similarity(v, e).dtype == torch.float64

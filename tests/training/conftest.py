@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sede_kernels
+
 PACKAGES = {
     "fonticon_mdi7": "fonticon-materialdesignicons7",
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
@@ -53,9 +55,13 @@ def icons(icons_home, monkeypatch) -> Path:
 
 @pytest.fixture
 def environment(icons) -> dict[str, str]:
-    """For subprocesses: one thread, and this checkout first."""
-    root = str(Path(__file__).parents[2])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    """For subprocesses: one thread, and the package that this process tests.
+
+    The source folder, if it came first, would be another package wherever the installed one has
+    the native module: other kernels, hence other last digits.
+    """
+    package = str(Path(sede_kernels.__file__).parents[1])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": package}
 
 
 def write_family_folder(

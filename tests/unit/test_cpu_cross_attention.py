@@ -60,7 +60,8 @@ def lengths_from(least: int, most: int, sets: int) -> Tensor:
 def run(
     backend: str, dtype: torch.dtype, regions: Tensor, words: Tensor, grad: Tensor, **options
 ) -> tuple[Tensor, Tensor, Tensor]:
-    v, e = regions.to(dtype).requires_grad_(), words.to(dtype).requires_grad_()
+    # Leaves of this run alone: a call must not see the gradients of another.
+    v, e = (x.detach().to(dtype, copy=True).requires_grad_() for x in (regions, words))
     similarity = cross_attention_similarity(v, e, backend=backend, **options)
     similarity.backward(grad.to(similarity.dtype))
     return similarity.detach(), v.grad, e.grad
@@ -133,27 +134,24 @@ def test_half_precision(dtype: torch.dtype, direction: str) -> None:
 
 
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
-def test_many_blocks_equal_one(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    regions, words, grad = unit(21, 5, 8), unit(23, 4, 8), torch.randn(21, 23)
-    options = {"direction": direction, "word_lengths": lengths_from(1, 4, 23)}
-    whole = run("cpu", torch.float32, regions, words, grad, **options)
+def test_many_blocks(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_attention, "_BLOCK_ELEMENTS", 1)
     monkeypatch.setattr(cross_attention, "_GROUP_COLUMNS", 16)
-    for part, full in zip(
-        run("cpu", torch.float32, regions, words, grad, **options), whole, strict=True
-    ):
-        torch.testing.assert_close(part, full, rtol=1e-5, atol=1e-6)
+    check(unit(21, 5, 8), unit(23, 4, 8), direction=direction, word_lengths=lengths_from(1, 4, 23))
 
 
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
 def test_extremes(direction: str) -> None:
-    """Huge, tiny and zero vectors, and a smoothing that underflows a static exponent."""
-    regions, words = 1e3 * unit(3, 6, 12), unit(4, 5, 12)
+    """Huge, tiny and zero vectors, and a smoothing that underflows a static exponent.
+
+    Many pairs: the error of one is set by how nearly its norm vanishes, in either backend.
+    """
+    regions, words = 1e3 * unit(17, 6, 12), unit(18, 5, 12)
     words[0] *= 1e-3
     words[1, 2] = 0.0
     regions[2, 1] = 0.0
     check(regions, words, direction=direction)
-    check(unit(3, 6, 12), unit(4, 5, 12), direction=direction, smoothing=200.0)
+    check(unit(17, 6, 12), unit(18, 5, 12), direction=direction, smoothing=200.0)
 
 
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])

@@ -52,7 +52,7 @@ def erase(a: Tensor, rule: str, backend: str, **options) -> tuple[Tensor, Tensor
     if rule == "topk":
         threshold = min(threshold, max(a.shape[-1], 1))
     return attention_erase(
-        a, rule=rule.split("-")[0], threshold=threshold, backend=backend, **options
+        a, rule=rule.split("-", maxsplit=1)[0], threshold=threshold, backend=backend, **options
     )
 
 

@@ -18,7 +18,9 @@ ERASES = [
 ]
 
 
-def sets(images: int, captions: int, R: int, L: int, dim: int) -> tuple[Tensor, ...]:
+def sets(
+    images: int, captions: int, R: int, L: int, dim: int, shortest: int = 1
+) -> tuple[Tensor, ...]:
     regions = torch.randn(images, R, dim, dtype=torch.float64)
     words = torch.randn(captions, L, dim, dtype=torch.float64)
     regions = regions / regions.norm(dim=-1, keepdim=True)
@@ -26,8 +28,8 @@ def sets(images: int, captions: int, R: int, L: int, dim: int) -> tuple[Tensor, 
     return (
         regions,
         words,
-        torch.randint(1, R + 1, (images,)),
-        torch.randint(1, L + 1, (captions,)),
+        torch.randint(min(shortest, R), R + 1, (images,)),
+        torch.randint(min(shortest, L), L + 1, (captions,)),
     )
 
 
@@ -59,7 +61,9 @@ def test_values_and_gradients_match_the_reference(direction, erase, backend) -> 
     for aggregate, shape in itertools.product(
         ["lse", "mean", "max", "sum"], [(1, 1, 1, 1, 3), (3, 2, 5, 7, 11)]
     ):
-        regions, words, r_len, w_len = sets(*shape)
+        # The norm over a single query makes its similarities equal but for the 1e-8 in the norm,
+        # which fp32 drops: what is then erased is decided by the dtype.
+        regions, words, r_len, w_len = sets(*shape, shortest=1 if erase is None else 2)
         options = {"direction": direction, "erase": erase, "aggregate": aggregate,
                    "region_lengths": r_len, "word_lengths": w_len, "smoothing": 4.0}  # fmt: skip
         results = []

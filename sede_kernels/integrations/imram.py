@@ -1,12 +1,38 @@
-"""IMRAM: SGRAF's criterion on a score matrix, with the options first."""
+"""IMRAM: SGRAF's criterion on a score matrix, with the options first and captions in rows."""
 
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from sede_kernels.integrations import sgraf
-from sede_kernels.integrations._fragments import Score
+from sede_kernels.integrations._banked import Ids
+from sede_kernels.integrations._fragments import Fragments, Lengths, Score
 from sede_kernels.integrations.scan import i2t, t2i
 
-__all__ = ["ContrastiveLoss", "i2t", "t2i"]
+__all__ = ["ContrastiveLoss", "bank_score", "i2t", "t2i"]
+
+
+class Model(Protocol):
+    """What of IMRAM's model is called here."""
+
+    training: bool
+
+    def forward_score(
+        self, img_fc: Tensor, img_emb: Tensor, ht: Tensor, cap_emb: Tensor, cap_len: Lengths
+    ) -> Tensor:
+        """Scores of every pair; captions in rows in training, images in rows in evaluation."""
+
+
+def bank_score(model: Model) -> Score:
+    """``score=`` for the criterion's banks: the model's own, images in rows in either mode."""
+
+    def score(images: Tensor, captions: Tensor, lengths: Lengths) -> Tensor:
+        # The host takes, but does not read, a pooled image and the last state of the GRU.
+        pooled, state = images.mean(dim=1), captions[:, 0]
+        scores = model.forward_score(pooled, images, state, captions, lengths)
+        return scores.t() if model.training else scores
+
+    return score
 
 
 class ContrastiveLoss(sgraf.ContrastiveLoss):
@@ -14,7 +40,8 @@ class ContrastiveLoss(sgraf.ContrastiveLoss):
 
     Args:
         opt: the host's options; kept, not read.
-        margin, max_violation, score, settings: see ``sgraf.ContrastiveLoss``.
+        margin, max_violation, settings: see ``sgraf.ContrastiveLoss``.
+        score: ``bank_score(model)``; only needed for a bank.
     """
 
     def __init__(
@@ -28,3 +55,14 @@ class ContrastiveLoss(sgraf.ContrastiveLoss):
     ) -> None:
         super().__init__(margin, max_violation, score=score, **settings)
         self.opt = opt
+
+    def forward(
+        self,
+        scores: Tensor,
+        fragments: Fragments | tuple[Tensor, Tensor, Lengths] | None = None,
+        ids: Ids | None = None,
+        *,
+        keys: Fragments | tuple[Tensor, Tensor, Lengths] | None = None,
+    ) -> Tensor:
+        """Summed loss; ``scores`` (B, B) with captions in rows, as the model trains on them."""
+        return super().forward(scores.t(), fragments, ids, keys=keys)

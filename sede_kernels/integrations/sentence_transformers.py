@@ -1,31 +1,40 @@
 """sentence-transformers: its multiple-negatives ranking loss with a bank and ids."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sede_kernels.bank import MemoryBank
+from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import bank_lse
-from sede_kernels.integrations._banked import BankedLoss, ids_tensor, training_call
+from sede_kernels.integrations._banked import BankedLoss, Ids, ids_tensor, training_call
 
+DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS_MODES = (None, "in_batch_negatives", "hard_negatives", "all_negatives")
+SIMILARITIES = ("cos_sim", "dot_score")
 NAME = "MultipleNegativesRankingLoss"
+Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
 class MultipleNegativesRankingLoss(BankedLoss):
-    """Twin of the host's loss of that name (query to document), with a bank of past documents.
+    """Twin of the host's loss of that name, with a bank of past documents.
 
     ``loss = -log(e^{scale s+} / sum_d e^{scale s_d + strength sg(s_d)})`` over the documents of
     the batch and of the bank. With an empty bank value and gradients are the host's, for every
-    ``hardness_mode``. In training each call stores its positives after the loss.
+    ``hardness_mode``, ``directions`` and ``partition_mode``; the stored documents join
+    ``query_to_doc``. In training each call stores its positives after the loss.
 
     Args:
         model: the SentenceTransformer.
         scale: 1 / temperature.
-        normalize: cosine similarity (the host's default); False for the dot product.
+        similarity_fct: the host's ``util.cos_sim`` (also None) or ``util.dot_score``.
+        gather_across_devices: as the host: the batches of all ranks count; all banks are equal.
+        directions: as the host; ``query_to_doc`` is among them.
+        partition_mode: as the host, ``joint`` or ``per_direction``.
         hardness_mode: as the host; documents of the bank count as in-batch negatives.
         hardness_strength: as the host: >= 0, added to the logits as strength x similarity,
             without a gradient; in cosine units.
@@ -47,10 +56,13 @@ class MultipleNegativesRankingLoss(BankedLoss):
         self,
         model: nn.Module,
         scale: float = 20.0,
-        *,
-        normalize: bool = True,
+        similarity_fct: Similarity | None = None,
+        gather_across_devices: bool = False,
+        directions: Sequence[str] = ("query_to_doc",),
+        partition_mode: str = "joint",
         hardness_mode: str | None = None,
         hardness_strength: float = 0.0,
+        *,
         bank_size: int = 0,
         dim: int | None = None,
         bank_dtype: torch.dtype = torch.float32,
@@ -60,6 +72,23 @@ class MultipleNegativesRankingLoss(BankedLoss):
         super().__init__(start_step)
         if not scale > 0:
             raise ValueError(f"{NAME}: scale must be > 0, got {scale}.")
+        similarity = getattr(similarity_fct, "__name__", "cos_sim" if similarity_fct is None else "")
+        if similarity not in SIMILARITIES:
+            raise ValueError(
+                f"{NAME}: similarity_fct must be util.cos_sim or util.dot_score, "
+                f"got {similarity_fct!r}."
+            )
+        if "query_to_doc" not in directions or not set(directions) <= set(DIRECTIONS):
+            raise ValueError(
+                f"{NAME}: directions must be some of {', '.join(DIRECTIONS)}, the first among "
+                f"them, got {directions!r}."
+            )
+        same_type = {"query_to_query", "doc_to_doc"} & set(directions)
+        if partition_mode != "joint" and (partition_mode != "per_direction" or same_type):
+            raise ValueError(
+                f"{NAME}: partition_mode must be 'joint', or 'per_direction' without "
+                f"query_to_query and doc_to_doc, got {partition_mode!r}."
+            )
         if hardness_mode not in HARDNESS_MODES:
             modes = ", ".join(map(str, HARDNESS_MODES))
             raise ValueError(
@@ -69,7 +98,10 @@ class MultipleNegativesRankingLoss(BankedLoss):
             raise ValueError(f"{NAME}: hardness_strength must be >= 0, got {hardness_strength}.")
         self.model = model
         self.scale = float(scale)
-        self.normalize = normalize
+        self.similarity = similarity
+        self.gather_across_devices = gather_across_devices
+        self.directions = tuple(directions)
+        self.partition_mode = partition_mode
         self.hardness_mode = hardness_mode
         self.hardness_strength = float(hardness_strength)
         self.ids_in_labels = ids_in_labels
@@ -101,47 +133,80 @@ class MultipleNegativesRankingLoss(BankedLoss):
         return self.compute_loss_from_embeddings(columns, labels)
 
     def compute_loss_from_embeddings(
-        self, embeddings: list[Tensor], labels: Tensor | None = None
+        self, embeddings: list[Tensor], labels: Ids | None = None
     ) -> Tensor:
         """The same from embeddings (B, D), one tensor a column: anchors, positives, negatives."""
         if len(embeddings) < 2:
             raise ValueError(f"{NAME}: needs anchors and positives, got {len(embeddings)} column.")
+        query, positive = embeddings[:2]
         ids = None
         if self.ids_in_labels:
-            if labels is None or labels.numel() == 0:
+            if labels is None or not len(labels):
                 raise ValueError(
                     f"{NAME}: ids_in_labels=True reads the label column, and there is none."
                 )
-            ids = ids_tensor(NAME, labels, embeddings[0].shape[0], embeddings[0].device)
-        if self.normalize:
+            ids = ids_tensor(NAME, labels, query.shape[0], query.device)
+        if self.similarity == "cos_sim":
             embeddings = [F.normalize(column, dim=1) for column in embeddings]
-        query, positive = embeddings[:2]
-        logits = self._batch_logits(query, embeddings[1:], ids)
-        everything = torch.logsumexp(logits, dim=1)
+        matrices, stored, every = self._batch_logits(embeddings, ids)
+        own = matrices[0].diagonal(self._offset(query))
+        if self.partition_mode == "joint":
+            matrices = [torch.cat(matrices, dim=1)]
+        parts = [torch.logsumexp(logits, dim=1) for logits in matrices]
         if self.bank is not None and self.warm:
-            everything = torch.logaddexp(everything, self._bank_part(query, self.bank, ids))
-        loss = (everything - logits.diagonal()).mean()
+            parts[0] = torch.logaddexp(parts[0], self._bank_part(embeddings[0], self.bank, ids))
+        loss = (torch.stack(parts).mean(dim=0) - own).mean()
         if self.bank is not None and training_call(self, query, positive):
-            self.bank.enqueue(positive, ids)
+            self.bank.enqueue(stored, every)
             self.steps += 1
         return loss
 
-    def _batch_logits(self, query: Tensor, documents: list[Tensor], ids: Tensor | None) -> Tensor:
-        """(B, B (1 + negatives)) logits; the positives lie on the diagonal."""
-        rows = query.shape[0]
-        cosine = query @ torch.cat(documents).t()
-        own = torch.eye(rows, dtype=torch.bool, device=query.device)
-        owned = own.repeat(1, len(documents))
+    def _offset(self, query: Tensor) -> int:
+        """Rows of the ranks before this one."""
+        gathers = self.gather_across_devices and dist.is_available() and dist.is_initialized()
+        return dist.get_rank() * query.shape[0] if gathers else 0
+
+    def _batch_logits(
+        self, embeddings: list[Tensor], ids: Tensor | None
+    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """Logits of each direction, then the positives and ids of all ranks.
+
+        The first matrix is (B, W (1 + negatives)) with W rows on all ranks together; the right
+        answers lie on its diagonal, shifted by the rows of the ranks before.
+        """
+        rows, offset = embeddings[0].shape[0], self._offset(embeddings[0])
+        every = ids
+        if self.gather_across_devices:
+            from sentence_transformers.util import all_gather_with_grad
+
+            if ids is not None:
+                every = gather_keys(embeddings[0], ids)[1]
+            embeddings = [all_gather_with_grad(column) for column in embeddings]
+        queries, documents = embeddings[0], torch.cat(embeddings[1:])
+        local = slice(offset, offset + rows)
+        query, positive = queries[local], embeddings[1][local]
+        index = torch.arange(queries.shape[0], device=queries.device)
+        own = index[local].unsqueeze(1) == index  # [B, W]
+        same = own if ids is None or every is None else own | (ids.unsqueeze(1) == every)
+        columns = len(embeddings) - 1
+        owned, hidden = own.repeat(1, columns), same.repeat(1, columns)
+
+        cosine = query @ documents.t()
         weighted = torch.zeros_like(owned)
         if self.hardness_mode in ("in_batch_negatives", "all_negatives"):
             weighted = weighted | ~owned
         if self.hardness_mode in ("hard_negatives", "all_negatives"):
-            weighted[:, rows:] |= owned[:, rows:]
+            weighted[:, len(index) :] |= owned[:, len(index) :]
         logits = self.scale * cosine + self.hardness_strength * cosine.detach() * weighted
-        if ids is not None:
-            same = (ids.unsqueeze(1) == ids).repeat(1, len(documents)) & ~owned
-            logits = logits.masked_fill(same, -torch.inf)
-        return logits
+        found = [logits.masked_fill(hidden & ~owned, -torch.inf)]
+        for direction, left, right, mask in (
+            ("query_to_query", query, queries, same),
+            ("doc_to_query", positive, queries, same & ~own),
+            ("doc_to_doc", positive, documents, hidden),
+        ):
+            if direction in self.directions:
+                found.append((self.scale * (left @ right.t())).masked_fill(mask, -torch.inf))
+        return found, embeddings[1], every
 
     def _bank_part(self, query: Tensor, bank: MemoryBank, ids: Tensor | None) -> Tensor:
         """(B,) log-sum of the stored documents; -inf while there are none."""
@@ -172,10 +237,13 @@ class MultipleNegativesRankingLoss(BankedLoss):
         self.load_state_dict(dict(state), strict=False)
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Settings for the model card."""
+        """Settings for the model card: the host's, and the size of the bank."""
         return {
             "scale": self.scale,
-            "normalize": self.normalize,
+            "similarity_fct": self.similarity,
+            "gather_across_devices": self.gather_across_devices,
+            "directions": self.directions,
+            "partition_mode": self.partition_mode,
             "hardness_mode": self.hardness_mode,
             "hardness_strength": self.hardness_strength,
             "bank_size": 0 if self.bank is None else self.bank.rows.shape[0],

@@ -17,6 +17,15 @@ PIP = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The tensors are tiny: on a busy machine threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def torchvision_operators() -> Iterator[None]:
     """Declare torchvision's operators where a CUDA build of it meets a CPU torch.

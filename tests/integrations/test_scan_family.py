@@ -143,10 +143,10 @@ def test_bank_negatives_equal_a_dense_loop(temperature: float | None, hardness: 
 class Host:
     """The hosts' model class in outline: encoders, criterion, list state dict, Adam, clipping."""
 
-    def __init__(self, opt: SimpleNamespace, bank_size: int) -> None:
-        self.img_enc, self.txt_enc = nn.Linear(20, 16), nn.Embedding(30, 16)
+    def __init__(self, opt: SimpleNamespace, bank_size: int, regions: int = 6) -> None:
+        self.img_enc, self.txt_enc = nn.Linear(20, opt.embed_size), nn.Embedding(30, opt.embed_size)
         self.criterion = scan.ContrastiveLoss(
-            opt=opt, margin=0.2, max_violation=True, bank_size=bank_size, regions=6, max_words=7
+            opt=opt, margin=0.2, max_violation=True, bank_size=bank_size, regions=regions
         )
         self.params = [*self.txt_enc.parameters(), *self.img_enc.parameters()]
         self.optimizer = torch.optim.Adam(self.params, lr=2e-3)
@@ -182,16 +182,41 @@ class Host:
         return loss.item()
 
 
-def loader(seed: int) -> list[tuple[Tensor, Tensor, list[int], list[int]]]:
-    """Batches of 8, 8 and a ragged 3 pairs; ids are caption numbers, as a tuple of ints."""
+Batch = tuple[Tensor, Tensor, list[int], list[int]]
+
+
+def loader(seed: int, counts: tuple[int, ...] = (8, 8, 3), regions: int = 6) -> list[Batch]:
+    """Batches, the last one ragged; ids are caption numbers, as a tuple of ints."""
     generator = torch.Generator().manual_seed(seed)
-    out = []
-    for start, count in ((0, 8), (8, 8), (16, 3)):
-        images = torch.randn(count, 6, 20, generator=generator)
-        words = torch.randint(0, 30, (count, 7), generator=generator)
-        lengths = sorted(torch.randint(1, 8, (count,), generator=generator).tolist())[::-1]
-        out.append((images, words, lengths, list(range(start, start + count))))
+    out, start = [], 0
+    for count in counts:
+        images = torch.randn(count, regions, 20, generator=generator)
+        words = torch.randint(0, 30, (count, 12), generator=generator)
+        lengths = sorted(torch.randint(1, 13, (count,), generator=generator).tolist())[::-1]
+        out.append((images, words[:, : lengths[0]], lengths, list(range(start, start + count))))
+        start += count
     return out
+
+
+def test_published_sizes_train_validate_and_resume() -> None:
+    """Batches of 128 and a last one of 104, 36 regions, as SCAN runs on Flickr30K."""
+    opt = options(embed_size=32)
+    model = Host(opt, bank_size=160, regions=36)
+    first, last = loader(3, (128, 104), regions=36)
+    for images, words, lengths, _ in (first, last):  # ids unknown, nothing stored: the host's sum
+        with torch.no_grad():
+            im, s = model.forward_emb(images, words)
+            want = published.hinge(published.scan_scores(im, s, lengths, opt), 0.2, True)
+            torch.testing.assert_close(model.forward_loss(im, s, lengths), want)
+    assert len(model.criterion.text_bank) == 0
+    model.train_emb(*first)
+    saved = model.state_dict(), copy.deepcopy(model.optimizer.state_dict())
+    after = model.train_emb(*last)
+    assert len(model.criterion.image_bank) == 160  # 128 + 104 wrap
+    resumed = Host(opt, bank_size=160, regions=36)
+    resumed.load_state_dict(saved[0])
+    resumed.optimizer.load_state_dict(saved[1])
+    assert resumed.train_emb(*last) == after
 
 
 def test_host_loop_learns_stores_ids_and_validation_stores_nothing() -> None:
@@ -252,7 +277,7 @@ def test_sgraf_and_imram_criteria_on_scores(max_violation: bool) -> None:
     host = published.hinge(scores, 0.2, max_violation)
     for criterion in (
         sgraf.ContrastiveLoss(margin=0.2, max_violation=max_violation),
-        imram.ContrastiveLoss(opt=options(), margin=0.2, max_violation=max_violation),
+        imram.ContrastiveLoss(options(), 0.2, max_violation),
     ):
         ours = criterion(scores)
         torch.testing.assert_close(ours, host)
@@ -288,6 +313,33 @@ def test_sgraf_bank_uses_the_model_score_and_trains_it() -> None:
         criterion(scores, (images, captions, lengths), ids=list(ids)).backward()
     assert sim_enc.out.weight.grad.isfinite().all()
     assert len(criterion.image_bank) == 15
+
+
+def test_imram_bank_scores_its_model_with_images_in_rows() -> None:
+    """The host's model puts captions in rows while it trains; loss and bank agree with SGRAF's."""
+
+    class Model(nn.Module):
+        def forward_score(
+            self, img_fc: Tensor, img_emb: Tensor, ht: Tensor, cap_emb: Tensor, cap_len: list[int]
+        ) -> Tensor:
+            scores = published.scan_scores(img_emb, cap_emb, cap_len, options()).double()
+            return scores.t() if self.training else scores
+
+    model = Model()
+    settings = {"bank_size": 9, "dim": 16, "regions": 6, "bank_dtype": torch.float64}
+    score = imram.bank_score(model)
+    ours = imram.ContrastiveLoss(options(), 0.2, score=score, **settings)
+    sgraf_twin = sgraf.ContrastiveLoss(0.2, score=score, **settings)
+    for _ in range(3):
+        images, captions, lengths = batch(5)
+        images.requires_grad_()
+        fragments = images, captions, lengths
+        host_scores = model.forward_score(images.mean(1), images, captions[:, 0], *fragments[1:])
+        got = ours(host_scores, fragments, ids=range(5))
+        want = sgraf_twin(score(*fragments), fragments, ids=range(5))
+        torch.testing.assert_close(got, want)
+    model.eval()
+    torch.testing.assert_close(score(*fragments), host_scores.t())
 
 
 @pytest.mark.parametrize("each", [5, 1], ids=["five", "one"])

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sede_kernels.integrations.sentence_transformers import MultipleNegativesRankingLoss
+from sede_kernels.integrations.sentence_transformers import (
+    DIRECTIONS,
+    MultipleNegativesRankingLoss,
+)
 from tests.conftest import unit
 
 WORDS = [f"word{i}" for i in range(30)]
@@ -19,44 +22,76 @@ def columns(count: int = 3, grad: bool = True) -> list[Tensor]:
     return [unit(6, 16).mul(2.0).requires_grad_(grad) for _ in range(count)]
 
 
-@pytest.mark.parametrize("normalize", [True, False], ids=["cosine", "dot"])
+@pytest.fixture
+def host(sentence_transformers: ModuleType) -> ModuleType:
+    return importlib.import_module("sentence_transformers.sentence_transformer.losses")
+
+
+def assert_same(host: ModuleType, documents: int, **settings: object) -> None:
+    """Both losses from the same positional and keyword arguments, on the same embeddings."""
+    real = host.MultipleNegativesRankingLoss(nn.Identity(), 10.0, **settings)
+    ours = MultipleNegativesRankingLoss(nn.Identity(), 10.0, **settings, bank_size=32, dim=16)
+    inputs = columns(1 + documents)
+    want, got = (loss.compute_loss_from_embeddings(inputs, None) for loss in (real, ours))
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(torch.autograd.grad(got, inputs), torch.autograd.grad(want, inputs))
+
+
+@pytest.mark.parametrize("similarity", ["cos_sim", "dot_score"])
 @pytest.mark.parametrize("documents", [1, 3], ids=["pairs", "negatives"])
 @pytest.mark.parametrize(
     "mode", [None, "in_batch_negatives", "hard_negatives", "all_negatives"], ids=str
 )
 def test_equals_the_real_loss_while_the_bank_is_empty(
-    sentence_transformers: ModuleType, mode: str | None, documents: int, normalize: bool
+    sentence_transformers: ModuleType,
+    host: ModuleType,
+    mode: str | None,
+    documents: int,
+    similarity: str,
 ) -> None:
-    util = sentence_transformers.util
-    losses = importlib.import_module("sentence_transformers.sentence_transformer.losses")
-    host = losses.MultipleNegativesRankingLoss(
-        model=nn.Identity(),
-        scale=10.0,
-        similarity_fct=util.cos_sim if normalize else util.dot_score,
+    assert_same(
+        host,
+        documents,
+        similarity_fct=getattr(sentence_transformers.util, similarity),
         hardness_mode=mode,
         hardness_strength=4.0 if mode else 0.0,
     )
-    ours = MultipleNegativesRankingLoss(
-        nn.Identity(),
-        scale=10.0,
-        normalize=normalize,
-        hardness_mode=mode,
-        hardness_strength=4.0 if mode else 0.0,
-        bank_size=32,
-        dim=16,
-    )
-    inputs = columns(1 + documents)
-    want = host.compute_loss_from_embeddings(inputs, None)
-    got = ours.compute_loss_from_embeddings(inputs, None)
-    torch.testing.assert_close(got, want)
-    torch.testing.assert_close(torch.autograd.grad(got, inputs), torch.autograd.grad(want, inputs))
+
+
+@pytest.mark.parametrize("documents", [1, 2], ids=["pairs", "negatives"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"directions": DIRECTIONS}, id="all"),
+        pytest.param({"directions": ("doc_to_doc", "query_to_doc")}, id="documents"),
+        pytest.param(
+            {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"},
+            id="per-direction",
+        ),
+        pytest.param(
+            {
+                "directions": DIRECTIONS,
+                "hardness_mode": "all_negatives",
+                "hardness_strength": 4.0,
+            },
+            id="hardness",
+        ),
+    ],
+)
+def test_equals_the_real_loss_in_every_direction(
+    host: ModuleType, settings: dict[str, object], documents: int
+) -> None:
+    assert_same(host, documents, **settings)
+
+
+def test_settings_of_the_model_card_are_the_host_s(host: ModuleType) -> None:
+    ours = MultipleNegativesRankingLoss(nn.Identity(), 10.0).get_config_dict()
+    assert ours.pop("bank_size") == 0
+    assert ours == host.MultipleNegativesRankingLoss(nn.Identity(), 10.0).get_config_dict()
 
 
 @pytest.mark.parametrize("mode", [None, "in_batch_negatives", "hard_negatives", "all_negatives"])
-def test_bank_documents_count_as_in_batch_negatives(
-    sentence_transformers: ModuleType, mode: str | None
-) -> None:
-    """The real loss sees the stored documents as a batch twice the size, its first half scored."""
+def test_bank_documents_count_as_in_batch_negatives(mode: str | None) -> None:
     strength = 3.0 if mode else 0.0
     ours = MultipleNegativesRankingLoss(
         nn.Identity(),
@@ -178,6 +213,15 @@ def test_gradient_accumulation_stores_every_part() -> None:
     ("call", "sentence"),
     [
         pytest.param(lambda: build_loss(scale=0.0), "scale must be > 0", id="scale"),
+        pytest.param(lambda: build_loss(similarity_fct=max), "util.cos_sim or", id="similarity"),
+        pytest.param(
+            lambda: build_loss(directions=("doc_to_doc",)), "the first among them", id="directions"
+        ),
+        pytest.param(
+            lambda: build_loss(directions=DIRECTIONS, partition_mode="per_direction"),
+            "without query_to_query",
+            id="partition",
+        ),
         pytest.param(lambda: build_loss(hardness_mode="all"), "hardness_mode", id="mode"),
         pytest.param(lambda: build_loss(hardness_strength=-1.0), "hardness_strength", id="beta"),
         pytest.param(lambda: build_loss(bank_size=4), "pass dim", id="dim"),
@@ -202,3 +246,20 @@ def test_wrong_use_gets_one_sentence(call: object, sentence: str) -> None:
 
 def build_loss(**settings: object) -> MultipleNegativesRankingLoss:
     return MultipleNegativesRankingLoss(nn.Identity(), **settings)
+
+
+def test_trains_inside_the_host_s_own_loop(
+    sentence_transformers: ModuleType, tmp_path: Path
+) -> None:
+    """``old_fit`` collates ``InputExample`` labels as the trainer does its label column."""
+    model = real_model(sentence_transformers, tmp_path)
+    loss = MultipleNegativesRankingLoss(model, bank_size=100, ids_in_labels=True)
+    example = importlib.import_module("sentence_transformers.sentence_transformer.readers").InputExample
+    data = [
+        example(texts=[f"{WORDS[i]} {WORDS[(3 * i) % 30]}", WORDS[i]], label=i) for i in range(30)
+    ]
+    before = copy.deepcopy(model.state_dict())
+    loader = torch.utils.data.DataLoader(data, batch_size=8)
+    model.old_fit([(loader, loss)], epochs=2, warmup_steps=0, show_progress_bar=False)
+    assert loss.bank.ids[:60].tolist() == 2 * list(range(30))  # ragged last batch included
+    assert any(not torch.equal(before[key], value) for key, value in model.state_dict().items())

@@ -5,12 +5,17 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 from sede_kernels.bank import MemoryBank
 from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import weighted_info_nce
-from sede_kernels.integrations._banked import BankedLoss, Ids, ids_tensor, training_call
+from sede_kernels.integrations._banked import (
+    BankedLoss,
+    Ids,
+    gather_with_grad,
+    ids_tensor,
+    training_call,
+)
 
 
 class ClipLoss(BankedLoss):
@@ -93,7 +98,7 @@ class ClipLoss(BankedLoss):
         if self.world_size == 1:
             return features
         if self.gather_with_grad:
-            return torch.cat(all_gather(features))  # type: ignore[no-untyped-call]
+            return gather_with_grad(features)
         parts = [torch.empty_like(features) for _ in range(self.world_size)]
         dist.all_gather(parts, features.detach().contiguous())
         parts[self.rank] = features

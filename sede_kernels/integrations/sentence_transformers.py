@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from sede_kernels.bank import MemoryBank
 from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import bank_lse
-from sede_kernels.integrations._banked import BankedLoss, Ids, ids_tensor, training_call
+from sede_kernels.integrations._banked import (
+    BankedLoss,
+    Ids,
+    gather_with_grad,
+    ids_tensor,
+    training_call,
+)
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS_MODES = (None, "in_batch_negatives", "hard_negatives", "all_negatives")
@@ -72,7 +78,8 @@ class MultipleNegativesRankingLoss(BankedLoss):
         super().__init__(start_step)
         if not scale > 0:
             raise ValueError(f"{NAME}: scale must be > 0, got {scale}.")
-        similarity = getattr(similarity_fct, "__name__", "cos_sim" if similarity_fct is None else "")
+        given = "cos_sim" if similarity_fct is None else similarity_fct
+        similarity = getattr(given, "__name__", given)
         if similarity not in SIMILARITIES:
             raise ValueError(
                 f"{NAME}: similarity_fct must be util.cos_sim or util.dot_score, "
@@ -177,11 +184,9 @@ class MultipleNegativesRankingLoss(BankedLoss):
         rows, offset = embeddings[0].shape[0], self._offset(embeddings[0])
         every = ids
         if self.gather_across_devices:
-            from sentence_transformers.util import all_gather_with_grad
-
             if ids is not None:
                 every = gather_keys(embeddings[0], ids)[1]
-            embeddings = [all_gather_with_grad(column) for column in embeddings]
+            embeddings = [gather_with_grad(column) for column in embeddings]
         queries, documents = embeddings[0], torch.cat(embeddings[1:])
         local = slice(offset, offset + rows)
         query, positive = queries[local], embeddings[1][local]

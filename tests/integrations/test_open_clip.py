@@ -1,16 +1,12 @@
-"""The open_clip twin against the real ClipLoss, in a real model's training step, on two ranks."""
+"""The open_clip twin against the real ClipLoss, in a package's own training loop."""
 
 import copy
-import itertools
-import os
-import socket
-from pathlib import Path
+import importlib
+from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from sede_kernels.integrations.open_clip import ClipLoss, create_loss
@@ -117,12 +113,54 @@ def test_real_model_trains_and_resumes_with_its_bank(open_clip: ModuleType) -> N
     assert [step(*resumed, seed) for seed in (5, 6)] == straight
 
 
-def test_accumulation_stores_the_batch_once_a_step() -> None:
-    criterion = create_loss(arguments(accum_freq=3), bank_size=64, dim=16)
-    for _ in range(6):  # the trainer repeats the loss on the accumulated features
-        criterion(*features())
-    assert len(criterion.image_bank) == 14
-    assert criterion.steps == 2
+class Pairs:
+    """What of open_clip_train's data loaders its loop reads."""
+
+    num_batches, num_samples = 4, 24
+
+    def __init__(self) -> None:
+        self.dataloader = self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(self.epoch)
+        for _ in range(self.num_batches):
+            images = torch.randn(6, 3, 16, 16, generator=generator)
+            yield images, torch.randint(1, 40, (6, 8), generator=generator)
+
+
+@pytest.mark.parametrize("accum_freq", [1, 2], ids=["plain", "accumulating"])
+def test_trains_inside_the_host_s_own_loop(open_clip: ModuleType, accum_freq: int) -> None:
+    """Value by value the host's loss until the bank counts; each pair is stored once."""
+    train = importlib.import_module("open_clip_train.train")
+    args = arguments(
+        accum_freq=accum_freq,
+        device="cpu",
+        precision="fp32",
+        skip_scheduler=True,
+        grad_clip_norm=1.0,
+        log_every_n_steps=1,
+        batch_size=6,
+        wandb=False,
+    )
+    weights = []
+    ours = create_loss(args, bank_size=64, dim=16, start_step=4)
+    for loss in (open_clip.create_loss(args), ours):
+        torch.manual_seed(0)
+        model = open_clip.CLIP(**SMALL, output_dict=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        rest = (0, optimizer, None, None, None, args)
+        train.train_one_epoch(model, {"train": Pairs()}, loss, *rest)
+        weights.append(copy.deepcopy(model.state_dict()))
+    torch.testing.assert_close(weights[1], weights[0])
+    assert len(ours.image_bank) == len(ours.text_bank) == 24
+    assert ours.steps == 4 // accum_freq
+    ours.start_step = 0
+    train.train_one_epoch(model, {"train": Pairs()}, ours, 1, *rest[1:])
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert len(ours.image_bank) == 48
 
 
 def test_validation_and_evaluation_mode_store_nothing() -> None:
@@ -132,47 +170,6 @@ def test_validation_and_evaluation_mode_store_nothing() -> None:
     criterion.eval()
     criterion(*features())
     assert len(criterion.image_bank) == 0
-
-
-def rank_main(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    for with_grad in (False, True):
-        torch.manual_seed(4)
-        image, text = unit(2, 3, 16)[rank].requires_grad_(), unit(2, 3, 16)[rank]
-        criterion = ClipLoss(
-            gather_with_grad=with_grad, rank=rank, world_size=2, bank_size=16, dim=16
-        )
-        loss = criterion(image, text, torch.tensor(10.0), ids=torch.arange(3) + 3 * rank)
-        loss.backward()
-        torch.save(
-            {"loss": loss.detach(), "grad": image.grad, "bank": criterion.state_dict()},
-            f"{folder}/{rank}-{with_grad}.pt",
-        )
-    dist.destroy_process_group()
-
-
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(rank_main, args=(free_port(), str(tmp_path)), nprocs=2)
-    torch.manual_seed(4)
-    image, text = unit(2, 3, 16).reshape(6, 16).requires_grad_(), unit(2, 3, 16).reshape(6, 16)
-    alone = ClipLoss(bank_size=16, dim=16)
-    loss = alone(image, text, torch.tensor(10.0), ids=range(6))
-    loss.backward()
-    for rank, with_grad in itertools.product((0, 1), (False, True)):
-        got = torch.load(tmp_path / f"{rank}-{with_grad}.pt", weights_only=True)
-        factor = 2 if with_grad else 1  # summed over the ranks' equal losses; DDP divides by 2
-        torch.testing.assert_close(got["loss"], loss.detach())
-        torch.testing.assert_close(got["grad"], factor * image.grad[3 * rank : 3 * rank + 3])
-        assert torch.equal(got["bank"]["text_bank.rows"], alone.text_bank.rows)
-        assert got["bank"]["text_bank.ids"].tolist()[:6] == list(range(6))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The MoCo, ALBEF and BLIP queues against the published losses on dense matrices."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +129,35 @@ def test_queues_equal_the_host_over_steps_from_its_checkpoint(pointer: str, alph
         assert torch.equal(queues.text_queue, host.text_queue)
         assert torch.equal(queues.idx_queue, host.idx_queue)
         assert torch.equal(queues.queue_ptr, getattr(host, pointer))
+
+
+@pytest.mark.parametrize(
+    ("pointer", "size"), [("queue_ptr", 65536), ("ptr_queue", 57600)], ids=["albef", "blip"]
+)
+def test_queues_load_the_published_checkpoint_shapes(
+    pointer: str, size: int, tmp_path: Path
+) -> None:
+    """Through a file, among the model's other entries; the last 1,000 slots were never written."""
+    columns = F.normalize(torch.randn(256, size), dim=0)
+    idx = torch.arange(size) % 29000
+    idx[-1000:] = -100
+    saved = {
+        "temp": torch.tensor(0.07),
+        "image_queue": columns,
+        "text_queue": columns.flip(1),
+        "idx_queue": idx.view(1, -1),
+        pointer: torch.tensor([size - 1000]),
+    }
+    torch.save({"model": saved}, tmp_path / "checkpoint.pth")
+    queues = RetrievalQueues(256, size)
+    queues.load_host(torch.load(tmp_path / "checkpoint.pth")["model"])
+    torch.testing.assert_close(queues.image_queue[:, :-1000], columns[:, :-1000])
+    assert torch.equal(queues.idx_queue, saved["idx_queue"])
+    assert int(queues.queue_ptr) == len(queues.text_bank) == size - 1000
+    feats = [unit(30, 256, dtype=torch.float32) for _ in range(4)]
+    feats[0].requires_grad_()
+    assert queues(*feats, torch.arange(30), temp=0.07).isfinite()
+    assert int(queues.queue_ptr) == size - 970  # 30 divides neither size
 
 
 def test_queues_of_a_half_filled_checkpoint_leave_the_noise_out() -> None:

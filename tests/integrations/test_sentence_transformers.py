@@ -254,7 +254,9 @@ def test_trains_inside_the_host_s_own_loop(
     """``old_fit`` collates ``InputExample`` labels as the trainer does its label column."""
     model = real_model(sentence_transformers, tmp_path)
     loss = MultipleNegativesRankingLoss(model, bank_size=100, ids_in_labels=True)
-    example = importlib.import_module("sentence_transformers.sentence_transformer.readers").InputExample
+    example = importlib.import_module(
+        "sentence_transformers.sentence_transformer.readers"
+    ).InputExample
     data = [
         example(texts=[f"{WORDS[i]} {WORDS[(3 * i) % 30]}", WORDS[i]], label=i) for i in range(30)
     ]

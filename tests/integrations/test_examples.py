@@ -1,11 +1,16 @@
-"""Every example runs as its page in the documentation says."""
+"""Every example runs, and every name in the documentation's recipes is there."""
 
+import importlib
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("train_*.py"))
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("train_*.py"))
+RECIPES = (ROOT / "docs" / "integrations.md").read_text()
+IMPORTS = re.findall(r"^\+from (sede_kernels\.integrations\.\w+) import (.+)$", RECIPES, re.M)
 HOSTS = {
     "train_open_clip": "open_clip",
     "train_sentence_transformers": "sentence_transformers",
@@ -22,6 +27,24 @@ def test_example_runs(
         request.getfixturevalue(HOSTS[path.stem])  # skips where the host is not installed
     runpy.run_path(str(path), run_name="__main__")
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize(("module", "names"), IMPORTS, ids=lambda value: value.rpartition(".")[2])
+def test_recipe_names_are_there(module: str, names: str, request: pytest.FixtureRequest) -> None:
+    if module.endswith("metric_learning"):
+        request.getfixturevalue("metric_learning")
+    loaded = importlib.import_module(module)
+    assert all(hasattr(loaded, name) for name in names.split(", "))
+
+
+def test_every_drop_in_is_documented() -> None:
+    folder = ROOT / "sede_kernels" / "integrations"
+    modules = [path.stem for path in folder.glob("[a-z]*.py")]
+    assert len(modules) == 12
+    for name in modules:
+        assert f".{name}`" in RECIPES, name
+    for path in EXAMPLES:
+        assert f"`examples/{path.name}`" in RECIPES, path.name
 
 
 def test_there_is_an_example_for_every_host() -> None:

@@ -160,10 +160,10 @@ class Host:
             module.load_state_dict(saved)
 
     def train_start(self) -> None:
-        self.img_enc.train(), self.txt_enc.train()
+        self.img_enc.train(), self.txt_enc.train(), self.criterion.train()
 
     def val_start(self) -> None:
-        self.img_enc.eval(), self.txt_enc.eval()
+        self.img_enc.eval(), self.txt_enc.eval(), self.criterion.eval()
 
     def forward_emb(self, images: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         norm = nn.functional.normalize
@@ -219,15 +219,18 @@ def test_published_sizes_train_validate_and_resume() -> None:
     assert resumed.train_emb(*last) == after
 
 
-def test_host_loop_learns_stores_ids_and_validation_stores_nothing() -> None:
+@pytest.mark.parametrize("no_grad", [True, False], ids=["no_grad", "eval"])
+def test_host_loop_learns_stores_ids_and_validation_stores_nothing(no_grad: bool) -> None:
+    """Ports validate under ``no_grad``, or as published: ``volatile`` has no effect any more."""
     model = Host(options(), bank_size=12)
     losses = []
     for _ in range(8):
         model.train_start()
         losses.append(sum(model.train_emb(*data) for data in loader(3)))
         before = copy.deepcopy(model.criterion.state_dict())
-        model.val_start()
-        with torch.no_grad():
+        if not no_grad:
+            model.val_start()
+        with torch.set_grad_enabled(not no_grad):
             for images, words, lengths, _ in loader(4):
                 model.forward_loss(*model.forward_emb(images, words), lengths)
         after = model.criterion.state_dict()

@@ -1,7 +1,5 @@
 """Two processes: equal banks everywhere, and losses and gradients as one process has them."""
 
-import os
-import socket
 from pathlib import Path
 
 import torch
@@ -76,19 +74,15 @@ def everything(rank: int, world: int) -> dict[str, object]:
     return {"values": values, "banks": [bank.state_dict() for bank in banks]}
 
 
-def rank_main(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     torch.save(everything(rank, 2), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    mp.spawn(rank_main, args=(port, str(tmp_path)), nprocs=2)
+    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     alone = everything(0, 1)
     for banks in zip(ranks[0]["banks"], ranks[1]["banks"], alone["banks"], strict=True):

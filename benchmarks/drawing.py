@@ -22,6 +22,7 @@ _COLORS = {
     "metric-learning XBM": "#5f4b8b",
     "caption loop": "#c0392b",
     "cce_exact": "#17a2b8",
+    "cce torch_compile": "#7ad0dc",
     "liger": "#7f8c1f",
     "quack": "#aa3377",
     "memeff": "#b58900",
@@ -218,13 +219,13 @@ def roofline(found: list[Record], plt: Any) -> Any:
     left.set(
         xscale="log",
         yscale="log",
-        xlabel="FLOPs per byte (formula); circle fp32, square bf16, triangle fp16, diamond int8",
+        xlabel="FLOPs per byte; circle fp32, square bf16, triangle fp16, diamond int8",
         ylabel="GFLOP/s (formula / time)",
         title="Roofline",
     )
     for axis in (left.xaxis, left.yaxis):
         _plain_ticks(axis)
-    left.legend(fontsize=8.5, loc="lower right", frameon=True, framealpha=0.95, edgecolor="none")
+    left.legend(fontsize=8.5, loc="lower left", frameon=True, framealpha=0.95, edgecolor="none")
     _fraction_bars(right, cases)
     figure.tight_layout(rect=(0, 0.035, 1, 1))
     return figure

@@ -76,8 +76,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time all variants of one case round by round.
 
-    Each variant is warmed up by two calls outside the clock. Rounds are as many as the budget
-    allows, 5 to 60; a variant that alone would eat more than a tenth of the budget a call joins
+    Each variant has run before, in its check, and is called once more outside the clock. Rounds
+    are as many as the budget allows, 5 to 60; a variant that alone would eat more than a tenth of the budget a call joins
     the first and later evenly spaced rounds only, at least three.
 
     Args:
@@ -89,7 +89,6 @@ def interleave(
     take = sample or (_device_sample if device.type == "cuda" else _host_sample)
     estimate_s: dict[str, float] = {}
     for name, run in runs.items():
-        take(run, 0, 1)
         estimate_s[name] = take(run, 1, 1) / 1e3
     calls = {
         name: max(1, min(50, round(_SHORTEST_SAMPLE_S / max(cost, 1e-7))))

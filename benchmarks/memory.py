@@ -6,13 +6,15 @@ import multiprocessing
 import os
 import re
 import resource
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
-from benchmarks.case import Case, Run
+from benchmarks.case import Case, Inputs, Run
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -64,17 +66,19 @@ def _limit_address_space(extra_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _child(case: Case, name: str, threads: int, limit_bytes: int | None, pipe: Connection) -> None:
-    """Run one variant and send its peak; every ending sends something or dies visibly."""
+def _fault(error: BaseException) -> Peak:
+    status = "out of memory" if out_of_memory(error) else "error"
+    return Peak(status, None, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _weigh(case: Case, name: str, inputs: Inputs, limit_bytes: int | None) -> Peak:
+    """Peak of one variant's second call in this process."""
     from benchmarks.registry import OPERATIONS, find
 
-    torch.set_num_threads(threads)
     try:
         if limit_bytes is not None:
             _limit_address_space(limit_bytes)
-        operation = OPERATIONS[case.op]
-        inputs = operation.draw(case, torch.device("cpu"), torch.Generator().manual_seed(1))
-        run = find(operation.variants(case), name).build(case, [inputs])
+        run = find(OPERATIONS[case.op].variants(case), name).build(case, [inputs])
         run(0)  # compilers, thread stacks and library buffers are not the call's
         gc.collect()
         libc = ctypes.CDLL(None)
@@ -85,10 +89,65 @@ def _child(case: Case, name: str, threads: int, limit_bytes: int | None, pipe: C
         kept = run(0)
         peak = _field_kb("VmHWM")
         del kept
-        pipe.send(("ok", max(0, peak - before) * 1024 / 1e6, "own process, VmHWM"))
+        return Peak("ok", max(0, peak - before) * 1024 / 1e6, "own process, VmHWM")
     except BaseException as error:
-        status = "out of memory" if out_of_memory(error) else "error"
-        pipe.send((status, None, f"{type(error).__name__}: {error}".splitlines()[0]))
+        return _fault(error)
+
+
+def _weigh_and_send(
+    case: Case, name: str, inputs: Inputs, threads: int, limit_bytes: int | None, pipe: Connection
+) -> None:
+    torch.set_num_threads(threads)
+    pipe.send(_weigh(case, name, inputs, limit_bytes))
+
+
+def _answer(child: BaseProcess, pipe: Connection, timeout_s: float) -> Peak:
+    """What a started child sends, or how it ended without a word."""
+    try:
+        if pipe.poll(timeout_s):
+            found: Peak = pipe.recv()
+            return found
+        child.kill()
+        # Left out as a whole: timing it would take many times as long.
+        return Peak("error", None, f"two calls took more than {timeout_s:.0f} s")
+    except EOFError:  # the kernel's out-of-memory killer leaves no words
+        child.join()
+        if child.exitcode == -9:
+            return Peak("out of memory", None, "killed by the kernel")
+        return Peak("error", None, f"its process ended with status {child.exitcode}")
+    finally:
+        child.join()
+        pipe.close()
+
+
+def _weigh_all(
+    case: Case,
+    names: Sequence[str],
+    threads: int,
+    limit_bytes: int | None,
+    timeout_s: float,
+    pipe: Connection,
+) -> None:
+    """Draw inputs once, weigh each variant in a fork of this process, send the peaks in order."""
+    from benchmarks.registry import OPERATIONS
+
+    torch.set_num_threads(1)  # a fork must not inherit a thread pool
+    try:
+        generator = torch.Generator().manual_seed(1)
+        inputs = OPERATIONS[case.op].draw(case, torch.device("cpu"), generator)
+    except BaseException as error:
+        for _ in names:
+            pipe.send(_fault(error))
+        return
+    context = multiprocessing.get_context("fork")
+    for name in names:
+        here, there = context.Pipe(duplex=False)
+        child = context.Process(
+            target=_weigh_and_send, args=(case, name, inputs, threads, limit_bytes, there)
+        )
+        child.start()
+        there.close()
+        pipe.send(_answer(child, here, timeout_s))
 
 
 class Memory:
@@ -97,7 +156,7 @@ class Memory:
     Args:
         limit_bytes: most memory a call and its inputs may take; None: nine tenths of what is
             available, so that a greedy variant ends as a record and not as a frozen machine.
-        timeout_s: of one child.
+        timeout_s: of one variant's two calls.
     """
 
     def __init__(self, limit_bytes: int | None = None, timeout_s: float = 60.0) -> None:
@@ -113,30 +172,27 @@ class Memory:
             self.context = multiprocessing.get_context("forkserver")
             self.context.set_forkserver_preload(["benchmarks.memory", "benchmarks.registry"])
 
-    def peak(self, case: Case, name: str) -> Peak:
-        """Extra peak memory of the named variant on the CPU."""
+    def peaks(self, case: Case, names: Sequence[str]) -> dict[str, Peak]:
+        """Extra peak memory of the named variants on the CPU."""
         if not self.usable:
-            return Peak("ok", None, "not measured: needs Linux /proc")
+            return {name: Peak("ok", None, "not measured: needs Linux /proc") for name in names}
         here, there = self.context.Pipe(duplex=False)
-        child = self.context.Process(
-            target=_child, args=(case, name, torch.get_num_threads(), self.limit_bytes, there)
-        )
+        settings = (torch.get_num_threads(), self.limit_bytes, self.timeout_s)
+        child = self.context.Process(target=_weigh_all, args=(case, names, *settings, there))
         child.start()
         there.close()
+        found: dict[str, Peak] = {}
         try:
-            if here.poll(self.timeout_s):
-                return Peak(*here.recv())
-            child.terminate()
-            # Left out as a whole: timing it would take many times as long.
-            return Peak("error", None, f"two calls took more than {self.timeout_s:.0f} s")
-        except EOFError:  # the kernel's out-of-memory killer leaves no words
+            for name in names:
+                found[name] = here.recv()
+        except EOFError:
             child.join()
-            if child.exitcode == -9:
-                return Peak("out of memory", None, "killed by the kernel")
-            return Peak("error", None, f"its process ended with status {child.exitcode}")
+            lost = Peak("error", None, f"the probing process ended with status {child.exitcode}")
+            return dict.fromkeys(names, lost) | found
         finally:
             child.join()
             here.close()
+        return found
 
 
 def device_peak(run: Run, device: torch.device) -> Peak:

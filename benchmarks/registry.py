@@ -28,9 +28,11 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 _FAST = ("sede cpu", "sede torch", "eager", "chunked torch")
-_SWEEP = (*_FAST, "attention V=K", "lightly")
-# All but metric-learning's memory, which takes B x B x K steps: it has a case of its own.
-_PLAIN = (*_SWEEP, "torch.compile", "linear_cross_entropy", "cce_exact", "liger", "quack")
+_SWEEP = ("sede cpu", "eager", "chunked torch", "attention V=K", "lightly")
+_COMPILED = (*_FAST, "attention V=K", "lightly", "torch.compile", "linear_cross_entropy")
+# All but metric-learning's memory, which takes B x B x K numbers: it has cases of its own.
+_PLAIN = (*_COMPILED, "cce_exact", "cce torch_compile", "liger", "quack")
+_XBM = "metric-learning XBM"
 _ALL = ()
 SCAN_SIZES = {"B": 128, "C": 128, "R": 36, "L": 20, "D": 1024}
 STEP_SIZES = {"B": 64, "R": 36, "F": 512, "K": 2048, "D": 256}
@@ -58,61 +60,60 @@ def _bank(
 def cpu_quick() -> list[Case]:
     """Under five minutes on two cores: the design's shapes, every op once, most wanted first."""
     first = (128, 65536, 256)
+    kernel = ("sede cpu", "eager")
     cases = [
-        _bank("info_nce", "fp32", first, _PLAIN),
+        _bank("info_nce", "fp32", first, _COMPILED),
         _bank("info_nce", "fp32", (128, 65536, 1024), _FAST),
         _bank("info_nce", "fp32", (512, 16384, 512), _FAST),
         _bank("info_nce", "bf16", first, (*_FAST, "attention V=K")),
         _bank("info_nce", "int8", first, _FAST),
         _bank(WEIGHTED, "fp32", first, _FAST),
-        _bank("info_nce", "fp32", (128, 4096, 256), (*_SWEEP, "metric-learning XBM")),
-        _bank("info_nce", "fp32", (128, 16384, 256), _SWEEP),
+        _bank("info_nce", "fp32", (128, 4096, 256), _SWEEP),
         _bank("info_nce", "fp32", (128, 262144, 256), _SWEEP),
-        _bank("info_nce", "bf16", (128, 1 << 20, 256), ("sede cpu", "eager", "chunked torch")),
-        Case(
-            "scan_t2i",
-            BOTH,
-            "fp32",
-            SCAN_SIZES,
-            ("sede cpu", "sede torch", "eager", "caption loop"),
-        ),
-        Case("scan_i2t", BOTH, "fp32", SCAN_SIZES, ("sede cpu", "sede torch", "eager")),
+        _bank("info_nce", "bf16", (128, 1 << 20, 256), ("sede cpu", "chunked torch")),
+    ]
+    small = SCAN_SIZES | {"B": 64, "C": 64}
+    for direction in ("t2i", "i2t"):
+        cases.append(Case(f"scan_{direction}", BOTH, "fp32", small, (*kernel, "caption loop")))
+    cases += [Case(f"train_step_{name}", BOTH, "fp32", STEP_SIZES) for name in MODELS]
+    cases += [
+        Case(f"erase_{rule}", FORWARD, "fp32", {"N": 65536, "L": 36}, kernel) for rule in RULES
+    ]
+    cases.append(Case("erase_prob", BOTH, "fp32", {"N": 2048, "L": 4096}, kernel))
+    cases += [
         _bank(ATTACHED, "fp32", first, _FAST),
         _bank(MASKED, "fp32", first, _FAST),
         _bank("hardest", "fp32", first, mode=FORWARD),
-        _bank("info_nce", "fp32", first, (*_FAST, "lightly"), FORWARD),
+        _bank("info_nce", "fp32", first, _FAST, FORWARD),
     ]
-    for rule in RULES:
-        sizes = {"N": 65536, "L": 36}
-        only = ("sede cpu", "sede torch", "eager")
-        cases.append(Case(f"erase_{rule}", FORWARD, "fp32", sizes, only))
-    cases.append(Case("erase_prob", BOTH, "fp32", {"N": 2048, "L": 4096}, ("sede cpu", "eager")))
     ring = {"N": 128, "K": 65536, "D": 256}
     cases += [Case("enqueue", FORWARD, dtype, ring) for dtype in ("fp32", "int8")]
-    cases += [Case(f"train_step_{name}", BOTH, "fp32", STEP_SIZES) for name in MODELS]
-    cases.append(
-        Case(
-            "info_nce_batch",
-            BOTH,
-            "fp32",
-            {"B": 1024, "D": 512},
-            ("sede cpu", "sede torch", "eager"),
-        )
-    )
+    cases.append(Case("info_nce_batch", BOTH, "fp32", {"B": 1024, "D": 512}, kernel))
     return cases
 
 
 def cpu_full() -> list[Case]:
-    """The quick cases with every peer, half precision, both erasing models, long rows."""
-    cases = [Case(c.op, c.mode, c.dtype, c.sizes, _ALL) for c in cpu_quick()]
+    """The quick cases with every peer, more K, half precision, all similarities, long rows."""
+    cases = [_with_every_peer(case) for case in cpu_quick()]
+    cases += [_with_every_peer(_bank("info_nce", "fp32", (128, k, 256))) for k in (16384, 1 << 20)]
     sizes = ((128, 65536, 1024), (512, 16384, 512))
-    cases += [_bank("info_nce", dtype, size) for dtype in ("bf16", "int8") for size in sizes]
-    cases.append(_bank("info_nce", "fp16", (128, 65536, 256)))
+    cases += [
+        _bank("info_nce", dtype, size, _PLAIN) for dtype in ("bf16", "int8") for size in sizes
+    ]
+    cases.append(_bank("info_nce", "fp16", (128, 65536, 256), _PLAIN))
     cases.append(_bank("hardest", "bf16", (128, 65536, 256), mode=FORWARD))
-    cases += [Case(f"bfan_{d}", BOTH, "fp32", SCAN_SIZES) for d in ("t2i", "i2t")]
+    cases += [Case(name, BOTH, "fp32", SCAN_SIZES) for name in SCAN_MODELS]
     cases += [Case(f"erase_{rule}", BOTH, "fp32", {"N": 2048, "L": 4096}) for rule in RULES]
     cases.append(Case("enqueue", FORWARD, "bf16", {"N": 128, "K": 65536, "D": 256}))
     return _unique(cases)
+
+
+def _with_every_peer(case: Case) -> Case:
+    only = _ALL
+    if case.op == "info_nce":
+        memory = case.B * case.B * case.K <= 128 * 128 * 16384 and case.backward
+        only = (*_PLAIN, _XBM) if memory and case.dtype == "fp32" and case.D == 256 else _PLAIN
+    return Case(case.op, case.mode, case.dtype, case.sizes, only)
 
 
 def gpu_quick() -> list[Case]:

@@ -1,7 +1,7 @@
-"""``sede bench``: measure, compare, plot, table.
+"""``sede bench``: measure, compare, plot, table, targets.
 
 Usage: sede bench [--quick] [options] | sede bench compare BASE HEAD
-     | sede bench plot [RESULTS] | sede bench table [RESULTS]
+     | sede bench plot [RESULTS] | sede bench table [RESULTS] | sede bench targets [RESULTS]
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, limits, machine, plot, table
+from benchmarks import compare, limits, machine, plot, table, targets
 from benchmarks.case import Case
 from benchmarks.memory import Memory
 from benchmarks.registry import GRIDS
@@ -22,7 +22,7 @@ from benchmarks.runner import Record, Runner, shrunk
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
 FIGURES = machine.ROOT / "benchmarks" / "figures"
-_QUICK_SECONDS, _QUICK_BUDGET, _FULL_BUDGET = 250.0, 3.0, 10.0
+_QUICK_SECONDS, _QUICK_BUDGET, _FULL_BUDGET = 250.0, 2.0, 8.0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,15 +30,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="sede bench",
         description="Time and memory of every op beside its peers; each result is checked against "
         "fp64 before it is timed. Also: `sede bench compare BASE HEAD`, `sede bench plot`, "
-        "`sede bench table`.",
+        "`sede bench table`, `sede bench targets`.",
     )
     parser.add_argument("--quick", action="store_true", help="the short grid, under five minutes")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
-    parser.add_argument("--op", action="append", metavar="GLOB", help="only these ops (repeatable)")
+    parser.add_argument(
+        "--op",
+        action="append",
+        metavar="GLOB",
+        help="only these ops or case titles, as --list prints them (repeatable)",
+    )
     parser.add_argument(
         "--impl", action="append", metavar="NAME", help="only these implementations (repeatable)"
     )
-    parser.add_argument("--budget", type=float, help="seconds of timing a case [3 quick, 10 full]")
+    parser.add_argument("--budget", type=float, help="seconds of timing a case [2 quick, 8 full]")
     parser.add_argument(
         "--seconds", type=float, help="start no case after so many seconds [250 quick, none full]"
     )
@@ -61,10 +66,14 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def _matches(case: Case, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name, glob) for name in (case.op, case.title) for glob in globs)
+
+
 def _cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
     cases = GRIDS[(device.type, arguments.quick or arguments.smoke)]()
     if arguments.op:
-        cases = [c for c in cases if any(fnmatch.fnmatch(c.op, glob) for glob in arguments.op)]
+        cases = [c for c in cases if _matches(c, arguments.op)]
     if not cases:
         raise ValueError(f"no case matches --op {' '.join(arguments.op)}; see --list")
     if arguments.smoke:
@@ -107,7 +116,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     stamp = machine.utc_now().replace("-", "").replace(":", "")
     run = f"{stamp}-{machine.git_state().rstrip('+')}"
     out = arguments.out or RESULTS / slug / f"{run}.jsonl"
-    memory = None if arguments.no_memory or device.type != "cpu" else Memory(timeout_s=30.0 if quick else 180.0)
+    weighed = device.type == "cpu" and not arguments.no_memory
+    memory = Memory(timeout_s=30.0 if quick else 120.0) if weighed else None
     print(f"{machine.device_name(device)}, {torch.get_num_threads()} threads; results in {out}")
     found_limits = limits.measure(device, {case.dtype for case in cases})
     for dtype, rate in found_limits.matrix.items():
@@ -148,6 +158,8 @@ def main(argv: list[str] | None = None) -> int:
             return compare.main(list(words[1:]))
         if words and words[0] == "table":
             return table.main(list(words[1:]), RESULTS)
+        if words and words[0] == "targets":
+            return targets.main(list(words[1:]), RESULTS)
         if words and words[0] == "plot":
             return plot.main(list(words[1:]), RESULTS, FIGURES)
         return _bench(_parser().parse_args(words))

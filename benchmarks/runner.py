@@ -107,7 +107,13 @@ class Runner:
         checker = Checker(operation, case, sets[0])
         entries = [_Entry(variant) for variant in self._wanted(operation, case)]
         for entry in entries:
-            self._prepare(entry, case, sets, checker)
+            entry.reason = entry.variant.absent(case, self.device)
+            entry.status = "ok" if entry.reason is None else "absent"
+        present = [entry for entry in entries if entry.status == "ok"]
+        self._weigh(present, case)
+        for entry in present:
+            if entry.status == "ok":
+                self._prepare(entry, case, sets, checker)
         runs = {e.variant.name: e.run for e in entries if e.run is not None}
         timings = interleave(runs, self.device, self.budget_s) if runs else {}
         for entry in entries:
@@ -128,15 +134,9 @@ class Runner:
                 yield variant
 
     def _prepare(self, entry: _Entry, case: Case, sets: list[Inputs], checker: Checker) -> None:
-        """Availability, memory and check; what fails leaves its reason in the entry."""
+        """Build and check; what fails leaves its reason in the entry."""
         variant = entry.variant
-        entry.reason = variant.absent(case, self.device)
-        if entry.reason is not None:
-            entry.status = "absent"
-            return
         try:
-            if not self._weigh(entry, case):
-                return
             run = variant.build(case, sets)
             entry.verdict = checker.verdict(variant, run(0))
             if not entry.verdict.passed:
@@ -151,17 +151,18 @@ class Runner:
             entry.status = "out of memory" if out_of_memory(error) else "error"
             entry.reason = _first_line(error)
 
-    def _weigh(self, entry: _Entry, case: Case) -> bool:
-        """Peak memory in a process of its own; False when the variant cannot go on."""
+    def _weigh(self, entries: list[_Entry], case: Case) -> None:
+        """Peak memory in processes of their own; a variant that fails there goes no further."""
         if self.memory is None or self.device.type != "cpu":
-            return True
-        entry.peak = self.memory.peak(case, entry.variant.name)
-        if entry.peak.status == "ok":
-            return True
-        entry.status, entry.reason = entry.peak.status, entry.peak.source
-        if "BackendUnavailableError" in entry.peak.source:
-            entry.status, entry.reason = "absent", _why_absent(entry.peak.source)
-        return False
+            return
+        peaks = self.memory.peaks(case, [entry.variant.name for entry in entries])
+        for entry in entries:
+            entry.peak = peak = peaks[entry.variant.name]
+            if peak.status == "ok":
+                continue
+            entry.status, entry.reason = peak.status, peak.source
+            if "BackendUnavailableError" in peak.source:
+                entry.status, entry.reason = "absent", _why_absent(peak.source)
 
     def _write(self, case: Case, work: Work, entries: list[_Entry], sets: int) -> list[Record]:
         written = []

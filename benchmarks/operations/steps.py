@@ -162,7 +162,7 @@ class TrainingStep(Operation):
         return build
 
     def variants(self, case: Case) -> list[Variant]:
-        """Kernels as ``auto`` picks them, and the PyTorch backend."""
+        """Kernels as ``auto`` picks them; beside them, as a peer, the step without any."""
         names = [name for name in BACKENDS if name != "torch"]
 
         def no_kernels(case: Case, device: torch.device) -> str | None:
@@ -173,5 +173,5 @@ class TrainingStep(Operation):
 
         return [
             Variant("sede kernels", "ours", self._with("auto"), no_kernels),
-            Variant("sede torch", "ours", self._with("torch")),
+            Variant("sede torch", "peer", self._with("torch")),
         ]

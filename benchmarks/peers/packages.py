@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.case import Case, Inputs, Outputs, Run, Variant, with_gradient
-from benchmarks.peers.bank import dense_bank, loss_from_cross_entropy
+from benchmarks.peers.bank import dense_bank, loss_from_cross_entropy, no_compiler
 
 if TYPE_CHECKING:
     from benchmarks.operations.bank import BankLoss
@@ -19,6 +19,7 @@ _TEMPERATURE = 0.07
 #: Variant -> (module to import, distribution whose version the record names).
 DISTRIBUTIONS = {
     "cce_exact": ("cut_cross_entropy", "cut-cross-entropy"),
+    "cce torch_compile": ("cut_cross_entropy", "cut-cross-entropy"),
     "liger": ("liger_kernel.transformers.fused_linear_cross_entropy", "liger-kernel"),
     "quack": ("quack.linear_cross_entropy", "quack-kernels"),
     "lightly": ("lightly.loss.ntx_ent_loss", "lightly"),
@@ -100,6 +101,19 @@ def _cce(i: Inputs) -> Callable[[Tensor, Tensor], Tensor]:
     # Without a filter the gradient is exact; its default drops most of the mass of a large bank.
     return lambda scaled, target: linear_cross_entropy(
         scaled, i["rows"], target, reduction="none", filter_eps=None
+    )
+
+
+def _no_compiled_cce(case: Case, device: torch.device) -> str | None:
+    return needs("cce torch_compile", False)(case, device) or no_compiler(case, device)
+
+
+def _cce_compiled(i: Inputs) -> Callable[[Tensor, Tensor], Tensor]:
+    """What the package itself offers where its kernels do not run."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    return lambda scaled, target: linear_cross_entropy(
+        scaled, i["rows"], target, reduction="none", impl="torch_compile"
     )
 
 
@@ -195,6 +209,12 @@ def variants(op: "BankLoss") -> list[Variant]:
     half = "bf16 fp16"
     return [
         Variant("cce_exact", "peer", from_row_losses(_cce), needs("cce_exact", True)),
+        Variant(
+            "cce torch_compile",
+            "peer",
+            from_row_losses(_cce_compiled),
+            _no_compiled_cce,
+        ),
         Variant("liger", "peer", from_row_losses(_liger), needs("liger", True)),
         Variant("quack", "peer", from_row_losses(_quack), needs("quack", True, only=half)),
         Variant(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import machine, measure, plot, records, run, table
+from benchmarks import machine, measure, records, run
 from benchmarks.case import BOTH, FORWARD, Case, Variant
 from benchmarks.check import Checker
 from benchmarks.limits import Limits, Rate
@@ -52,7 +52,7 @@ def test_every_plain_variant_agrees_with_fp64(case):
     checker = Checker(operation, case, inputs)
     ran = 0
     for variant in operation.variants(case):
-        left_out = variant.name == "torch.compile" or variant.name.startswith("sede")
+        left_out = "compile" in variant.name or variant.name.startswith("sede")
         if left_out and variant.name != "sede torch":
             continue
         if variant.absent(case, CPU) is None:
@@ -162,12 +162,12 @@ def test_no_foreign_package_is_imported_at_collection():
 def test_memory_in_an_own_process_sees_what_eager_allocates():
     case = Case("info_nce", FORWARD, "fp32", {"B": 64, "K": 32768, "D": 16})
     memory = Memory()
-    eager, chunked = (memory.peak(case, name) for name in ("eager", "chunked torch"))
+    eager, chunked = memory.peaks(case, ["eager", "chunked torch"]).values()
     logits_mb = 64 * 32768 * 4 / 1e6
     assert eager.status == chunked.status == "ok"
     assert eager.extra_mb > 2 * logits_mb
     assert chunked.extra_mb < logits_mb
-    starved = Memory(limit_bytes=12_000_000).peak(case, "eager")
+    starved = Memory(limit_bytes=12_000_000).peaks(case, ["eager"])["eager"]
     assert (starved.status, starved.extra_mb) == ("out of memory", None)
 
 
@@ -190,8 +190,8 @@ def test_variants_take_turns_and_a_slow_one_does_not_eat_the_budget():
         {"a": call("a"), "slow": call("slow"), "b": call("b")}, CPU, 3.0, sample
     )
     names = [name for name, _ in order]
-    assert names[:6] == ["a", "a", "slow", "slow", "b", "b"]  # warm-up, not counted
-    assert names[6:12] == ["a", "slow", "b", "a", "b", "a"]
+    assert names[:3] == ["a", "slow", "b"]  # not counted
+    assert names[3:9] == ["a", "slow", "b", "a", "b", "a"]
     assert timings["slow"].repeats == 3
     assert timings["a"].repeats == timings["b"].repeats >= 5
     assert timings["a"].median == 20.0
@@ -237,63 +237,6 @@ def test_grids_hold_the_promised_shapes(key, least):
         )
 
 
-def _sweep_records():
-    found = []
-    for k, ms in ((4096, 1.0), (65536, 10.0), (262144, 40.0)):
-        for name, kind, factor in (("sede cpu", "ours", 1), ("eager", "eager", 4)):
-            median = ms * factor
-            found.append(
-                record(
-                    implementation=name,
-                    kind=kind,
-                    mode=BOTH,
-                    sizes={"B": 128, "K": k, "D": 256},
-                    flops=4.0 * 128 * k * 256,
-                    bytes=4.0 * k * 256,
-                    median_ms=median,
-                    p20_ms=median,
-                    p80_ms=median,
-                )
-            )
-    lost = dict.fromkeys(("median_ms", "p20_ms", "p80_ms", "fraction_of_limit", "passed"))
-    found[-1] = (
-        found[-1] | lost | {"status": "out of memory", "reason": "killed", "extra_peak_mb": None}
-    )
-    return found
-
-
-def test_figures_come_from_the_lines_alone(tmp_path, capsys):
-    path = tmp_path / "some.jsonl"
-    for one in _sweep_records():
-        records.append(path, one)
-    path.write_text(path.read_text() + "torn")
-    assert run.main(["plot", str(path), "--out", str(tmp_path / "figures")]) == 0
-    made = sorted(p.name for p in (tmp_path / "figures" / "some-cpu").iterdir())
-    names = ("k_sweep", "roofline", "speed_up")
-    drawn = sorted(f"{n}.{ending}" for n in names for ending in ("png", "svg"))
-    assert made == sorted([*drawn, "summary.md"])
-    assert "killed" in (tmp_path / "figures" / "some-cpu" / "summary.md").read_text()
-    svg = (tmp_path / "figures" / "some-cpu" / "k_sweep.svg").read_text()
-    assert "some cpu" in svg
-    assert "out of memory" in svg
-    assert "unreadable" in capsys.readouterr().err
-
-
-def test_nothing_to_draw_writes_nothing(tmp_path):
-    assert plot.draw([record(status="absent", median_ms=None, passed=None)], tmp_path) == []
-
-
-def test_summary_table_is_bounded_and_names_the_best_peer():
-    found = _sweep_records()
-    text = table.summary(found, most=2)
-    assert "eager" in text
-    assert "4.00" in text
-    assert "1 more cases" in text
-    assert "fails the check" in table.of_case(
-        [record(status="wrong", median_ms=None, passed=False, errors={"loss": None})]
-    )
-
-
 def test_command_line_measures_and_reports(tmp_path, capsys):
     out, figures = tmp_path / "r.jsonl", tmp_path / "figures"
     words = ["--smoke", "--op", "hardest", "--no-memory", "--out", str(out)]
@@ -333,81 +276,3 @@ def test_machine_facts_fit_the_schema():
     assert machine.last_level_cache(CPU) >= 2**20
     assert machine.slug("AMD EPYC, 2 cores") == "amd-epyc-2-cores"
     assert records.fault(record(**facts)) is None
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the dry run is for machines without a GPU")
-@pytest.mark.parametrize("quick", [True, False], ids=["quick", "full"])
-def test_gpu_suite_is_a_dry_run_without_a_gpu(tmp_path, quick):
-    out = tmp_path / "out"
-    words = ["bash", "benchmarks/gpu_suite.sh", *(["--quick"] if quick else [])]
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(out)}
-    done = subprocess.run(
-        words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stderr == ""
-    assert "a dry run" in done.stdout
-    for step in ("build-cpu", "gpu-tests", "benchmark", "figures"):
-        assert re.search(rf"would run, at most +\d+ s: {step} ", done.stdout)
-    assert "sanitizer" in done.stdout or "memcheck" in done.stdout
-    assert len(done.stdout.splitlines()) <= 40
-    assert not out.exists()
-
-
-def test_gpu_suite_quick_fits_in_eight_minutes():
-    script = (ROOT / "benchmarks" / "gpu_suite.sh").read_text()
-    times = re.search(
-        r"build_s=(\d+) tests_s=(\d+) sanitizer_s=(\d+) bench_s=(\d+) figures_s=(\d+)", script
-    )
-    build, tests, sanitizer, bench, figures = map(int, times.groups())
-    assert 2 * build + tests + 2 * sanitizer + bench + figures <= 460
-    subprocess.run(["bash", "-n", str(ROOT / "benchmarks" / "gpu_suite.sh")], check=True)
-
-
-FAKE_PYTHON = """#!/bin/sh
-# Stands in for a machine with a GPU: the suite's steps run on the CPU at tiny sizes.
-case "$*" in
-  "-c import torch") exit 0 ;;
-  "-") echo "1 90 fake-gpu" ;;
-  setup.py*) echo "built" ;;
-  "-m pytest"*) echo "1 failed"; exit 1 ;;
-  "-m benchmarks.run --device cuda"*) exec "$REAL" -m benchmarks.run --device cpu --no-figures \
-    --smoke --no-memory --budget 0.01 --op enqueue --out "$OUT/gpu.jsonl" ;;
-  *) exec "$REAL" "$@" ;;
-esac
-"""
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for a GPU where there is none")
-def test_gpu_suite_goes_on_after_a_failed_step_and_ends_in_a_short_table(tmp_path):
-    (tmp_path / "bin").mkdir()
-    out = tmp_path / "out"
-    for name, text in (("nvidia-smi", "#!/bin/sh\n"), ("python", FAKE_PYTHON)):
-        path = tmp_path / "bin" / name
-        path.write_text(text)
-        path.chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHON": "python",
-        "REAL": sys.executable,
-        "OUT": str(out),
-    }
-    words = ["bash", "benchmarks/gpu_suite.sh", "--quick"]
-    done = subprocess.run(
-        words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 1, "a failed step fails the suite"
-    assert "1 steps failed: gpu-tests" in done.stdout
-    assert re.search(r"benchmark +ok ", done.stdout), done.stdout
-    summary = (out / "summary.txt").read_text()
-    assert done.stdout.endswith(summary)
-    assert "enqueue fwd fp32" in summary
-    assert len(summary.splitlines()) <= 40
-    files = [path for path in out.rglob("*") if path.is_file()]
-    assert len(files) <= 8, files
-
-
-def test_gpu_suite_names_a_wrong_option():
-    words = ["bash", "benchmarks/gpu_suite.sh", "--fast"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)

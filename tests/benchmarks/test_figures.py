@@ -1,0 +1,91 @@
+"""Figures, tables and targets: all from JSON lines alone."""
+
+from benchmarks import plot, records, run, table, targets
+from benchmarks.case import BOTH
+from tests.benchmarks.test_records import record
+
+
+def _sweep_records():
+    found = []
+    for k, ms in ((4096, 1.0), (65536, 10.0), (262144, 40.0)):
+        for name, kind, factor in (("sede cpu", "ours", 1), ("eager", "eager", 4)):
+            median = ms * factor
+            found.append(
+                record(
+                    implementation=name,
+                    kind=kind,
+                    mode=BOTH,
+                    sizes={"B": 128, "K": k, "D": 256},
+                    flops=4.0 * 128 * k * 256,
+                    bytes=4.0 * k * 256,
+                    median_ms=median,
+                    p20_ms=median,
+                    p80_ms=median,
+                )
+            )
+    lost = dict.fromkeys(("median_ms", "p20_ms", "p80_ms", "fraction_of_limit", "passed"))
+    found[-1] = (
+        found[-1] | lost | {"status": "out of memory", "reason": "killed", "extra_peak_mb": None}
+    )
+    return found
+
+
+def test_figures_come_from_the_lines_alone(tmp_path, capsys):
+    path = tmp_path / "some.jsonl"
+    for one in _sweep_records():
+        records.append(path, one)
+    path.write_text(path.read_text() + "torn")
+    assert run.main(["plot", str(path), "--out", str(tmp_path / "figures")]) == 0
+    made = sorted(p.name for p in (tmp_path / "figures" / "some-cpu").iterdir())
+    names = ("k_sweep", "roofline", "speed_up")
+    drawn = sorted(f"{n}.{ending}" for n in names for ending in ("png", "svg"))
+    assert made == sorted([*drawn, "summary.md"])
+    assert "killed" in (tmp_path / "figures" / "some-cpu" / "summary.md").read_text()
+    svg = (tmp_path / "figures" / "some-cpu" / "k_sweep.svg").read_text()
+    assert "some cpu" in svg
+    assert "out of memory" in svg
+    assert "unreadable" in capsys.readouterr().err
+
+
+def test_nothing_to_draw_writes_nothing(tmp_path):
+    assert plot.draw([record(status="absent", median_ms=None, passed=None)], tmp_path) == []
+
+
+def test_summary_table_is_bounded_and_names_the_best_peer():
+    found = _sweep_records()
+    text = table.summary(found, most=2)
+    assert "eager" in text
+    assert "4.00" in text
+    assert "1 more cases" in text
+    assert "fails the check" in table.of_case(
+        [record(status="wrong", median_ms=None, passed=False, errors={"loss": None})]
+    )
+
+
+def test_targets_compare_the_records_with_what_is_asked():
+    sizes = {"B": 128, "K": 65536, "D": 256}
+    common = {"mode": BOTH, "sizes": sizes, "fraction_of_limit": 0.9, "extra_peak_mb": 7.0}
+    found = [
+        record(implementation=name, kind=kind, median_ms=ms, **common)
+        for name, kind, ms in (
+            ("sede cpu", "ours", 10.0),
+            ("eager", "eager", 39.0),
+            ("torch.compile", "peer", 20.0),
+            ("chunked torch", "peer", 15.0),
+        )
+    ]
+    listed = {title: (text, met) for title, _, text, met in targets.rows(found)}
+    text, met = listed["InfoNCE fp32, B 128, K 65,536, D 256"]
+    assert not met
+    assert text.startswith("90 % of FMA peak, 3.90 x eager, 2.00 x torch.compile, 1.50 x chunked")
+    found[1]["median_ms"] = 41.0
+    listed = {title: (text, met) for title, _, text, met in targets.rows(found)}
+    assert listed["InfoNCE fp32, B 128, K 65,536, D 256"][1]
+    assert listed["InfoNCE fp32, B 512, K 16,384, D 512"][1] is None
+    text, met = listed["every bank loss of the grid, least lead"]
+    assert text.startswith("1.50 x chunked torch at fp32 B 128, K 65,536")
+    assert met
+    assert listed["extra memory of InfoNCE, case nearest its bound"] == (
+        "7.0 of 8.7 MB at fp32 B 128, K 65,536, D 256",
+        True,
+    )

@@ -77,8 +77,8 @@ def interleave(
     """Time all variants of one case round by round.
 
     Each variant has run before, in its check, and is called once more outside the clock. Rounds
-    are as many as the budget allows, 5 to 60; a variant that alone would eat more than a tenth of the budget a call joins
-    the first and later evenly spaced rounds only, at least three.
+    are as many as the budget allows, 5 to 60; a variant one call of which would eat more than a
+    tenth of the budget joins the first and later evenly spaced rounds only, at least three.
 
     Args:
         runs: name -> call.

@@ -12,8 +12,13 @@ from typing import Any
 from sede_kernels.training.files import UserError
 from sede_kernels.training.models import MODELS, Erasing
 from sede_kernels.training.models.base import PASSES
+from sede_kernels.training.models.bfan import FOCAL_RULES
+from sede_kernels.training.models.scan import DIRECTIONS
 
 SIDES = ("off", "low", "high")
+_FROM_ZERO = (
+    "bank", "bank_start", "weighting", "weight_decay", "patience", "threads", "smoothing",
+)  # fmt: skip
 LOSSES = ("infonce", "hinge")
 RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
 
@@ -30,17 +35,24 @@ class TrainConfig:
 
     data: str = _option("icons", "a prepared set (icons, icons_grouped, emoji) or a folder")
     model: str = _option("vse", "retrieval model", choices=tuple(MODELS))
+    direction: str = _option("t2i", "attention of scan", choices=DIRECTIONS)
+    focal: str = _option("equal", "focus of bfan", choices=tuple(FOCAL_RULES))
+    relations: int = _option(1, "relation blocks of vsrn (4 as published)")
+    smoothing: float = _option(0.0, "of the attention of scan and bfan; 0: as published")
+    text_embeddings: str = _option(
+        "", "NAME: frozen sentence embeddings in <part>_NAME.npy, a row a caption"
+    )
     epochs: int = _option(15, "passes over the training captions")
     batch_size: int = _option(64, "captions a step")
-    lr: float = _option(2e-3, "learning rate at the start; it falls to 0 along a cosine")
+    lr: float = _option(0.0, "learning rate at the start, falling along a cosine; 0: of the model")
     weight_decay: float = _option(1e-4, "AdamW weight decay")
     grad_clip: float = _option(2.0, "largest gradient norm")
-    dim: int = _option(256, "width of the embedding")
+    dim: int = _option(0, "width of the embedding; 0: of the model")
     word_dim: int = _option(128, "width of the word embeddings")
     dropout: float = _option(0.2, "dropout probability, 0 to below 1")
     seed: int = _option(0, "of initial weights, order and dropout")
     loss: str = _option("infonce", "contrastive loss", choices=LOSSES)
-    temperature: float = _option(0.05, "InfoNCE temperature, above 0")
+    temperature: float = _option(0.0, "InfoNCE temperature; 0: of the model")
     margin: float = _option(0.2, "hinge margin")
     weighting: float = _option(
         0.0, "hardness beta in cosine units; 0: all negatives weigh the same", bare=5.0
@@ -65,11 +77,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
+        for name, value in MODELS[self.model].defaults.items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
         positive = ("epochs", "batch_size", "lr", "grad_clip", "dim", "word_dim", "temperature")
-        for name in (*positive, "checkpoint_every"):
+        for name in (*positive, "checkpoint_every", "relations"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}.")
-        for name in ("bank", "bank_start", "weighting", "weight_decay", "patience", "threads"):
+        for name in _FROM_ZERO:
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}.")
         for name, top in (("dropout", 1.0), ("momentum", 1.0)):
@@ -83,6 +98,12 @@ class TrainConfig:
         needs = self.erase_rule in ("absolute", "relative", "topk", "quantile")
         if self.erase != "off" and needs and self.erase_threshold is None:
             raise UserError(f"erase_rule {self.erase_rule!r} needs erase_threshold.")
+        passes = MODELS[self.model].passes
+        if self.erase != "off" and self.erase_pass not in passes:
+            raise UserError(
+                f"model {self.model} erases with --erase-pass {' or '.join(passes)}, "
+                f"got {self.erase_pass!r}."
+            )
 
     @property
     def erasing(self) -> Erasing | None:
@@ -95,6 +116,10 @@ class TrainConfig:
     def title(self) -> str:
         """The model and its modules, for folder names and tables: ``vse+erase+bank``."""
         parts = [self.model]
+        fields = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in MODELS[self.model].options:
+            if name != "smoothing" and getattr(self, name) != fields[name]:
+                parts[0] += f"-{getattr(self, name)}"
         parts += ["erase"] if self.erase != "off" else []
         parts += ["bank"] if self.bank else []
         parts += ["weighting"] if self.weighting else []

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from sede_kernels.training.data.precomp import Ints, Part
+from sede_kernels.training.data.text import pad
 from sede_kernels.training.files import UserError
-from sede_kernels.training.models import RetrievalModel
+from sede_kernels.training.models import Encoded, RetrievalModel
 
 CUTOFFS = (1, 5, 10)
 Floats = np.ndarray[Any, np.dtype[np.float32]]
@@ -151,38 +151,64 @@ def score_part(
     words: list[list[int]],
     *,
     block: int = 128,
+    hold_bytes: int = 1 << 28,
     progress: bool = False,
 ) -> Floats:
-    """Similarity of every image with every caption, fp32, a block of images at a time.
+    """Similarity of every image with every caption, fp32, block by block.
+
+    Of the encodings, only ``hold_bytes`` of captions and one block of images are in memory: where
+    the captions need more (fragments of 25,000 captions), the images are encoded several times.
 
     Args:
         model: put into evaluation mode here, and back.
         part: images and captions.
         words: numbers of each caption's words.
         block: images (and captions) a block.
+        hold_bytes: most bytes of caption encodings at a time.
         progress: show a progress bar.
 
     Returns:
         (N, C) float32.
     """
-    from sede_kernels.training.data.text import pad
-
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    scores = np.empty((len(part.rows), len(words)), np.float32)
-    captions = []
-    for start in range(0, len(words), block):
-        numbers, lengths = pad(words[start : start + block])
-        captions.append(model.text_encoder(numbers.to(device), lengths.to(device)))
-    starts = range(0, len(part.rows), block)
-    for start in tqdm(starts, "scoring", unit="block", disable=None if progress else True):
-        rows = np.arange(start, min(start + block, len(part.rows)))
-        images = model.image_encoder(part.regions(rows).to(device))
-        parts: list[Tensor] = [model.score(images, group) for group in captions]
-        scores[rows] = torch.cat(parts, 1).float().cpu().numpy()
+    images, captions = len(part.rows), len(words)
+    scores = np.empty((images, captions), np.float32)
+
+    def encode(rows: range) -> Encoded:
+        numbers, lengths = pad([words[row] for row in rows])
+        sentences = part.sentence_rows(rows)
+        sentences = None if sentences is None else sentences.to(device)
+        return _needed(model, model.text_encoder(numbers.to(device), lengths.to(device), sentences))
+
+    total = -(-images // block) * -(-captions // block)
+    with tqdm(total=total, desc="scoring", unit="block", disable=None if progress else True) as bar:
+        first = 0
+        while first < captions:
+            held: list[tuple[range, Encoded]] = []
+            size = 0
+            while first < captions and (not held or size < hold_bytes):
+                columns = range(first, min(first + block, captions))
+                held.append((columns, encode(columns)))
+                size += sum(t.nbytes for t in held[-1][1] if t is not None)
+                first = columns.stop
+            for start in range(0, images, block):
+                rows = range(start, min(start + block, images))
+                encoded = _needed(model, model.image_encoder(part.regions(rows).to(device)))
+                for columns, group in held:
+                    found = model.score(encoded, group).float().cpu().numpy()
+                    scores[rows.start : rows.stop, columns.start : columns.stop] = found
+                    bar.update()
     model.train(was_training)
     return scores
+
+
+def _needed(model: RetrievalModel, encoded: Encoded) -> Encoded:
+    """Without the fragments, where a score only looks at vectors."""
+    if model.compares_fragments:
+        return encoded
+    return encoded._replace(fragments=encoded.unit_vector()[:, None], lengths=None, attention=None)
 
 
 def table(rows: dict[str, Retrieval]) -> str:

@@ -25,7 +25,7 @@ from sede_kernels.training.data.text import pad
 from sede_kernels.training.evaluate import Retrieval, score_part, summarize
 from sede_kernels.training.files import UserError, require, write_json, write_text
 from sede_kernels.training.models import Encoded
-from sede_kernels.training.models.base import pooled
+from sede_kernels.training.models.encoders import pooled
 from sede_kernels.training.objective import FragmentObjective, Objective, VectorObjective
 from sede_kernels.training.run import (
     Corpus,
@@ -55,11 +55,16 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, self.out = config, out
-        self.corpus: Corpus = load_corpus(config.data, ("train", "dev", "test"))
+        self.corpus: Corpus = load_corpus(
+            config.data, ("train", "dev", "test"), text_embeddings=config.text_embeddings
+        )
         self.train_part = self.corpus.parts["train"]
         regions, features = self.train_part.features.shape[1:]
         torch.manual_seed(config.seed)
-        self.model = build_model(config, features, len(self.corpus.vocabulary))
+        sentences = self.train_part.sentences
+        width = 0 if sentences is None else sentences.shape[1]
+        self.sizes = {"features": features, "sentence": width}
+        self.model = build_model(config, features, len(self.corpus.vocabulary), width)
         self.objective = self._objective(regions).to(config.device)
         # Momentum encoders only feed banks; without banks there is nothing to pay for.
         self.momentum = [
@@ -135,7 +140,10 @@ class Trainer:
         rows = self.train_part.image_of[captions]
         regions = self.train_part.regions(rows).to(config.device)
         words, lengths = pad([self.corpus.words["train"][c] for c in captions])
-        words, lengths = words.to(config.device), lengths.to(config.device)
+        sentences = self.train_part.sentence_rows(captions)
+        text = tuple(
+            None if t is None else t.to(config.device) for t in (words, lengths, sentences)
+        )
         ids = self.train_part.image_ids[rows].to(config.device)
 
         keys: tuple[Encoded, Encoded] | None = None
@@ -143,10 +151,10 @@ class Trainer:
             image_encoder, text_encoder = self.momentum
             image_encoder.update(self.model.image_encoder)
             text_encoder.update(self.model.text_encoder)
-            keys = image_encoder(regions), text_encoder(words, lengths)
+            keys = image_encoder(regions), text_encoder(*text)
 
         warm = self.step >= config.bank_start
-        loss = self._loss(regions, words, lengths, ids, keys if warm else None)
+        loss = self._loss(regions, text, ids, keys if warm else None)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise UserError(
@@ -167,13 +175,12 @@ class Trainer:
     def _loss(
         self,
         regions: Tensor,
-        words: Tensor,
-        lengths: Tensor,
+        text: tuple[Tensor | None, ...],
         ids: Tensor,
         keys: tuple[Encoded, Encoded] | None,
     ) -> Tensor:
         images = self.model.image_encoder(regions)
-        captions = self.model.text_encoder(words, lengths)
+        captions = self.model.text_encoder(*text)
         loss: Tensor = self.objective(images, captions, ids, keys)
         erasing = self.model.erasing
         if erasing is not None and erasing.how == "second":
@@ -192,10 +199,7 @@ class Trainer:
         loss = self.loss_sum / self.batches
         if dev.rsum > self.best["rsum"]:
             self.best = {"rsum": dev.rsum, "epoch": float(self.epoch)}
-            features = self.train_part.features.shape[2]
-            checkpoint.save(
-                self.out / "best.pt", {"model": self.model.state_dict(), "features": features}
-            )
+            checkpoint.save(self.out / "best.pt", {"model": self.model.state_dict(), **self.sizes})
         self._log(
             {
                 "epoch": self.epoch,

@@ -17,7 +17,7 @@ from sede_kernels.training.data.precomp import (
 )
 from sede_kernels.training.data.text import Vocabulary
 from sede_kernels.training.files import UserError, data_home
-from sede_kernels.training.models import MODELS, RetrievalModel
+from sede_kernels.training.models import MODELS, RetrievalModel, Sizes
 
 
 @dataclass
@@ -37,30 +37,35 @@ class Corpus:
     words: dict[str, list[list[int]]]
 
 
-def load_corpus(data: str, names: tuple[str, ...], vocabulary: Vocabulary | None = None) -> Corpus:
+def load_corpus(
+    data: str,
+    names: tuple[str, ...],
+    vocabulary: Vocabulary | None = None,
+    text_embeddings: str = "",
+) -> Corpus:
     """Open and check the parts of a data set; every problem shows before training starts."""
     folder = find_folder(data, data_home())
     check_folder(folder)
     vocabulary = load_vocabulary(folder) if vocabulary is None else vocabulary
-    parts = {name: load_part(folder, name) for name in names}
+    parts = {name: load_part(folder, name, text_embeddings) for name in names}
     shapes = {name: part.features.shape[1:] for name, part in parts.items()}
     if len(set(shapes.values())) > 1:
         raise UserError(f"the parts of {folder} differ in (regions, numbers): {shapes}.")
+    widths = {n: p.sentences.shape[1] for n, p in parts.items() if p.sentences is not None}
+    if len(set(widths.values())) > 1:
+        raise UserError(f"the sentence embeddings of {folder} differ in width: {widths}.")
     words = {n: [vocabulary.encode(c) for c in part.captions] for n, part in parts.items()}
     return Corpus(folder, vocabulary, parts, words)
 
 
-def build_model(config: TrainConfig, features: int, words: int) -> RetrievalModel:
-    """The model of the settings."""
-    model = MODELS[config.model](
-        features,
-        words,
-        dim=config.dim,
-        word_dim=config.word_dim,
-        dropout=config.dropout,
-        erasing=config.erasing,
-    )
-    return model.to(config.device)
+def build_model(
+    config: TrainConfig, features: int, words: int, sentence: int = 0
+) -> RetrievalModel:
+    """The model of the settings, for regions, a vocabulary and sentence embeddings of some size."""
+    kind = MODELS[config.model]
+    sizes = Sizes(features, words, sentence, config.dim, config.word_dim, config.dropout)
+    options = {name: getattr(config, name) for name in kind.options}
+    return kind(sizes, config.erasing, **options).to(config.device)
 
 
 def read_config(out: Path) -> TrainConfig:
@@ -84,7 +89,9 @@ def load_best(out: Path) -> tuple[TrainConfig, RetrievalModel, Vocabulary]:
     config = read_config(out)
     vocabulary = Vocabulary.load(out / "vocab.json")
     state = checkpoint.load(out / "best.pt")
-    model = build_model(config, int(state["features"]), len(vocabulary))
+    model = build_model(
+        config, int(state["features"]), len(vocabulary), int(state.get("sentence", 0))
+    )
     model.load_state_dict(state["model"])
     return config, model.eval(), vocabulary
 

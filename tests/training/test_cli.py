@@ -35,7 +35,7 @@ def test_unknown_names(capfd, tmp_path):
     assert "run `sede prepare emoji --limit 400`" in said
     assert "there is no data set 'nowhere'" in fails(capfd, "train", "--data", "nowhere")
     said = fails(capfd, "train", "--model", "vsr")
-    assert "model must be one of vse, scan, got 'vsr'" in said
+    assert "model must be one of vse, scan, bfan, vsrn, got 'vsr'" in said
     assert "erase must be one of off, low, high" in fails(capfd, "train", "--erase", "middle")
     assert "is not a run" in fails(capfd, "eval", tmp_path)
     assert "is not a run" in fails(capfd, "train", "--resume", tmp_path)

@@ -34,6 +34,7 @@ class Part:
             several owners.
         image_ids: (N,) int64 tensor: equal where two images share a caption, directly or through
             others; such images are no negatives of each other's captions.
+        sentences: (C, S) frozen sentence embeddings, memory mapped, or None.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Part:
     image_of: Ints
     pairs: Ints
     image_ids: Tensor
+    sentences: np.ndarray[Any, Any] | None = None
 
     def regions(self, images: Sequence[int] | Ints) -> Tensor:
         """Region features of some images, (B, R, F) float32."""
@@ -50,6 +52,12 @@ class Part:
         if not np.isfinite(block).all():
             raise UserError(f"{self.name}_ims.npy holds a NaN or infinite feature.")
         return torch.from_numpy(block)
+
+    def sentence_rows(self, captions: Sequence[int] | Ints) -> Tensor | None:
+        """Sentence embeddings of some captions, (B, S) float32, or None where there are none."""
+        if self.sentences is None:
+            return None
+        return torch.from_numpy(np.asarray(self.sentences[np.asarray(captions)], np.float32))
 
 
 def find_folder(data: str, home: Path) -> Path:
@@ -87,12 +95,13 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     return Vocabulary.build(_read_lines(folder / "train_caps.txt"), _FAMILY_MIN_COUNT)
 
 
-def load_part(folder: Path, part: str) -> Part:
+def load_part(folder: Path, part: str, text_embeddings: str = "") -> Part:
     """Open ``<part>_ims.npy``, ``<part>_caps.txt`` and the files that say which belongs to which.
 
     With ``<part>_index.txt`` each caption has an image row. Without it, ids of which there is one
     a caption tell the images apart; else captions / images must be whole (1 or 5, usually), in
-    order. Feature files that repeat each image for every caption are recognised.
+    order. Feature files that repeat each image for every caption are recognised. With
+    ``text_embeddings`` each caption also has a row in ``<part>_<text_embeddings>.npy``.
 
     Raises:
         UserError: a file is missing, damaged or does not fit the others.
@@ -107,18 +116,49 @@ def load_part(folder: Path, part: str) -> Part:
     pairs = np.stack([np.arange(len(captions)), image_of], 1)
     if manifest.get("shared_captions_are_correct"):
         pairs = _all_owners(captions, image_of)
-    return Part(name, features, rows, captions, image_of, pairs, _linked(pairs, len(rows)))
+    ids = _linked(pairs, len(rows))
+    sentences = None
+    if text_embeddings:
+        sentences = _open_sentences(folder / f"{part}_{text_embeddings}.npy", len(captions))
+    return Part(name, features, rows, captions, image_of, pairs, ids, sentences)
 
 
-def _open_features(path: Path) -> np.ndarray[Any, Any]:
+def _map_array(path: Path, expected: str) -> np.ndarray[Any, Any]:
     if not path.exists():
-        raise UserError(f"{path} is missing: expected region features (images, regions, numbers).")
+        raise UserError(f"{path} is missing: expected {expected}.")
     try:
-        features: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise UserError(
             f"{path} is not a whole .npy file ({str(error).rstrip('.')}): copy or prepare it again."
         ) from error
+    return array
+
+
+def _open_sentences(path: Path, captions: int) -> np.ndarray[Any, Any]:
+    rows = _map_array(path, "sentence embeddings (captions, numbers)")
+    if rows.ndim != 2 or len(rows) != captions or 0 in rows.shape or rows.dtype.kind != "f":
+        raise UserError(
+            f"{path} must hold floats ({captions} captions, numbers), "
+            f"got {rows.dtype} {rows.shape}."
+        )
+    _refuse_nan(path, rows)
+    return rows
+
+
+def _refuse_nan(path: Path, rows: np.ndarray[Any, Any]) -> None:
+    """Search arrays up to 1 GiB; of larger ones, each batch is looked at when it is read."""
+    if rows.nbytes <= _CHECK_WHOLE_BYTES:
+        for start in range(0, len(rows), 256):
+            bad = ~np.isfinite(rows[start : start + 256]).reshape(-1, rows[0].size).all(1)
+            if bad.any():
+                raise UserError(
+                    f"{path} holds a NaN or infinite feature in row {start + int(bad.argmax())}."
+                )
+
+
+def _open_features(path: Path) -> np.ndarray[Any, Any]:
+    features = _map_array(path, "region features (images, regions, numbers)")
     if features.ndim == 2:
         features = features[:, None]
     if features.ndim != 3 or 0 in features.shape or features.dtype.kind != "f":
@@ -126,13 +166,7 @@ def _open_features(path: Path) -> np.ndarray[Any, Any]:
             f"{path} must hold floats (images, regions, numbers), "
             f"got {features.dtype} {features.shape}."
         )
-    if features.nbytes <= _CHECK_WHOLE_BYTES:
-        for start in range(0, len(features), 256):
-            bad = ~np.isfinite(features[start : start + 256]).all((1, 2))
-            if bad.any():
-                raise UserError(
-                    f"{path} holds a NaN or infinite feature in row {start + int(bad.argmax())}."
-                )
+    _refuse_nan(path, features)
     return features
 
 
@@ -140,15 +174,16 @@ def _read_lines(path: Path) -> list[str]:
     if not path.exists():
         raise UserError(f"{path} is missing: expected one caption a line.")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Only newlines end a caption: splitlines() would also cut at U+0085 or U+2028.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
-    if not lines:
+    if lines == [""]:
         raise UserError(f"{path} is empty: expected one caption a line.")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise UserError(f"{path} has an empty caption in line {number}.")
-    return lines
+    return [line.strip() for line in lines]
 
 
 def _read_numbers(path: Path) -> Ints | None:

@@ -1,0 +1,126 @@
+"""Region and word encoders, and attention pooling, that the models are put together from."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sede_kernels.training.models.base import Encoded, Erasing, Sizes
+
+
+class AttentionPool(nn.Module):
+    """Weighted mean of fragments, to unit length.
+
+    ``a = softmax(w . tanh(W x))`` over the real fragments; ``vector = normalize(sum a h)`` with
+    ``h = x`` unless other fragments are given.
+
+    Args:
+        dim: width of the fragments.
+        erasing: erase by ``a`` before the mean, or None.
+    """
+
+    def __init__(self, dim: int, erasing: Erasing | None) -> None:
+        super().__init__()
+        self.score = nn.Sequential(nn.Linear(dim, dim // 2), nn.Tanh(), nn.Linear(dim // 2, 1))
+        self.erasing = erasing if erasing is not None and erasing.how == "replace" else None
+
+    def forward(
+        self, fragments: Tensor, lengths: Tensor | None, values: Tensor | None = None
+    ) -> Encoded:
+        """Pool (B, L, D) values, of which the first ``lengths`` are real, by their fragments."""
+        values = fragments if values is None else values
+        scores = self.score(fragments).squeeze(-1)  # [B, L]
+        if lengths is not None:
+            places = torch.arange(scores.shape[1], device=scores.device)
+            scores = scores.masked_fill(places >= lengths[:, None], float("-inf"))
+        attention = scores.softmax(1)
+        kept = attention if self.erasing is None else self.erasing(attention, lengths)
+        return Encoded(values, lengths, pooled(values, kept), attention)
+
+
+def pooled(fragments: Tensor, attention: Tensor) -> Tensor:
+    """``normalize(sum_l a_l x_l)``: (B, L, D), (B, L) -> (B, D)."""
+    return F.normalize((attention.unsqueeze(1) @ fragments).squeeze(1), dim=1)
+
+
+class RegionMlp(nn.Module):
+    """Region features to fragments: layer norm, then a linear map plus a two-layer MLP.
+
+    Args:
+        sizes: widths and dropout, on the features and in the MLP.
+    """
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        features, dim, dropout = sizes.features, sizes.dim, sizes.dropout
+        self.norm = nn.LayerNorm(features)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(features, dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(features, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim)
+        )
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """(B, R, F) features -> (B, R, D)."""
+        features = self.dropout(self.norm(regions))
+        fragments: Tensor = self.linear(features) + self.mlp(features)
+        return fragments
+
+
+class RegionEncoder(nn.Module):
+    """Regions to unit fragments, or pooled to one vector.
+
+    Args:
+        sizes: widths and dropout.
+        pool: turns fragments into a vector, or None for unit fragments.
+    """
+
+    def __init__(self, sizes: Sizes, pool: AttentionPool | None = None) -> None:
+        super().__init__()
+        self.fragments = RegionMlp(sizes)
+        self.pool = pool
+
+    def forward(self, regions: Tensor) -> Encoded:
+        """Encode (B, R, F) region features."""
+        fragments = self.fragments(regions)
+        if self.pool is not None:
+            encoded: Encoded = self.pool(fragments, None)
+            return encoded
+        return Encoded(F.normalize(fragments, dim=-1), None)
+
+
+class WordEncoder(nn.Module):
+    """Words to fragments: learned embeddings and a two-way GRU whose directions are averaged.
+
+    With frozen sentence embeddings ``e``, each word also gets ``W normalize(e)`` of its caption.
+
+    Args:
+        sizes: vocabulary, widths, and dropout on the embeddings.
+        pool: turns fragments into a vector, or None for unit fragments.
+    """
+
+    def __init__(self, sizes: Sizes, pool: AttentionPool | None = None) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(sizes.words, sizes.word_dim, padding_idx=0)
+        self.dropout = nn.Dropout(sizes.dropout)
+        self.gru = nn.GRU(sizes.word_dim, sizes.dim, batch_first=True, bidirectional=True)
+        self.sentence = nn.Linear(sizes.sentence, sizes.dim) if sizes.sentence else None
+        self.pool = pool
+
+    def forward(self, words: Tensor, lengths: Tensor, sentences: Tensor | None = None) -> Encoded:
+        """Encode (B, L) word numbers of which the first ``lengths`` (B,) are real."""
+        embedded = self.dropout(self.embed(words))
+        packed = nn.utils.rnn.pack_padded_sequence(
+            embedded, lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        states, _ = nn.utils.rnn.pad_packed_sequence(
+            self.gru(packed)[0], batch_first=True, total_length=words.shape[1]
+        )
+        forward, backward = states.chunk(2, dim=2)
+        fragments = (forward + backward) / 2
+        if self.sentence is not None and sentences is not None:
+            whole = self.sentence(self.dropout(F.normalize(sentences, dim=1)))
+            fragments = fragments + whole.unsqueeze(1)
+        if self.pool is not None:
+            encoded: Encoded = self.pool(fragments, lengths)
+            return encoded
+        return Encoded(F.normalize(fragments, dim=-1), lengths)

@@ -173,9 +173,11 @@ def case_key(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def latest(records: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The last record of each case, implementation and device; absences do not hide results."""
+    """The last record of each case, implementation and device, by their time, whatever the files'
+    order; absences do not hide results.
+    """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for record in records:
+    for record in sorted(records, key=lambda record: str(record["utc"])):
         key = (*case_key(record), record["implementation"], record["device"])
         if record["status"] != "absent" or key not in found:
             found[key] = record

@@ -9,7 +9,7 @@ from benchmarks.operations.erase import RULES, Erase
 from benchmarks.operations.ring import Enqueue
 from benchmarks.operations.scan import MODELS as SCAN_MODELS
 from benchmarks.operations.scan import Scan
-from benchmarks.operations.steps import TrainingStep
+from benchmarks.operations.steps import STEPS, TrainingStep, compares_fragments
 from sede_kernels.training.models import MODELS
 
 WEIGHTED, ATTACHED, MASKED = "weighted_info_nce", "weighted_info_nce_attached", "info_nce_masked"
@@ -24,7 +24,7 @@ OPERATIONS: dict[str, Operation] = {
     "enqueue": Enqueue(),
     **{f"erase_{rule}": Erase(rule) for rule in RULES},
     **{name: Scan(options) for name, options in SCAN_MODELS.items()},
-    **{f"train_step_{name}": TrainingStep(name) for name in MODELS},
+    **{f"train_step_{name}": TrainingStep(name) for name in STEPS},
 }
 
 _FAST = ("sede cpu", "sede torch", "eager", "chunked torch")
@@ -59,16 +59,11 @@ def _bank(
     return Case(op, mode, dtype, {"B": batch, "K": slots, "D": dim}, only)
 
 
-def _steps() -> list[Case]:
-    """One training step of each model."""
+def _steps(names: Iterable[str]) -> list[Case]:
+    """One training step of each."""
+    sizes = {True: FRAGMENT_STEP_SIZES, False: STEP_SIZES}
     return [
-        Case(
-            f"train_step_{name}",
-            BOTH,
-            "fp32",
-            FRAGMENT_STEP_SIZES if model.compares_fragments else STEP_SIZES,
-        )
-        for name, model in MODELS.items()
+        Case(f"train_step_{name}", BOTH, "fp32", sizes[compares_fragments(name)]) for name in names
     ]
 
 
@@ -91,7 +86,7 @@ def cpu_quick() -> list[Case]:
     cases += [
         Case("scan_t2i", BOTH, "fp32", small, (*kernel, "caption loop")),
         Case("scan_i2t", BOTH, "fp32", small, kernel),
-        *_steps(),
+        *_steps(MODELS),
     ]
     cases += [
         Case(f"erase_{rule}", FORWARD, "fp32", {"N": 65536, "L": 36}, kernel) for rule in RULES
@@ -121,7 +116,11 @@ def cpu_full() -> list[Case]:
     ]
     cases.append(_bank("info_nce", "fp16", (128, 65536, 256), _PLAIN))
     cases.append(_bank("hardest", "bf16", (128, 65536, 256), mode=FORWARD))
-    cases += [Case(name, BOTH, "fp32", SCAN_SIZES) for name in SCAN_MODELS]
+    cases += _steps(STEPS)
+    cases += [_bank(op, "bf16", (128, 65536, 256)) for op in (WEIGHTED, ATTACHED, MASKED)]
+    cases += [Case(f"scan_{way}", BOTH, "fp32", SCAN_SIZES) for way in ("t2i", "i2t")]
+    pairs = ("sede cpu", "sede torch", "eager", "torch.compile")
+    cases += [Case(f"bfan_{way}", BOTH, "fp32", SCAN_SIZES, pairs) for way in ("t2i", "i2t")]
     cases += [Case(f"erase_{rule}", BOTH, "fp32", {"N": 2048, "L": 4096}) for rule in RULES]
     cases.append(Case("enqueue", FORWARD, "bf16", {"N": 128, "K": 65536, "D": 256}))
     return _unique(cases)
@@ -148,7 +147,7 @@ def gpu_quick() -> list[Case]:
     cases += [Case(f"erase_{rule}", FORWARD, "fp32", {"N": 65536, "L": 1024}) for rule in RULES]
     ring = {"N": 4096, "K": 1 << 20, "D": 256}
     cases += [Case("enqueue", FORWARD, dtype, ring) for dtype in ("bf16", "int8")]
-    cases += _steps()
+    cases += _steps(STEPS)
     cases += [
         Case("info_nce_batch", BOTH, dtype, {"B": 4096, "D": 512}) for dtype in ("bf16", "fp32")
     ]

@@ -16,9 +16,21 @@ from torch.nn import functional as F
 from benchmarks.case import Case, Inputs, Operation, Outputs, Run, Variant, Work
 from benchmarks.ours import BACKENDS, absent_backend
 from sede_kernels import FragmentBank, MemoryBank
+from sede_kernels.training.models import MODELS
 
 _WORDS = 200
 _LONGEST = 15
+
+#: Name -> settings of the trainer: each model as it comes, and SCAN's other directions.
+STEPS: dict[str, dict[str, str]] = {
+    **{name: {"model": name} for name in MODELS},
+    **{f"scan_{way}": {"model": "scan", "direction": way} for way in ("i2t", "both")},
+}
+
+
+def compares_fragments(step: str) -> bool:
+    """Whether its banks hold sets of fragments."""
+    return MODELS[STEPS[step]["model"]].compares_fragments
 
 
 def _write_part(folder: Path, part: str, case: Case, rng: "np.random.Generator") -> None:
@@ -81,8 +93,8 @@ class TrainingStep(Operation):
     With all three modules on: erasing, weighting, banks. No dropout, so that fp64 can follow.
     """
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, step: str) -> None:
+        self.settings: dict[str, Any] = dict(STEPS[step])
 
     def absent(self, case: Case, device: torch.device) -> str | None:
         """The trainer's own needs."""
@@ -104,7 +116,7 @@ class TrainingStep(Operation):
 
         config = TrainConfig(
             data=inputs["folder"].name,
-            model=self.model,
+            **self.settings,
             batch_size=case.B,
             dim=case.D,
             bank=case.K,

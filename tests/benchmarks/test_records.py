@@ -152,9 +152,10 @@ def test_no_results_is_one_sentence(tmp_path):
 
 
 def test_latest_prefers_the_last_and_never_an_absence():
-    old, new = record(run="old"), record(run="new", median_ms=2.0)
+    old = record(run="old", utc="2026-01-02T03:04:04Z")
+    new = record(run="new", median_ms=2.0)
     gone = record(run="gone", status="absent", median_ms=None, passed=None)
-    (kept,) = records.latest([old, new, gone]).values()
+    (kept,) = records.latest([new, old, gone]).values()
     assert kept["run"] == "new"
 
 

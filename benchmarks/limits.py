@@ -70,7 +70,7 @@ def fma_peak(milliseconds: int = 200) -> Rate | None:
 def copy_bandwidth(device: torch.device, seconds: float = 0.4) -> Rate:
     """GB/s of a large copy, bytes read plus bytes written."""
     count = _COPY_BYTES[device.type] // 4
-    source = torch.randn(count, device=device)
+    source = torch.arange(count, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     best = _seconds(device, lambda: target.copy_(source), seconds)
     return Rate(2 * 4 * count / best / 1e9, f"copy of {count * 4 >> 20} MiB")

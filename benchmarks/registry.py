@@ -27,17 +27,25 @@ OPERATIONS: dict[str, Operation] = {
     **{f"train_step_{name}": TrainingStep(name) for name in STEPS},
 }
 
-_FAST = ("sede cpu", "sede torch", "eager", "chunked torch")
+_FAST = ("sede cpu", "eager", "chunked torch")
 _SWEEP = ("sede cpu", "eager", "chunked torch", "attention V=K", "lightly")
-_COMPILED = (*_FAST, "attention V=K", "lightly", "torch.compile", "linear_cross_entropy")
+_COMPILED = (
+    *_FAST,
+    "sede torch",
+    "attention V=K",
+    "lightly",
+    "torch.compile",
+    "linear_cross_entropy",
+)
 # All but metric-learning's memory, which takes B x B x K numbers: it has cases of its own.
 _PLAIN = (*_COMPILED, "cce_exact", "cce torch_compile", "liger", "quack")
 _XBM = "metric-learning XBM"
 _ALL = ()
 SCAN_SIZES = {"B": 128, "C": 128, "R": 36, "L": 20, "D": 1024}
+LONG_ROWS = {"N": 1024, "L": 4096}
 STEP_SIZES = {"B": 64, "R": 36, "F": 512, "K": 2048, "D": 256}
 # A bank of sets of fragments: each of its K entries is compared region by word.
-FRAGMENT_STEP_SIZES = STEP_SIZES | {"B": 32, "K": 128}
+FRAGMENT_STEP_SIZES = STEP_SIZES | {"B": 32, "K": 64}
 
 
 def find(variants: Iterable[Variant], name: str) -> Variant:
@@ -91,11 +99,11 @@ def cpu_quick() -> list[Case]:
     cases += [
         Case(f"erase_{rule}", FORWARD, "fp32", {"N": 65536, "L": 36}, kernel) for rule in RULES
     ]
-    cases.append(Case("erase_prob", BOTH, "fp32", {"N": 2048, "L": 4096}, kernel))
+    cases.append(Case("erase_prob", BOTH, "fp32", LONG_ROWS, kernel))
     cases += [
         _bank(ATTACHED, "fp32", first, _FAST),
         _bank(MASKED, "fp32", first, _FAST),
-        _bank("hardest", "fp32", first, mode=FORWARD),
+        _bank("hardest", "fp32", first, _FAST, FORWARD),
         _bank("info_nce", "fp32", first, _FAST, FORWARD),
     ]
     ring = {"N": 128, "K": 65536, "D": 256}
@@ -121,7 +129,7 @@ def cpu_full() -> list[Case]:
     cases += [Case(f"scan_{way}", BOTH, "fp32", SCAN_SIZES) for way in ("t2i", "i2t")]
     pairs = ("sede cpu", "sede torch", "eager", "torch.compile")
     cases += [Case(f"bfan_{way}", BOTH, "fp32", SCAN_SIZES, pairs) for way in ("t2i", "i2t")]
-    cases += [Case(f"erase_{rule}", BOTH, "fp32", {"N": 2048, "L": 4096}) for rule in RULES]
+    cases += [Case(f"erase_{rule}", BOTH, "fp32", LONG_ROWS) for rule in RULES]
     cases.append(Case("enqueue", FORWARD, "bf16", {"N": 128, "K": 65536, "D": 256}))
     return _unique(cases)
 

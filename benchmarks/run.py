@@ -22,7 +22,7 @@ from benchmarks.runner import Record, Runner, shrunk
 
 RESULTS = machine.ROOT / "benchmarks" / "results"
 FIGURES = machine.ROOT / "benchmarks" / "figures"
-_QUICK_SECONDS, _QUICK_BUDGET, _FULL_BUDGET = 250.0, 1.5, 8.0
+_QUICK_SECONDS, _QUICK_BUDGET, _FULL_BUDGET = 250.0, 1.2, 6.0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--impl", action="append", metavar="NAME", help="only these implementations (repeatable)"
     )
-    parser.add_argument("--budget", type=float, help="seconds of timing a case [1.5 quick, 8 full]")
+    parser.add_argument("--budget", type=float, help="seconds of timing a case [1.2 quick, 6 full]")
     parser.add_argument(
         "--seconds", type=float, help="start no case after so many seconds [250 quick, none full]"
     )

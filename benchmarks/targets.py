@@ -137,7 +137,7 @@ def _fragment_rows(found: _Found) -> Iterable[tuple[str, list[Part]]]:
         yield f"SCAN {direction}, B = C = 128, R 36, D 1024", parts
     for rule in RULES:
         short = found.case(f"erase_{rule}", FORWARD, "fp32", N=65536, L=36)
-        long = found.case(f"erase_{rule}", BOTH, "fp32", N=2048, L=4096)
+        long = found.case(f"erase_{rule}", BOTH, "fp32", N=1024, L=4096)
         parts = [
             Part(_ratio(short, "eager"), 3, "eager, rows of 36"),
             Part(_ratio(long, "eager"), 3, "eager, rows of 4,096 with gradient"),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from benchmarks.case import BOTH, FORWARD, Case, Operation, Variant
+from benchmarks.operations import hosts
 from benchmarks.operations.bank import BankLoss, Hardest, LossOptions
 from benchmarks.operations.batch import BatchLoss
 from benchmarks.operations.erase import RULES, Erase
@@ -25,6 +26,7 @@ OPERATIONS: dict[str, Operation] = {
     **{f"erase_{rule}": Erase(rule) for rule in RULES},
     **{name: Scan(options) for name, options in SCAN_MODELS.items()},
     **{f"train_step_{name}": TrainingStep(name) for name in STEPS},
+    **{f"host_{name}": hosts.HostLoss(host) for name, host in hosts.HOSTS.items()},
 }
 
 _FAST = ("sede cpu", "eager", "chunked torch")
@@ -131,7 +133,7 @@ def cpu_full() -> list[Case]:
     cases += [Case(f"bfan_{way}", BOTH, "fp32", SCAN_SIZES, pairs) for way in ("t2i", "i2t")]
     cases += [Case(f"erase_{rule}", BOTH, "fp32", LONG_ROWS) for rule in RULES]
     cases.append(Case("enqueue", FORWARD, "bf16", {"N": 128, "K": 65536, "D": 256}))
-    return _unique(cases)
+    return _unique([*cases, *hosts.cases()])
 
 
 def _with_every_peer(case: Case) -> Case:
@@ -177,7 +179,7 @@ def gpu_full() -> list[Case]:
         for batch in (128, 1024, 4096)
         for dim in (256, 1024)
     ]
-    return _unique([*cases, *gpu_quick()])
+    return _unique([*cases, *gpu_quick(), *hosts.cases()])
 
 
 def _unique(cases: list[Case]) -> list[Case]:

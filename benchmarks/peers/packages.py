@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.case import Case, Inputs, Outputs, Run, Variant, with_gradient
 from benchmarks.peers.bank import dense_bank, loss_from_cross_entropy, no_compiler
+from benchmarks.peers.torchvision import load_torchvision
 
 if TYPE_CHECKING:
     from benchmarks.operations.bank import BankLoss
@@ -24,28 +25,14 @@ DISTRIBUTIONS = {
     "quack": ("quack.linear_cross_entropy", "quack-kernels"),
     "lightly": ("lightly.loss.ntx_ent_loss", "lightly"),
     "metric-learning XBM": ("pytorch_metric_learning.losses", "pytorch-metric-learning"),
+    "open_clip": ("open_clip.loss", "open_clip_torch"),
+    "sentence-transformers": (
+        "sentence_transformers.sentence_transformer.losses",
+        "sentence-transformers",
+    ),
     "memeff": ("memeff", "memeff"),
     "inf-cl": ("inf_cl", "inf-cl"),
 }
-
-
-_torchvision_library: torch.library.Library | None = None
-
-
-def declare_torchvision_operators() -> None:
-    """Let a torchvision built for CUDA load beside a CPU build of torch, for lightly's sake.
-
-    Its import registers fake kernels for two operators that its compiled part did not define;
-    declaring their schemas is enough. Nothing here calls them.
-    """
-    global _torchvision_library  # noqa: PLW0603 - a library unregisters when it is collected
-    if torch.cuda.is_available() or _torchvision_library is not None:
-        return
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, operator):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-    _torchvision_library = library
 
 
 def needs(name: str, cuda: bool, *, only: str = "") -> Callable[[Case, torch.device], str | None]:
@@ -66,8 +53,8 @@ def needs(name: str, cuda: bool, *, only: str = "") -> Callable[[Case, torch.dev
         if case.dtype == "int8" or (only and case.dtype not in only.split()):
             return f"has no {case.dtype} bank"
         try:
-            if name == "lightly":
-                declare_torchvision_operators()
+            if name in ("lightly", "open_clip", "sentence-transformers"):
+                load_torchvision()
             importlib.import_module(module)
         except Exception as error:  # whatever a broken install raises
             return f"does not import: {type(error).__name__}: {str(error).splitlines()[0]}"
@@ -135,7 +122,7 @@ def _quack(i: Inputs) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _lightly(case: Case, sets: list[Inputs]) -> Run:
-    declare_torchvision_operators()
+    load_torchvision()
     from lightly.loss.ntx_ent_loss import NTXentLoss
 
     losses = []

@@ -192,26 +192,34 @@ class MultipleNegativesRankingLoss(BankedLoss):
         query, positive = queries[local], embeddings[1][local]
         index = torch.arange(queries.shape[0], device=queries.device)
         own = index[local].unsqueeze(1) == index  # [B, W]
-        same = own if ids is None or every is None else own | (ids.unsqueeze(1) == every)
-        columns = len(embeddings) - 1
-        owned, hidden = own.repeat(1, columns), same.repeat(1, columns)
+        alike = None if ids is None or every is None else (ids.unsqueeze(1) == every) & ~own
+        same = own if alike is None else own | alike
 
-        cosine = query @ documents.t()
-        weighted = torch.zeros_like(owned)
-        if self.hardness_mode in ("in_batch_negatives", "all_negatives"):
-            weighted = weighted | ~owned
-        if self.hardness_mode in ("hard_negatives", "all_negatives"):
-            weighted[:, len(index) :] |= owned[:, len(index) :]
-        logits = self.scale * cosine + self.hardness_strength * cosine.detach() * weighted
-        found = [logits.masked_fill(hidden & ~owned, -torch.inf)]
-        for direction, left, right, mask in (
-            ("query_to_query", query, queries, same),
-            ("doc_to_query", positive, queries, same & ~own),
-            ("doc_to_doc", positive, documents, hidden),
-        ):
-            if direction in self.directions:
-                found.append((self.scale * (left @ right.t())).masked_fill(mask, -torch.inf))
+        def masked(left: Tensor, right: Tensor, mask: Tensor | None) -> Tensor:
+            logits = self.scale * (left @ right.t())
+            if mask is None:
+                return logits
+            return logits.masked_fill(mask.repeat(1, len(right) // len(index)), -torch.inf)
+
+        found = [masked(query, documents, alike)]
+        if self.hardness_mode is not None and self.hardness_strength:
+            strength = self.hardness_strength / self.scale
+            weighted = self._weighted(own, len(documents) // len(index))
+            found[0] = found[0] + (strength * found[0].detach()).masked_fill(~weighted, 0.0)
+        if "query_to_query" in self.directions:
+            found.append(masked(query, queries, same))
+        if "doc_to_query" in self.directions:
+            found.append(masked(positive, queries, alike))
+        if "doc_to_doc" in self.directions:
+            found.append(masked(positive, documents, same))
         return found, embeddings[1], every
+
+    def _weighted(self, own: Tensor, columns: int) -> Tensor:
+        """(B, W columns), True for the documents that ``hardness_mode`` weighs."""
+        in_batch = self.hardness_mode in ("in_batch_negatives", "all_negatives")
+        hard = self.hardness_mode in ("hard_negatives", "all_negatives")
+        others = ~own & in_batch
+        return torch.cat([others] + [others | (own & hard)] * (columns - 1), dim=1)
 
     def _bank_part(self, query: Tensor, bank: MemoryBank, ids: Tensor | None) -> Tensor:
         """(B,) log-sum of the stored documents; -inf while there are none."""

@@ -22,6 +22,7 @@ from benchmarks.case import (
 )
 from benchmarks.operations.bank import TEMPERATURE, BankLoss, LossOptions, draw_bank, unit_rows
 from benchmarks.peers import fragments, packages
+from benchmarks.peers.torchvision import load_torchvision
 from sede_kernels import MemoryBank
 from sede_kernels.integrations import albef, lightly, moco, open_clip, scan, vsepp
 from sede_kernels.integrations import sentence_transformers as st
@@ -210,6 +211,7 @@ def _clip(loss: Callable[..., Any], i: Inputs) -> Callable[[], Tensor]:
 
 
 def _real_clip(case: Case, i: Inputs) -> Callable[[], Tensor]:
+    load_torchvision()
     from open_clip.loss import ClipLoss
 
     return _clip(ClipLoss(cache_labels=True), i)
@@ -225,6 +227,7 @@ def _sentences(loss: Any, i: Inputs) -> Callable[[], Tensor]:
 
 
 def _real_sentences(case: Case, i: Inputs) -> Callable[[], Tensor]:
+    load_torchvision()
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     return _sentences(MultipleNegativesRankingLoss(torch.nn.Identity(), _SCALE), i)

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from sede_kernels.bank import MemoryBank
 from sede_kernels.distributed import gather_keys
@@ -17,12 +18,15 @@ from sede_kernels.integrations._banked import (
     training_call,
 )
 
+#: Most rows whose plain loss shares one matrix of logits between both directions (fp32: 64 MB).
+DENSE_ROWS = 4096
+
 
 class ClipLoss(BankedLoss):
     """Twin of open_clip's ``ClipLoss``: same arguments, same sum, plus banks, weights and ids.
 
-    Without bank, hardness and ids value and gradients are the host's, and no B x B matrix of
-    logits is kept for the backward pass. In training each call stores its features after the loss.
+    Without bank, hardness and ids value and gradients are the host's; beyond ``DENSE_ROWS`` rows no
+    B x B matrix of logits is kept. In training each call stores its features after the loss.
 
     Args:
         local_loss: only False; the fused loss needs no local split to save memory.
@@ -155,10 +159,15 @@ class ClipLoss(BankedLoss):
         image, text, every = self._gather(image_features), self._gather(text_features), known
         if self.world_size > 1 and known is not None:
             every = gather_keys(image_features, known)[1]
-        loss = self._one_way(image, text, self.text_bank if self.warm else None, logit_scale, every)
-        loss = loss + self._one_way(
-            text, image, self.image_bank if self.warm else None, logit_scale, every
-        )
+        texts, images = (self.text_bank, self.image_bank) if self.warm else (None, None)
+        plain = texts is None and every is None and not self.hardness and not self.options
+        if plain and len(image) <= DENSE_ROWS:
+            logits = logit_scale * image @ text.t()
+            target = torch.arange(len(image), device=image.device)
+            loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)
+        else:
+            loss = self._one_way(image, text, texts, logit_scale, every)
+            loss = loss + self._one_way(text, image, images, logit_scale, every)
         if training:
             self._calls += 1
             if self._calls % self.accum_freq == 0:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sede_kernels.integrations import open_clip as twin
 from sede_kernels.integrations.open_clip import ClipLoss, create_loss
 from tests.conftest import unit
 
@@ -46,8 +47,12 @@ def features(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor
     return unit(7, 16, dtype=dtype).requires_grad_(), unit(7, 16, dtype=dtype), scale
 
 
+@pytest.mark.parametrize("rows", [0, 4096], ids=["fused", "dense"])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-def test_equals_the_real_loss_in_value_and_gradient(open_clip: ModuleType, bias: bool) -> None:
+def test_equals_the_real_loss_in_value_and_gradient(
+    open_clip: ModuleType, bias: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twin, "DENSE_ROWS", rows)
     image, text, scale = features()
     text.requires_grad_()
     logit_bias = torch.tensor(-3.0, dtype=torch.float64) if bias else None

@@ -287,29 +287,34 @@ def _fraction_bars(axis: Any, cases: list[list[Record]]) -> None:
     )
 
 
+def _usual(group: list[Record]) -> Record | None:
+    """What most people run: the published loop where there is one, else eager."""
+    timed = {r["implementation"]: r for r in group if r["status"] == "ok"}
+    return timed.get("caption loop", timed.get("eager"))
+
+
 def speed_up(found: list[Record], plt: Any) -> Any:
-    """How many times faster than the best other implementation, and than eager."""
+    """How many times faster than the best other implementation, and than the usual one."""
     rows = []
     for group in _grouped(found).values():
         ours, other = table.best(group, ours=True), table.best(group, ours=False)
         if ours is None or other is None:
             continue
-        eager = next((r for r in group if r["kind"] == "eager" and r["status"] == "ok"), None)
-        rows.append((ours, other, eager))
+        rows.append((ours, other, _usual(group)))
     if not rows:
         return None
     rows = rows[:34]
     height = 1.6 + 0.34 * len(rows)
     figure, axis = plt.subplots(figsize=(10.5, height))
     labels, low, high = [], 0.8, 2.0
-    for index, (ours, other, eager) in enumerate(rows):
+    for index, (ours, other, usual) in enumerate(rows):
         ratio = other["median_ms"] / ours["median_ms"]
         text = f"{ratio:.2f} x {other['implementation']}"
         reach = max(ratio, 1.0)
-        if eager is not None and eager is not other:
-            against = eager["median_ms"] / ours["median_ms"]
+        if usual is not None and usual is not other:
+            against = usual["median_ms"] / ours["median_ms"]
             axis.barh(index, against - 1, 0.74, left=1, color="#d5d9df", zorder=2)
-            text += f"   ({against:.1f} x eager)"
+            text += f"   ({against:.1f} x {usual['implementation']})"
             reach = max(reach, against)
         color = _color(ours["implementation"]) if ratio >= 1 else "#b9573c"
         axis.barh(index, ratio - 1, 0.74, left=1, color=color, zorder=3)
@@ -326,7 +331,7 @@ def speed_up(found: list[Record], plt: Any) -> Any:
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.minorticks_off()
     figure.suptitle(
-        "Best sede backend against the best other implementation (colour) and eager (grey)",
+        "Best sede backend against the best other implementation (colour) and the usual one (grey)",
         x=0.012,
         ha="left",
         fontweight="bold",

@@ -56,9 +56,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     config, model, vocabulary = load_best(arguments.run)
     name = arguments.part
-    corpus = load_corpus(
-        arguments.data or config.data, (name,), vocabulary, config.text_embeddings
-    )
+    corpus = load_corpus(arguments.data or config.data, (name,), vocabulary, config.text_embeddings)
     part = corpus.parts[name]
     width = int(part.features.shape[2])
     if width != model.features:

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from sede_kernels import functional, reference
+from sede_kernels.backends.triton import _chunks
 from sede_kernels.ops.bank_lse import bank_lse
 
-SHAPES = [(1, 1, 1), (5, 33, 7), (17, 130, 64), (5, 130, 100)]
+SHAPES = [(1, 1, 1), (17, 130, 40), (5, 70, 100)]
 SHAPE_IDS = [f"B{b}-K{k}-D{d}" for b, k, d in SHAPES]
+NAMES = ("lse", "moment", "acc", "count", "top")
 
 
 def _run(query, bank, scales, *, row_scale=None, query_ids=None, bank_ids=None, limit=None, **over):
@@ -49,33 +51,60 @@ def _truth(query, bank, scales, valid, accumulate):
     return (
         torch.stack(lse),
         torch.stack(moment),
-        torch.stack([acc[a] for a in accumulate]) if accumulate else query.new_zeros(0, *query.shape),
+        torch.stack([acc[a] for a in accumulate])
+        if accumulate
+        else query.new_zeros(0, *query.shape),
         valid.sum(1),
         top,
         index,
     )
 
 
-@pytest.mark.parametrize("B,K,D", SHAPES, ids=SHAPE_IDS)
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+    """Variant B takes several chunks, the last one cut short, and several parts of each."""
+    monkeypatch.setattr(_chunks, "CHUNK_BYTES", 9000)
+
+
+#: Variant A, variant B with two accumulators, and the pass that walks D and keeps no rows.
+VARIANTS = [(torch.bfloat16, [2]), (torch.float32, [2, 0]), (torch.float32, [])]
+VARIANT_IDS = ["one-pass", "chunks", "no-rows"]
+
+
+@pytest.mark.parametrize("dtype,accumulate", VARIANTS, ids=VARIANT_IDS)
 @pytest.mark.parametrize("select", ["mask", "positive", "keep"])
-def test_all_outputs_match_the_definitions(B, K, D, select):
-    query, bank = oracle.matrix(B, D, 1), oracle.matrix(K, D, 2)
+@pytest.mark.parametrize("B,K,D", SHAPES, ids=SHAPE_IDS)
+def test_all_outputs_match_the_definitions(B, K, D, select, dtype, accumulate):
+    query, bank = oracle.matrix(B, D, 1, dtype), oracle.matrix(K, D, 2, dtype)
     query_ids, bank_ids = oracle.ids(B, 3), oracle.ids(K, 4, low=-1)
     scales = torch.tensor([14.3, 0.0, 5.0])
     valid = reference.valid_slots(query, bank, query_ids, bank_ids, select)
-    s = query @ bank.T
+    s = query.double() @ bank.double().T
     # Half way between two similarities: rounding cannot move one across.
     ordered = s.sort(1).values
     limit = (ordered[:, K // 2] + ordered[:, min(K // 2 + 1, K - 1)]) / 2 + 1e-5
     valid &= s <= limit[:, None]
     found = _run(
-        query, bank, scales, query_ids=query_ids, bank_ids=bank_ids, limit=limit, select=select,
-        accumulate=[2, 0],
+        query, bank, scales, query_ids=query_ids, bank_ids=bank_ids, limit=limit.float(),
+        select=select, accumulate=accumulate,
     )  # fmt: skip
-    truth = _truth(query.double(), bank.double(), scales.double(), valid, [2, 0])
-    for name, got, want in zip(("lse", "moment", "acc", "count", "top"), found, truth, strict=False):
-        oracle.assert_close(name, got, want, oracle.FLOORS[torch.float32])
+    truth = _truth(query.double(), bank.double(), scales.double(), valid, accumulate)
+    for name, got, want in zip(NAMES, found, truth, strict=False):
+        floor = 2e-6 if name == "top" else oracle.FLOORS[dtype]
+        oracle.assert_close(name, got, want, floor)
     assert torch.equal(found[5], truth[5])
+
+
+def test_wide_rows_and_two_accumulators_in_half_precision():
+    for D, accumulate in ((300, [0]), (40, [1, 0])):
+        query = oracle.matrix(5, D, 31, torch.bfloat16)
+        bank = oracle.matrix(200, D, 32, torch.bfloat16)
+        scales = torch.tensor([14.3, 5.0])
+        valid = torch.ones(5, 200, dtype=torch.bool)
+        found = _run(query, bank, scales, accumulate=accumulate)
+        truth = _truth(query.double(), bank.double(), scales.double(), valid, accumulate)
+        for name, got, want in zip(NAMES, found, truth, strict=False):
+            oracle.assert_close(name, got, want, oracle.FLOORS[torch.bfloat16])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +125,9 @@ def test_dtypes(query_dtype, bank_dtype):
     found = _run(query, bank, scales)
     same = query_dtype == bank_dtype
     floor = oracle.FLOORS[query_dtype] if same else oracle.FLOORS[torch.float32]
-    for name, got, want in zip(("lse", "moment", "acc", "count", "top"), found, truth, strict=False):
+    for name, got, want in zip(
+        ("lse", "moment", "acc", "count", "top"), found, truth, strict=False
+    ):
         oracle.assert_close(name, got, want, 2e-6 if name in ("count", "top") else floor)
 
 
@@ -114,35 +145,51 @@ def test_int8_bank(query_dtype):
     truth = _truth(query.double(), dense, scales.double(), valid, [0])
     found = _run(query, bank, scales, row_scale=row_scale, bank_ids=bank_ids)
     floor = oracle.FLOORS[query_dtype]
-    for name, got, want in zip(("lse", "moment", "acc", "count", "top"), found, truth, strict=False):
+    for name, got, want in zip(
+        ("lse", "moment", "acc", "count", "top"), found, truth, strict=False
+    ):
         oracle.assert_close(name, got, want, floor)
 
 
-def test_strided_bank_and_empty_slots_of_nan():
-    query = oracle.matrix(5, 12, 10)
-    bank = oracle.matrix(12, 40, 11)  # (D, K), as MoCo keeps it
+BOTH = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=VARIANT_IDS[:2])
+
+
+@BOTH
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "columns"])
+def test_empty_slots_of_nan(dtype, transposed):
+    query = oracle.matrix(5, 16, 10, dtype)
+    bank = oracle.matrix(16, 40, 11, dtype)  # (D, K), as MoCo keeps it
+    if not transposed:
+        bank = bank.T.contiguous().T
     bank_ids = oracle.ids(40, 12, low=-1)
     bank[:, bank_ids == -1] = torch.nan
     scales = torch.tensor([14.3])
     valid = reference.valid_slots(query, bank.T, None, bank_ids)
     truth = _truth(query.double(), bank.T.double(), scales.double(), valid, [0])
     found = _run(query, bank.T, scales, bank_ids=bank_ids)
-    for name, got, want in zip(("lse", "moment", "acc", "count", "top"), found, truth, strict=False):
-        oracle.assert_close(name, got, want, oracle.FLOORS[torch.float32])
+    for name, got, want in zip(
+        ("lse", "moment", "acc", "count", "top"), found, truth, strict=False
+    ):
+        oracle.assert_close(name, got, want, oracle.FLOORS[dtype])
 
 
-def test_nothing_valid_and_empty_bank():
-    query = oracle.matrix(3, 8, 13)
+@BOTH
+def test_nothing_valid_and_empty_bank(dtype):
+    query = oracle.matrix(3, 8, 13, dtype)
     scales = torch.tensor([14.3, 0.0])
-    for bank, bank_ids in ((oracle.matrix(40, 8, 14), torch.full((40,), -1)), (query[:0], None)):
+    for bank, bank_ids in (
+        (oracle.matrix(40, 8, 14, dtype), torch.full((40,), -1)),
+        (query[:0], None),
+    ):
         lse, moment, acc, count, top, index = _run(query, bank, scales, bank_ids=bank_ids)
         assert torch.equal(lse, torch.full((2, 3), -torch.inf))
         assert not moment.any() and not acc.any() and not count.any()
         assert torch.equal(top, torch.full((3,), -torch.inf)) and (index == -1).all()
 
 
-def test_a_nan_query_stays_in_its_row():
-    query, bank = oracle.matrix(5, 64, 15), oracle.matrix(70, 64, 16)
+@BOTH
+def test_a_nan_query_stays_in_its_row(dtype):
+    query, bank = oracle.matrix(5, 64, 15, dtype), oracle.matrix(70, 64, 16, dtype)
     clean = _run(query, bank, torch.tensor([14.3]))
     query[2, 3] = torch.nan
     other = [0, 1, 3, 4]
@@ -192,5 +239,7 @@ def test_weighted_info_nce_through_the_public_function(in_batch):
         k = key.clone().to(dtype).requires_grad_()
         loss = functional.weighted_info_nce(q, k, bank.to(dtype), backend=backend, **options)
         grads[backend] = loss.detach(), *torch.autograd.grad(loss, (q, k))
-    for name, got, want in zip(("loss", "dq", "dk"), grads["triton"], grads["reference"], strict=True):
+    for name, got, want in zip(
+        ("loss", "dq", "dk"), grads["triton"], grads["reference"], strict=True
+    ):
         oracle.assert_close(name, got, want, 5e-6)

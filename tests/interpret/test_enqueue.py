@@ -13,7 +13,9 @@ def _bank(size, dim, dtype):
     return (*state, torch.tensor(0), torch.tensor(0))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8], ids=str
+)
 @pytest.mark.parametrize("normalize", [False, True], ids=["raw", "unit"])
 def test_matches_the_torch_backend(dtype, normalize):
     banks = {name: _bank(7, 33, dtype) for name in ("triton", "torch")}

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 _OLDEST_CAPABILITY = (8, 0)
-#: A row of the bank stays whole in a tile, padded to a power of two.
-WIDEST_HALF, WIDEST_SINGLE = 512, 256
 #: A row of attention lives in the registers of one program.
-LONGEST_ERASE_ROW = 32768
+LONGEST_ERASE_ROW = 8192
 #: Fragments of one set: a program holds a whole image-caption pair.
 LARGEST_FRAGMENT_SET = 128
 
@@ -48,21 +46,14 @@ def unavailable_reason() -> str | None:
 def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
     """Why these tensors cannot be served, or None."""
     first = tensors[0]
-    if first.device.type != "cuda" and not interpreting():
-        return f"it serves CUDA tensors and these are on {first.device}"
-    if first.device.type == "cuda":
+    if not interpreting():
+        if first.device.type != "cuda":
+            return f"it serves CUDA tensors and these are on {first.device}"
         capability = torch.cuda.get_device_capability(first.device)
         if capability < _OLDEST_CAPABILITY:
             return f"it needs compute capability 8.0 and {first.device} has {capability}"
     if any(tensor.dtype == torch.float64 for tensor in tensors):
         return "it computes in float32 and these tensors are float64"
-    if op == "bank_lse":
-        half = all(tensor.dtype != torch.float32 for tensor in tensors)
-        half = half and (first.dtype == tensors[1].dtype or tensors[1].dtype == torch.int8)
-        widest = WIDEST_HALF if half else WIDEST_SINGLE
-        if first.shape[1] > widest:
-            kind = "16-bit" if half else "float32"
-            return f"it takes {kind} rows of at most {widest} columns, got {first.shape[1]}"
     if op in ("erase", "erase_backward") and first.shape[-1] > LONGEST_ERASE_ROW:
         return f"it erases rows of at most {LONGEST_ERASE_ROW}, got {first.shape[-1]}"
     if op.startswith("cross_attention"):

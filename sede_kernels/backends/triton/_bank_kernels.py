@@ -1,6 +1,7 @@
-"""One pass over the bank, attention with K = V: log-sum-exps, weighted row sums, the hardest row.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+"""Variant A: one pass over the bank, attention with K = V, and the pass without weighted rows.
 
-Exponents come sorted so that those with an accumulator are first: slot n of the kernel is the
+Exponents come sorted so that the one with an accumulator is first: slot n of the kernel is the
 exponent ``SCALE_n`` of the call. All of them share one running maximum of s, for they are >= 0.
 """
 
@@ -10,66 +11,36 @@ import triton.language as tl
 from sede_kernels.backends.triton._device import (
     LOG2E,
     NEG_INF,
-    finite_or_zero,
+    has_holes,
+    load_filled,
+    load_tile,
+    log2_base,
     matmul,
     positive,
-    shrink_factor,
-    to_operand,
+    rebase,
+    similarity,
     valid_slots,
 )
 
 
 @triton.jit
-def _load_tile(
-    pointer,
-    desc,
-    first_row,
-    first_col,
-    rows,
-    cols,
-    stride_row,
-    stride_col,
-    DESC: tl.constexpr,
-    OPERAND: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+def _add_exponent(
+    s, peak, new_peak, c2, total, moment, OPERAND: tl.constexpr, MOMENTS: tl.constexpr
 ):
-    """[BLOCK_R, BLOCK_C] from (first_row, first_col) in OPERAND, zero outside rows x cols."""
-    if DESC:
-        tile = desc.load([first_row, first_col])
-    else:
-        r = first_row + tl.arange(0, BLOCK_R)
-        c = first_col + tl.arange(0, BLOCK_C)
-        offset = r.to(tl.int64)[:, None] * stride_row + c.to(tl.int64)[None, :] * stride_col
-        tile = tl.load(pointer + offset, mask=(r < rows)[:, None] & (c < cols)[None, :], other=0.0)
-    return to_operand(tile, OPERAND)
-
-
-@triton.jit
-def _add_exponent(s, peak, base, c2, total, moment, OPERAND: tl.constexpr, MOMENTS):
     """Weights p of a tile in the operand dtype, and the running sums with the tile in them.
 
     Masked s are -inf and weigh exp2(-inf) = 0: no mask is kept, registers are short.
     """
-    p = tl.exp2((s - base[:, None]) * c2)
+    base = log2_base(new_peak, c2)
+    p = tl.exp2(s * c2 - base[:, None])
     # The row sum takes the rounded weights, which the second product uses.
     p = p.to(OPERAND)
-    shrink = shrink_factor(peak, base, c2)
+    shrink = rebase(peak, base, c2)
     total = total * shrink + tl.sum(p.to(tl.float32), 1)
     if MOMENTS:
         share = tl.where(s == NEG_INF, 0.0, p.to(tl.float32) * s)
         moment = moment * shrink + tl.sum(share, 1)
     return p, shrink, total, moment
-
-
-@triton.jit
-def _add_rows(acc, p, shrink, row_scale, tile, SCALED: tl.constexpr, PRECISION: tl.constexpr):
-    """acc shrink + p m: the scale of an 8-bit row goes into its weight, never into the row."""
-    weight = p
-    if SCALED:
-        weight = (p.to(tl.float32) * row_scale[None, :]).to(tile.dtype)
-    acc = acc * shrink[:, None]
-    return matmul(weight, tile, acc, PRECISION)
 
 
 @triton.jit
@@ -107,7 +78,6 @@ def _scan(
     HARDEST: tl.constexpr,
     SCALED: tl.constexpr,
     CLEAN: tl.constexpr,
-    WHOLE: tl.constexpr,
     DESC: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -116,9 +86,6 @@ def _scan(
     BLOCK_D: tl.constexpr,
 ):
     """The sums of BLOCK_B rows over the bank tiles [first_tile, last_tile)."""
-    # The accumulators that are not wanted shrink to one column.
-    D0: tl.constexpr = BLOCK_D if A >= 1 else 1
-    D1: tl.constexpr = BLOCK_D if A >= 2 else 1
     peak = tl.full((BLOCK_B,), NEG_INF, tl.float32)
     total_0 = tl.zeros((BLOCK_B,), tl.float32)
     total_1 = tl.zeros((BLOCK_B,), tl.float32)
@@ -126,8 +93,8 @@ def _scan(
     moment_0 = tl.zeros((BLOCK_B,), tl.float32)
     moment_1 = tl.zeros((BLOCK_B,), tl.float32)
     moment_2 = tl.zeros((BLOCK_B,), tl.float32)
-    acc_0 = tl.zeros((BLOCK_B, D0), tl.float32)
-    acc_1 = tl.zeros((BLOCK_B, D1), tl.float32)
+    # An accumulator that is not wanted shrinks to one column.
+    acc = tl.zeros((BLOCK_B, BLOCK_D if A else 1), tl.float32)
     count = tl.zeros((BLOCK_B,), tl.int32)
     index = tl.full((BLOCK_B,), -1, tl.int32)
     first_row = tl.program_id(0) * BLOCK_B
@@ -142,32 +109,24 @@ def _scan(
             scale = tl.load(row_scale + cols, mask=cols < K, other=0.0)
             if HAS_COL_IDS:
                 scale = tl.where(col_ids == -1, 0.0, scale)
-        if WHOLE:
+        if A:
             if CLEAN:
-                # An empty slot may hold NaN, and 0 x NaN would enter the second product: it is
-                # left out of the copy itself.
-                d = tl.arange(0, BLOCK_D)
-                offset = cols.to(tl.int64)[:, None] * stride_mk + d[None, :] * stride_md
-                filled = (col_ids != -1)[:, None] & (d < D)[None, :]
-                tile = to_operand(tl.load(bank + offset, mask=filled, other=0.0), OPERAND)
+                tile = load_filled(
+                    bank, bank_desc, first, 0, col_ids, D, stride_mk, stride_md, DESC, OPERAND,
+                    BLOCK_K, BLOCK_D,
+                )  # fmt: skip
             else:
-                tile = _load_tile(
+                tile = load_tile(
                     bank, bank_desc, first, 0, K, D, stride_mk, stride_md, DESC, OPERAND,
                     BLOCK_K, BLOCK_D,
                 )  # fmt: skip
             s = matmul(q, tl.trans(tile), tl.zeros((BLOCK_B, BLOCK_K), tl.float32), PRECISION)
         else:
-            s = tl.zeros((BLOCK_B, BLOCK_K), tl.float32)
-            for d in range(0, D, BLOCK_D):
-                part = _load_tile(
-                    query, query_desc, first_row, d, B, D, stride_qb, stride_qd, DESC, OPERAND,
-                    BLOCK_B, BLOCK_D,
-                )  # fmt: skip
-                tile = _load_tile(
-                    bank, bank_desc, first, d, K, D, stride_mk, stride_md, DESC, OPERAND,
-                    BLOCK_K, BLOCK_D,
-                )  # fmt: skip
-                s = matmul(part, tl.trans(tile), s, PRECISION)
+            s = similarity(
+                query, query_desc, bank, bank_desc, first_row, first, B, K, D,
+                stride_qb, stride_qd, stride_mk, stride_md, DESC, OPERAND, PRECISION,
+                BLOCK_B, BLOCK_K, BLOCK_D,
+            )  # fmt: skip
         if SCALED:
             s = s * scale[None, :]
         valid = valid_slots(
@@ -180,76 +139,58 @@ def _scan(
         count += tl.sum(tl.where(s == NEG_INF, 0, 1), 1)
         highest = tl.max(s, 1)
         if HARDEST:
-            at = tl.min(tl.where(s == highest[:, None], cols[None, :], K), 1)
-            index = tl.where(highest > peak, at, index)
-            if E == 0:
-                # No weights: a NaN similarity still has to reach the row's result.
-                total_0 += tl.sum(tl.where(s != s, s, 0.0), 1)
+            # Seldom after the first tiles, and the search is kept out of the way of the rest.
+            if tl.max((highest > peak).to(tl.int32), 0) > 0:
+                at = tl.min(tl.where(s == highest[:, None], cols[None, :], K), 1)
+                index = tl.where(highest > peak, at, index)
         new_peak = tl.maximum(peak, highest)
-        base = finite_or_zero(new_peak)
-        if E >= 1:
-            p, shrink, total_0, moment_0 = _add_exponent(
-                s, peak, base, c2_0, total_0, moment_0, OPERAND, MOMENTS
-            )
-            if A >= 1:
-                acc_0 = _add_rows(acc_0, p, shrink, scale, tile, SCALED, PRECISION)
+        p, shrink, total_0, moment_0 = _add_exponent(
+            s, peak, new_peak, c2_0, total_0, moment_0, OPERAND, MOMENTS
+        )
+        if A:
+            if SCALED:
+                # The scale of an 8-bit row goes into its weight, never into the row.
+                p = (p.to(tl.float32) * scale[None, :]).to(OPERAND)
+            acc = matmul(p, tile, acc * shrink[:, None], PRECISION)
         if E >= 2:
             p, shrink, total_1, moment_1 = _add_exponent(
-                s, peak, base, c2_1, total_1, moment_1, OPERAND, MOMENTS
+                s, peak, new_peak, c2_1, total_1, moment_1, OPERAND, MOMENTS
             )
-            if A >= 2:
-                acc_1 = _add_rows(acc_1, p, shrink, scale, tile, SCALED, PRECISION)
         if E >= 3:
             p, shrink, total_2, moment_2 = _add_exponent(
-                s, peak, base, c2_2, total_2, moment_2, OPERAND, MOMENTS
+                s, peak, new_peak, c2_2, total_2, moment_2, OPERAND, MOMENTS
             )
         peak = new_peak
-    return (
-        peak, total_0, total_1, total_2, moment_0, moment_1, moment_2, acc_0, acc_1, count, index
-    )  # fmt: skip
+    return peak, total_0, total_1, total_2, moment_0, moment_1, moment_2, acc, count, index
 
 
 @triton.jit
 def _write_exponent(
     lse_out,
     moment_out,
-    acc_out,
     part,
     slot,
-    acc_slot,
     rows,
     B,
-    D,
     E,
-    A,
-    c,
+    c2,
     peak,
     total,
     moment,
-    acc,
-    ACC: tl.constexpr,
     MOMENTS: tl.constexpr,
     FINAL: tl.constexpr,
-    BLOCK_D: tl.constexpr,
 ):
     """Results of one exponent, or its unnormalised sums as part ``part`` of a split bank."""
     row = part.to(tl.int64) * E + slot
     keep = rows < B
     some = tl.where(total == 0.0, 1.0, total)
+    value = total
     if FINAL:
-        # Also for c = 0, where c times a maximum of -inf would be NaN.
-        value = tl.where(total == 0.0, NEG_INF, c * finite_or_zero(peak) + tl.log(some))
-    else:
-        value = total
+        lse = (log2_base(peak, c2) + tl.log2(some)) / LOG2E
+        value = tl.where(total == 0.0, NEG_INF, lse)
     tl.store(lse_out + row * B + rows, value, mask=keep)
     if MOMENTS:
         tl.store(moment_out + row * B + rows, moment / some if FINAL else moment, mask=keep)
-    if ACC:
-        d = tl.arange(0, BLOCK_D)
-        first = (part.to(tl.int64) * A + acc_slot) * B
-        offset = (first + rows)[:, None] * D + d[None, :]
-        mask = keep[:, None] & (d < D)[None, :]
-        tl.store(acc_out + offset, acc / some[:, None] if FINAL else acc, mask=mask)
 
 
 @triton.jit
@@ -278,7 +219,7 @@ def _bank_lse_fwd_kernel(
     stride_md,
     tiles_per_part,
     E: tl.constexpr,
-    A: tl.constexpr,
+    A: tl.constexpr,  # 1: a tile holds whole rows; 0: rows are walked in steps of BLOCK_D
     SCALE_0: tl.constexpr,
     SCALE_1: tl.constexpr,
     SCALE_2: tl.constexpr,
@@ -290,7 +231,6 @@ def _bank_lse_fwd_kernel(
     MOMENTS: tl.constexpr,
     HARDEST: tl.constexpr,
     SCALED: tl.constexpr,
-    WHOLE: tl.constexpr,
     DESC: tl.constexpr,
     FINAL: tl.constexpr,
     HOLES: tl.constexpr,  # this launch serves parts "with" or "without" empty slots, or any: "none"
@@ -307,46 +247,36 @@ def _bank_lse_fwd_kernel(
     keep = rows < B
     first_tile = part * tiles_per_part
     last_tile = tl.minimum(first_tile + tiles_per_part, tl.cdiv(K, BLOCK_K))
-    c_0 = 0.0
-    c_1 = 0.0
-    c_2 = 0.0
-    if E >= 1:
-        c_0 = tl.load(scales + SCALE_0)
+    # A bank with ids is served by two launches of which each part heeds one: empty slots must be
+    # left out of the copy, and only parts with such a slot pay for that.
+    if HOLES != "none":
+        holes = has_holes(bank_ids, first_tile * BLOCK_K, tl.minimum(last_tile * BLOCK_K, K))
+        if (holes != 0) != (HOLES == "with"):
+            return
+    c2_0 = positive(tl.load(scales + SCALE_0) * LOG2E)
+    c2_1 = 0.0
+    c2_2 = 0.0
     if E >= 2:
-        c_1 = tl.load(scales + SCALE_1)
+        c2_1 = positive(tl.load(scales + SCALE_1) * LOG2E)
     if E >= 3:
-        c_2 = tl.load(scales + SCALE_2)
+        c2_2 = positive(tl.load(scales + SCALE_2) * LOG2E)
     row_ids = rows.to(tl.int64)
     if HAS_ROW_IDS:
         row_ids = tl.load(query_ids + rows, mask=keep, other=-1)
     row_limit = rows.to(tl.float32)
     if HAS_LIMIT:
         row_limit = tl.load(limit + rows, mask=keep, other=0.0)
-    # A bank with ids is served by two launches of which each part heeds one: empty slots, which
-    # may hold NaN, must be left out of the copy, and only parts with such a slot pay for that.
-    if HOLES != "none":
-        stop = tl.minimum(last_tile * BLOCK_K, K)
-        holes = 0
-        for first in range(first_tile * BLOCK_K, stop, 1024):
-            slots = first + tl.arange(0, 1024)
-            found = tl.load(bank_ids + slots, mask=slots < stop, other=0) == -1
-            holes = tl.maximum(holes, tl.max(found.to(tl.int32), 0))
-        if (holes != 0) != (HOLES == "with"):
-            return
     q = row_limit
-    if WHOLE:
-        q = _load_tile(
+    if A:
+        q = load_tile(
             query, query_desc, first_row, 0, B, D, stride_qb, stride_qd, DESC, OPERAND,
             BLOCK_B, BLOCK_D,
         )  # fmt: skip
-    (
-        peak, total_0, total_1, total_2, moment_0, moment_1, moment_2, acc_0, acc_1, count, index
-    ) = _scan(
+    peak, total_0, total_1, total_2, moment_0, moment_1, moment_2, acc, count, index = _scan(
         q, query, query_desc, bank, bank_desc, row_scale, bank_ids, row_ids, row_limit, rows,
         B, K, D, stride_qb, stride_qd, stride_mk, stride_md, first_tile, last_tile,
-        positive(c_0 * LOG2E), positive(c_1 * LOG2E), positive(c_2 * LOG2E), E, A, SELECT, HAS_ROW_IDS, HAS_COL_IDS,
-        HAS_LIMIT, IN_BATCH, MOMENTS, HARDEST, SCALED, HOLES == "with", WHOLE, DESC, OPERAND,
-        PRECISION, BLOCK_B, BLOCK_K, BLOCK_D,
+        c2_0, c2_1, c2_2, E, A, SELECT, HAS_ROW_IDS, HAS_COL_IDS, HAS_LIMIT, IN_BATCH, MOMENTS,
+        HARDEST, SCALED, HOLES == "with", DESC, OPERAND, PRECISION, BLOCK_B, BLOCK_K, BLOCK_D,
     )  # fmt: skip
     at = part.to(tl.int64) * B + rows
     tl.store(count_out + at, count.to(tl.int64), mask=keep)
@@ -355,18 +285,23 @@ def _bank_lse_fwd_kernel(
         tl.store(index_out + at, tl.where(nan, -1, index).to(tl.int64), mask=keep)
     if HARDEST or not FINAL:
         tl.store(peak_out + at, tl.where(nan, total_0, peak) if FINAL else peak, mask=keep)
-    if E >= 1:
-        _write_exponent(
-            lse_out, moment_out, acc_out, part, SCALE_0, 0, rows, B, D, E, A, c_0, peak, total_0,
-            moment_0, acc_0, A >= 1, MOMENTS, FINAL, BLOCK_D,
-        )  # fmt: skip
+    _write_exponent(
+        lse_out, moment_out, part, SCALE_0, rows, B, E, c2_0, peak, total_0, moment_0,
+        MOMENTS, FINAL,
+    )  # fmt: skip
     if E >= 2:
         _write_exponent(
-            lse_out, moment_out, acc_out, part, SCALE_1, 1, rows, B, D, E, A, c_1, peak, total_1,
-            moment_1, acc_1, A >= 2, MOMENTS, FINAL, BLOCK_D,
+            lse_out, moment_out, part, SCALE_1, rows, B, E, c2_1, peak, total_1, moment_1,
+            MOMENTS, FINAL,
         )  # fmt: skip
     if E >= 3:
         _write_exponent(
-            lse_out, moment_out, acc_out, part, SCALE_2, 2, rows, B, D, E, A, c_2, peak, total_2,
-            moment_2, acc_1, False, MOMENTS, FINAL, BLOCK_D,
+            lse_out, moment_out, part, SCALE_2, rows, B, E, c2_2, peak, total_2, moment_2,
+            MOMENTS, FINAL,
         )  # fmt: skip
+    if A:
+        d = tl.arange(0, BLOCK_D)
+        if FINAL:
+            acc = acc / tl.where(total_0 == 0.0, 1.0, total_0)[:, None]
+        mask = keep[:, None] & (d < D)[None, :]
+        tl.store(acc_out + at[:, None] * D + d[None, :], acc, mask=mask)

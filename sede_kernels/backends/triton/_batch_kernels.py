@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Backward of the in-batch sums: one kernel for both sides.
 
 Rows are the side whose gradient is summed, columns the other side. With w_ij = sum_e g_ei P_eij

@@ -1,30 +1,40 @@
-"""What the report compiles: every kernel with the signature that the host side launches."""
+"""What the report compiles: every kernel with the signatures that the host side launches.
 
+Each module of ``MODULES`` lists the compilations of an op as ``cases(architecture)``: one for every
+entry of its launch table and for every fixed configuration.
+"""
+
+import hashlib
+import importlib
+import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import triton.language as tl
 
 from sede_kernels.backends.triton import launch
-from sede_kernels.backends.triton._bank_kernels import _bank_lse_fwd_kernel
-from sede_kernels.backends.triton._combine_kernels import _bank_lse_combine_kernel
-from sede_kernels.backends.triton.bank_lse import COMBINE, COMBINE_OPTIONS
 
-_ARCHITECTURES = tuple(launch.CAPABILITY)
-#: Row key's operand -> (pointer type, Triton type, input precision).
+#: Modules of this package with a ``cases(architecture) -> Iterator[Case]`` each.
+MODULES = ("_bank_cases", "_chunk_cases", "_row_cases")
+#: Operand of a table's key -> (pointer type, Triton type, input precision).
 OPERANDS = {
     "half": ("bf16", tl.bfloat16, "tf32"),
     "tf32": ("fp32", tl.float32, "tf32"),
     "ieee": ("fp32", tl.float32, "ieee"),
 }
-#: Integer arguments that are multiples of 16 in every large problem.
-_ALIGNED = frozenset({"D", "stride_qb", "stride_mk", "stride_xr", "stride_yr"})
+_PACKAGE = "sede_kernels.backends.triton"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One compilation: a kernel, the types of its arguments, its constants and launch options."""
+    """One compilation: a kernel, the types of its arguments, its constants and launch options.
+
+    Arguments that ``types`` does not name are constants; pointers and the integers of ``aligned``
+    are multiples of 16, as they are in every large problem.
+    """
 
     name: str
     architecture: str
@@ -32,9 +42,14 @@ class Case:
     types: dict[str, str]
     constants: dict[str, Any]
     options: dict[str, Any]
-    matrix: bool = False  # it multiplies matrices: sm_90 must use HGMMA
+    aligned: frozenset[str] = frozenset()
+    matrix: bool = False  # it multiplies matrices on tensor cores: sm_90 must use HGMMA
     copies: bool = False  # it loads by descriptor: TMA instructions must show
-    wide: bool = field(default=True)  # enough rows for a warpgroup's 64
+
+    @property
+    def key(self) -> str:
+        """Unique name of the compilation."""
+        return f"{self.name} {self.architecture}"
 
     def source(self) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
         """(signature, constants, attributes) in the form ``ASTSource`` takes."""
@@ -46,95 +61,47 @@ class Case:
                 constants[name] = self.constants.get(name)
                 continue
             signature[name] = kind
-            if kind.startswith("*") or name in _ALIGNED:
+            if kind.startswith("*") or name in self.aligned:
                 attributes[(position,)] = [["tt.divisibility", 16]]
         return signature, constants, attributes
 
-
-def _bank_case(architecture: str, key: str, config: launch.Config) -> Case:
-    kind, width, accumulators, flags = key.split("/")
-    holes = {"holes": "with"}.get(flags, "without" if accumulators != "0" else "none")
-    full = flags != "lean"
-    pointer, operand, precision = OPERANDS[kind]
-    whole = width != "step"
-    block_d = int(width) if whole else (64 if kind == "half" else 32)
-    # The copy that leaves empty slots out is made of masked loads.
-    descriptors = architecture in ("sm_90", "sm_100") and holes != "with"
-    integers = ("B", "K", "D", "stride_qb", "stride_mk", "tiles_per_part")
-    types = {
-        "query": f"*{pointer}",
-        "bank": f"*{pointer}",
-        "scales": "*fp32",
-        "query_ids": "*i64",
-        "bank_ids": "*i64",
-        **({"limit": "*fp32"} if full else {}),
-        **dict.fromkeys(("peak_out", "lse_out", "moment_out", "acc_out"), "*fp32"),
-        **dict.fromkeys(("count_out", "index_out"), "*i64"),
-        **dict.fromkeys(integers, "i32"),
-    }
-    if descriptors:
-        types["query_desc"] = f"tensordesc<{pointer}[{config.rows},{block_d}]>"
-        types["bank_desc"] = f"tensordesc<{pointer}[{config.cols},{block_d}]>"
-    constants = {
-        "stride_qd": 1,
-        "stride_md": 1,
-        "E": 3 if full else 2,
-        "A": int(accumulators),
-        "SCALE_0": 0,
-        "SCALE_1": 1,
-        "SCALE_2": 2,
-        "SELECT": "mask",
-        "HAS_ROW_IDS": True,
-        "HAS_COL_IDS": True,
-        "HAS_LIMIT": full,
-        "IN_BATCH": False,
-        "MOMENTS": full,
-        "HARDEST": full,
-        "SCALED": False,
-        "WHOLE": whole,
-        "DESC": descriptors,
-        "FINAL": False,
-        "HOLES": holes,
-        "OPERAND": operand,
-        "PRECISION": precision,
-        "BLOCK_B": config.rows,
-        "BLOCK_K": config.cols,
-        "BLOCK_D": block_d,
-    }
-    return Case(
-        f"bank_lse {key}",
-        architecture,
-        _bank_lse_fwd_kernel,
-        types,
-        constants,
-        config.options,
-        matrix=kind != "ieee",
-        copies=descriptors,
-    )
+    @property
+    def digest(self) -> str:
+        """Changes with the kernel's sources, signature, constants or options."""
+        signature, constants, attributes = self.source()
+        text = json.dumps([signature, constants, sorted(attributes), self.options], default=str)
+        sources = _sources(self.kernel.__module__)
+        return hashlib.sha256((text + sources).encode()).hexdigest()[:16]
 
 
-def _combine_case(architecture: str) -> Case:
-    floats = ("scales", "peak_in", "total_in", "moment_in", "acc_in")
-    types = {
-        **dict.fromkeys((*floats, "lse_out", "moment_out", "acc_out", "top_out"), "*fp32"),
-        **dict.fromkeys(("count_in", "index_in", "count_out", "index_out"), "*i64"),
-        **dict.fromkeys(("S", "B", "D"), "i32"),
-    }
-    flags = {"E": 3, "A": 2, "ACC_0": 0, "ACC_1": 1, "MOMENTS": True, "HARDEST": True}
-    return Case(
-        "bank_lse combine",
-        architecture,
-        _bank_lse_combine_kernel,
-        types,
-        {**flags, **COMBINE},
-        COMBINE_OPTIONS,
-    )
+def _sources(module: str) -> str:
+    """The text of a kernel's module and of the private modules of this package it imports."""
+    seen: dict[str, str] = {}
+    waiting = [module.rpartition(".")[2]]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen[name] = Path(__file__).with_name(f"{name}.py").read_text()
+        waiting += re.findall(rf"^from {re.escape(_PACKAGE)}\.(_\w+) import", seen[name], re.M)
+    return "".join(seen[name] for name in sorted(seen))
+
+
+def tile_name(config: launch.Config) -> str:
+    """A configuration in a case's name."""
+    return f"{config.rows}x{config.cols} {config.warps}w{config.stages}s"
+
+
+def configurations(kernel: str, architecture: str) -> Iterator[tuple[str, launch.Config]]:
+    """(key, configuration) of every entry of a launch table."""
+    for key, by_architecture in launch.table(kernel).items():
+        for entry in by_architecture[architecture]:
+            yield key, launch.Config(*entry)
 
 
 def cases() -> Iterator[Case]:
-    """Every configuration of every table on every architecture, and the fixed ones."""
-    for architecture in _ARCHITECTURES:
-        for key, by_architecture in launch.tables()["bank_lse"].items():
-            for entry in by_architecture[architecture]:
-                yield _bank_case(architecture, key, launch.Config(*entry))
-        yield _combine_case(architecture)
+    """Every compilation on every architecture."""
+    for module in MODULES:
+        listed = importlib.import_module(f"{_PACKAGE}.{module}")
+        for architecture in launch.CAPABILITY:
+            yield from listed.cases(architecture)

@@ -1,15 +1,16 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """The parts of a split bank become one result, always in the same order."""
 
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import LOG2E, NEG_INF, finite_or_zero
+from sede_kernels.backends.triton._device import LOG2E, NEG_INF, log2_base, positive
 
 
 @triton.jit
-def _part_weight(peak, best, c):
-    """exp(c (peak - best)) of each part, 0 for a part without a valid slot."""
-    return tl.where(peak == NEG_INF, 0.0, tl.exp2((peak - best) * (c * LOG2E)))
+def _part_weight(peak, base, c2):
+    """From the base of each part to the common one, 0 for a part without a valid slot."""
+    return tl.where(peak == NEG_INF, 0.0, tl.exp2(log2_base(peak, c2) - base))
 
 
 @triton.jit
@@ -47,19 +48,20 @@ def _bank_lse_combine_kernel(
     there = part < S
     row = part.to(tl.int64) * B + b
     peak = tl.load(peak_in + row, mask=there, other=NEG_INF)
-    best = finite_or_zero(tl.max(peak, 0))
+    best = tl.max(peak, 0)
     if tl.program_id(1) == 0:
         count = tl.sum(tl.load(count_in + row, mask=there, other=0), 0)
         tl.store(count_out + b, count)
         bad = 0.0
         for e in tl.static_range(E):
-            c = tl.load(scales + e)
-            weight = _part_weight(peak, best, c)
+            c2 = positive(tl.load(scales + e) * LOG2E)
+            base = log2_base(best, c2)
+            weight = _part_weight(peak, base, c2)
             at = (part.to(tl.int64) * E + e) * B + b
             total = tl.sum(tl.load(total_in + at, mask=there, other=0.0) * weight, 0)
             bad += total * 0.0
             some = tl.where(total == 0.0, 1.0, total)
-            lse = tl.where(total == 0.0, NEG_INF, c * best + tl.log(some))
+            lse = tl.where(total == 0.0, NEG_INF, (base + tl.log2(some)) / LOG2E)
             tl.store(lse_out + e * B + b, lse)
             if MOMENTS:
                 moment = tl.sum(tl.load(moment_in + at, mask=there, other=0.0) * weight, 0)
@@ -70,18 +72,19 @@ def _bank_lse_combine_kernel(
             index = tl.min(first, 0)
             index = tl.where((index == 9223372036854775807) | (bad != bad), -1, index)
             tl.store(index_out + b, index)
-            tl.store(top_out + b, tl.where(bad != bad, bad, tl.max(peak, 0)))
+            tl.store(top_out + b, tl.where(bad != bad, bad, best))
     d = first_d + tl.arange(0, BLOCK_D)
     for a in tl.static_range(A):
         e = ACC_0 if a == 0 else ACC_1
-        c = tl.load(scales + e)
+        c2 = positive(tl.load(scales + e) * LOG2E)
+        base = log2_base(best, c2)
         acc = tl.zeros((BLOCK_D,), tl.float32)
         total = 0.0
         for first in range(0, S, BLOCK_S):
             s = first + tl.arange(0, BLOCK_S)
             here = s < S
             block_peak = tl.load(peak_in + s.to(tl.int64) * B + b, mask=here, other=NEG_INF)
-            weight = _part_weight(block_peak, best, c)
+            weight = _part_weight(block_peak, base, c2)
             at = (s.to(tl.int64) * E + e) * B + b
             total += tl.sum(tl.load(total_in + at, mask=here, other=0.0) * weight, 0)
             offset = ((s.to(tl.int64) * A + a) * B + b)[:, None] * D + d[None, :]

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Functions that several kernels share. Shapes: B rows of a tile, J columns."""
 
 import triton
@@ -26,6 +27,108 @@ def to_operand(tile, OPERAND: tl.constexpr):
     if tile.dtype == tl.int8:
         tile = tile.to(tl.float32)
     return tile.to(OPERAND)
+
+
+@triton.jit
+def load_tile(
+    pointer,
+    desc,
+    first_row,
+    first_col,
+    rows,
+    cols,
+    stride_row,
+    stride_col,
+    DESC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """[BLOCK_R, BLOCK_C] from (first_row, first_col) in OPERAND, zero outside rows x cols."""
+    if DESC:
+        tile = desc.load([first_row, first_col])
+    else:
+        r = first_row + tl.arange(0, BLOCK_R)
+        c = first_col + tl.arange(0, BLOCK_C)
+        offset = r.to(tl.int64)[:, None] * stride_row + c.to(tl.int64)[None, :] * stride_col
+        tile = tl.load(pointer + offset, mask=(r < rows)[:, None] & (c < cols)[None, :], other=0.0)
+    return to_operand(tile, OPERAND)
+
+
+@triton.jit
+def load_filled(
+    bank,
+    bank_desc,
+    first_row,
+    first_col,
+    col_ids,  # [BLOCK_R], -1 for an empty slot
+    D,
+    stride_mk,
+    stride_md,
+    DESC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A tile of the bank with empty slots zeroed: they may hold NaN, and 0 x NaN is NaN."""
+    filled = (col_ids != -1)[:, None]
+    if DESC:
+        tile = bank_desc.load([first_row, first_col])
+        tile = tl.where(filled, tile, tl.zeros_like(tile))
+    else:
+        r = first_row + tl.arange(0, BLOCK_R)
+        c = first_col + tl.arange(0, BLOCK_C)
+        offset = r.to(tl.int64)[:, None] * stride_mk + c.to(tl.int64)[None, :] * stride_md
+        tile = tl.load(bank + offset, mask=filled & (c < D)[None, :], other=0.0)
+    return to_operand(tile, OPERAND)
+
+
+@triton.jit
+def similarity(
+    query,
+    query_desc,
+    bank,
+    bank_desc,
+    first_row,
+    first,
+    B,
+    K,
+    D,
+    stride_qb,
+    stride_qd,
+    stride_mk,
+    stride_md,
+    DESC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """[BLOCK_B, BLOCK_K] products of query and bank rows, walked over D in steps of BLOCK_D."""
+    s = tl.zeros((BLOCK_B, BLOCK_K), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        part = load_tile(
+            query, query_desc, first_row, d, B, D, stride_qb, stride_qd, DESC, OPERAND,
+            BLOCK_B, BLOCK_D,
+        )  # fmt: skip
+        tile = load_tile(
+            bank, bank_desc, first, d, K, D, stride_mk, stride_md, DESC, OPERAND,
+            BLOCK_K, BLOCK_D,
+        )  # fmt: skip
+        s = matmul(part, tl.trans(tile), s, PRECISION)
+    return s
+
+
+@triton.jit
+def has_holes(bank_ids, first, stop):
+    """Whether a slot of [first, stop) is empty, as 0 or 1."""
+    holes = 0
+    for start in range(first, stop, 1024):
+        slots = start + tl.arange(0, 1024)
+        found = tl.load(bank_ids + slots, mask=slots < stop, other=0) == -1
+        holes = tl.maximum(holes, tl.max(found.to(tl.int32), 0))
+    return holes
 
 
 @triton.jit
@@ -74,15 +177,18 @@ def positive(c2):
 
 
 @triton.jit
-def finite_or_zero(peak):
-    """The maximum to subtract: 0 for rows without a valid slot."""
-    return tl.where(peak == NEG_INF, 0.0, peak)
+def log2_base(peak, c2):
+    """The power of two that the weights exp2(c2 s) are divided by, at or above their largest.
+
+    An integer: to change the base is exact in every floating type. 0 for rows without a valid slot.
+    """
+    return tl.ceil(tl.where(peak == NEG_INF, 0.0, peak) * c2)
 
 
 @triton.jit
-def shrink_factor(peak, base, c2):
-    """exp2((peak - base) c2), and 1 for rows whose sums are still empty."""
-    return tl.where(peak == NEG_INF, 1.0, tl.exp2((peak - base) * c2))
+def rebase(peak, base, c2):
+    """The factor from the base of ``peak`` to ``base``; 1 where sums are still empty."""
+    return tl.where(peak == NEG_INF, 1.0, tl.exp2(log2_base(peak, c2) - base))
 
 
 @triton.jit

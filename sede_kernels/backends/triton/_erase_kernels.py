@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Attention-guided erasing of whole rows in registers, without a sort.
 
 Order statistics come from a search over the bits of the floats: 32 counts of a row. Shapes: R rows

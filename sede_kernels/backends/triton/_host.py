@@ -45,6 +45,11 @@ def padded(size: int, smallest: int = 16) -> int:
     return max(smallest, 1 << max(size - 1, 0).bit_length())
 
 
+def has_descriptors(architecture: str) -> bool:
+    """Whether the architecture class has the copy engine that tensor descriptors drive."""
+    return architecture in ("sm_90", "sm_100")
+
+
 def describable(tensor: Tensor) -> bool:
     """Whether the copy engine can read the matrix: contiguous rows on 16-byte boundaries."""
     size = tensor.element_size()

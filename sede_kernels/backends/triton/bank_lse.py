@@ -1,17 +1,21 @@
-"""Weighted sums over the bank in one pass; see ``docs/backends.md`` for the variants."""
+"""Weighted sums over the bank; see ``docs/backends.md`` for the two variants.
 
-from typing import Any, NamedTuple
+Variant A, one pass: 16-bit operands, at most 256 columns, one accumulator; and the pass without
+accumulators, for any operands. Variant B, in chunks (``_chunks.py``): everything else.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.triton import WIDEST_HALF, WIDEST_SINGLE, launch
+from sede_kernels.backends.triton import launch, tuning
 from sede_kernels.backends.triton._bank_kernels import _bank_lse_fwd_kernel
-from sede_kernels.backends.triton._combine_kernels import _bank_lse_combine_kernel
+from sede_kernels.backends.triton._chunks import STEP, chunk_sums
 from sede_kernels.backends.triton._host import (
-    MAX_PARTS,
     describable,
     descriptor,
+    has_descriptors,
     on_device,
     operand_dtype,
     operand_kind,
@@ -20,42 +24,26 @@ from sede_kernels.backends.triton._host import (
     precision,
     triton_dtype,
 )
+from sede_kernels.backends.triton._sums import Sums, combine, empty_sums, no_sums, part_sums
 
-COMBINE = {"PARTS": MAX_PARTS, "BLOCK_S": 32, "BLOCK_D": 128}
-COMBINE_OPTIONS = {"num_warps": 4, "num_stages": 2}
-#: Columns of a tile where the dimension is walked in steps, which serves passes without O.
-STEP = {"half": 64, "tf32": 32, "ieee": 32}
-
-
-class Sums(NamedTuple):
-    """What one pass gives; fp32, count and index int64."""
-
-    lse: Tensor  # (E, B)
-    moment: Tensor  # (E, B) or (0, B)
-    acc: Tensor  # (A, B, D)
-    count: Tensor  # (B,)
-    top: Tensor  # (B,) or (0,)
-    top_index: Tensor  # (B,) or (0,)
+#: A row of the bank stays whole in a tile of variant A, padded to a power of two.
+NARROWEST, WIDEST = 128, 256
 
 
-def _empty(query: Tensor, exponents: int, accumulators: int, moments: bool, top: bool) -> Sums:
-    rows, dim = query.shape
-    kept = rows if top else 0
-    return Sums(
-        query.new_full((exponents, rows), -torch.inf, dtype=torch.float32),
-        query.new_zeros((exponents if moments else 0, rows), dtype=torch.float32),
-        query.new_zeros((accumulators, rows, dim), dtype=torch.float32),
-        query.new_zeros((rows,), dtype=torch.int64),
-        query.new_full((kept,), -torch.inf, dtype=torch.float32),
-        query.new_full((kept,), -1, dtype=torch.int64),
-    )
+def one_pass(dim: int, dtype: torch.dtype, accumulators: int) -> bool:
+    """Whether variant A serves the call, or variant B must."""
+    if accumulators == 0:
+        return True
+    return accumulators == 1 and dtype != torch.float32 and padded(dim) <= WIDEST
 
 
-def tile_width(dim: int, kind: str) -> tuple[int, bool]:
-    """(columns of a tile, whether they hold a whole row)."""
-    whole = padded(dim, 64)
-    most = WIDEST_HALF if kind == "half" else WIDEST_SINGLE
-    return (whole, True) if whole <= most else (STEP[kind], False)
+def table_key(kind: str, dim: int, accumulators: int, variant: str) -> str:
+    """Row of ``launch_tables/bank_lse.json``.
+
+    ``variant``: ``lean``; ``full`` with statistics, which cost registers; ``safe`` for tiles that
+    pass through registers (empty slots, 8-bit rows, odd strides).
+    """
+    return f"{padded(dim, NARROWEST)}/{variant}" if accumulators else f"step/{kind}"
 
 
 def sums(
@@ -76,119 +64,112 @@ def sums(
     """The pass over ``bank``, or over the other rows' keys of a batch (``in_batch``)."""
     B, D = query.shape
     K, E, A = bank.shape[0], scales.shape[0], len(accumulate)
+    options: dict[str, Any] = {"moments": moments, "hardest": hardest}
     if B == 0 or K == 0:
-        return _empty(query, E, A, moments, hardest)
+        return no_sums(query, E, A, **options)
+    dtype = operand_dtype(query, bank)
+    tensors = (query, bank, row_scale, scales, query_ids, bank_ids, limit)
+    with on_device(query):
+        if not one_pass(D, dtype, A):
+            return chunk_sums(*tensors, select=select, accumulate=accumulate, **options)
+        kind = operand_kind(dtype)
+        full = moments or hardest or limit is not None or E > 2
+        plain = describable(query) and describable(bank) and row_scale is None
+        key = table_key(kind, D, A, "safe" if not plain else "full" if full else "lean")
+
+        def run(config: launch.Config) -> Sums:
+            return _launch(
+                *tensors, config, select=select, accumulate=accumulate, in_batch=in_batch, **options
+            )
+
+        return run(tuning.choose("bank_lse", key, query.device, (B, K), run))
+
+
+def _launch(
+    query: Tensor,
+    bank: Tensor,
+    row_scale: Tensor | None,
+    scales: Tensor,
+    query_ids: Tensor | None,
+    bank_ids: Tensor | None,
+    limit: Tensor | None,
+    fast: launch.Config,
+    *,
+    select: str,
+    accumulate: tuple[int, ...],
+    moments: bool,
+    hardest: bool,
+    in_batch: bool,
+) -> Sums:
+    B, D = query.shape
+    K, E, A = bank.shape[0], scales.shape[0], len(accumulate)
     dtype = operand_dtype(query, bank)
     kind = operand_kind(dtype)
-    block_d, whole = tile_width(D, kind)
+    block_d = padded(D, NARROWEST) if A else STEP[kind]
     architecture, cores = launch.device_class(query.device)
-    # Without O the tiles of one accumulator fit as well; statistics on top cost registers.
-    flags = "full" if moments or hardest or limit is not None or E > 2 else "lean"
-    key = f"{kind}/{block_d}/{max(A, 1)}/{flags}" if whole else f"{kind}/step/0/{flags}"
-    fast = launch.candidates("bank_lse", key, architecture)[0]
-    tiles = -(-K // fast.cols)
-    parts = parts_of_bank(-(-B // fast.rows), tiles, cores)
-    part_rows = -(-tiles // parts) * fast.cols
-    use_desc = architecture in ("sm_90", "sm_100") and describable(query) and describable(bank)
     # An 8-bit row is left out by its scale, and without O nothing multiplies a masked row.
-    checked = bank_ids is not None and A > 0 and row_scale is None
-    passes = [("without" if checked else "none", fast)]
-    if checked:
-        slow = launch.candidates("bank_lse", f"{kind}/{block_d}/{A}/holes", architecture)[0]
-        passes.append(("with", slow))
+    passes = [("none", fast)]
+    if bank_ids is not None and A and row_scale is None:
+        safe = launch.candidates("bank_lse", table_key(kind, D, A, "safe"), architecture)[0]
+        passes = [("without", fast), ("with", safe)]
+    unit = max(config.cols for _, config in passes)
+    tiles = -(-K // unit)
+    parts = parts_of_bank(-(-B // fast.rows), tiles, cores)
+    part_rows = -(-tiles // parts) * unit
+    desc = has_descriptors(architecture) and describable(query) and describable(bank)
     order = [*accumulate, *(e for e in range(E) if e not in accumulate), 0, 0, 0]
-    options = query.new_empty
     final = parts == 1
-    lead = () if final else (parts,)
-    f32, i64 = torch.float32, torch.int64
-    peak = options((*lead, B) if hardest or not final else (0,), dtype=f32)
-    lse = options((*lead, E, B), dtype=f32)
-    moment = options((*lead, E if moments else 0, B), dtype=f32)
-    acc = options((*lead, A, B, D), dtype=f32)
-    count = options((*lead, B), dtype=i64)
-    index = options((*lead, B) if hardest else (0,), dtype=i64)
-    with on_device(query):
-        for holes, config in passes:
-            desc = use_desc and holes != "with"
-            _bank_lse_fwd_kernel[(-(-B // config.rows), parts)](
-                query,
-                descriptor(query, config.rows, block_d) if desc else None,
-                bank,
-                descriptor(bank, config.cols, block_d) if desc else None,
-                row_scale,
-                scales,
-                query_ids,
-                bank_ids,
-                limit,
-                peak,
-                lse,
-                moment,
-                acc,
-                count,
-                index,
-                B,
-                K,
-                D,
-                *query.stride(),
-                *bank.stride(),
-                part_rows // config.cols,
-                E=E,
-                A=A,
-                SCALE_0=order[0],
-                SCALE_1=order[1],
-                SCALE_2=order[2],
-                SELECT=select,
-                HAS_ROW_IDS=query_ids is not None,
-                HAS_COL_IDS=bank_ids is not None,
-                HAS_LIMIT=limit is not None,
-                IN_BATCH=in_batch,
-                MOMENTS=moments,
-                HARDEST=hardest,
-                SCALED=row_scale is not None,
-                WHOLE=whole,
-                DESC=desc,
-                FINAL=final,
-                HOLES=holes,
-                OPERAND=triton_dtype(dtype),
-                PRECISION=precision(),
-                BLOCK_B=config.rows,
-                BLOCK_K=config.cols,
-                BLOCK_D=block_d,
-                **config.options,
-            )
-        if final:
-            return Sums(lse, moment, acc, count, peak, index)
-        out = Sums(
-            options((E, B), dtype=f32),
-            options((E if moments else 0, B), dtype=f32),
-            options((A, B, D), dtype=f32),
-            options((B,), dtype=i64),
-            options((B if hardest else 0,), dtype=f32),
-            options((B if hardest else 0,), dtype=i64),
-        )
-        grid = (B, -(-D // COMBINE["BLOCK_D"]) if A else 1)
-        _bank_lse_combine_kernel[grid](
+    if final:
+        found = empty_sums(query, E, A, moments=moments, hardest=hardest)
+    else:
+        found = part_sums(query, parts, E, A, moments=moments, hardest=hardest)
+    for holes, config in passes:
+        _bank_lse_fwd_kernel[(-(-B // config.rows), parts)](
+            query,
+            descriptor(query, config.rows, block_d) if desc else None,
+            bank,
+            descriptor(bank, config.cols, block_d) if desc else None,
+            row_scale,
             scales,
-            peak,
-            lse,
-            moment,
-            acc,
-            count,
-            index,
-            *out,
-            parts,
+            query_ids,
+            bank_ids,
+            limit,
+            found.top,
+            found.lse,
+            found.moment,
+            found.acc,
+            found.number,
+            found.top_index,
             B,
+            K,
             D,
+            *query.stride(),
+            *bank.stride(),
+            part_rows // config.cols,
             E=E,
             A=A,
-            ACC_0=order[0],
-            ACC_1=order[1],
+            SCALE_0=order[0],
+            SCALE_1=order[1],
+            SCALE_2=order[2],
+            SELECT=select,
+            HAS_ROW_IDS=query_ids is not None,
+            HAS_COL_IDS=bank_ids is not None,
+            HAS_LIMIT=limit is not None,
+            IN_BATCH=in_batch,
             MOMENTS=moments,
             HARDEST=hardest,
-            **COMBINE,
-            **COMBINE_OPTIONS,
+            SCALED=row_scale is not None,
+            DESC=desc,
+            FINAL=final,
+            HOLES=holes,
+            OPERAND=triton_dtype(dtype),
+            PRECISION=precision(),
+            BLOCK_B=config.rows,
+            BLOCK_K=config.cols,
+            BLOCK_D=block_d,
+            **config.options,
         )
-    return out
+    return found if final else combine(query, scales, found, order)
 
 
 def bank_lse(
@@ -205,19 +186,21 @@ def bank_lse(
     moments: bool,
     hardest: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See ``sede_kernels.ops.bank_lse``. One launch; a second for parts with empty slots where the bank has
-    ids, and one to combine the parts where the bank is split.
+    """See ``sede_kernels.ops.bank_lse``.
 
-    Two accumulators of 512 columns do not fit the registers: they take two passes.
+    Variant A: one launch; a second for parts with empty slots where the bank has ids, and one to
+    combine the parts where the bank is split. Variant B: two or three launches a chunk.
     """
-    wide = padded(query.shape[1], 64) >= WIDEST_HALF
-    most = 1 if wide else 2
-    options: dict[str, Any] = {"select": select, "moments": moments, "hardest": hardest}
-    tensors = (query, bank, row_scale)
-    mask = (query_ids, bank_ids, limit)
-    found = sums(*tensors, scales, *mask, accumulate=accumulate[:most], **options)
-    if len(accumulate) > most:
-        rest = scales[accumulate[1] : accumulate[1] + 1]
-        second = sums(*tensors, rest, *mask, select=select, accumulate=(0,))
-        found = found._replace(acc=torch.cat([found.acc, second.acc]))
-    return found
+    return sums(
+        query,
+        bank,
+        row_scale,
+        scales,
+        query_ids,
+        bank_ids,
+        limit,
+        select=select,
+        accumulate=accumulate,
+        moments=moments,
+        hardest=hardest,
+    )

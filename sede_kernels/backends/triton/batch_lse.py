@@ -5,11 +5,11 @@ from torch import Tensor
 
 from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._batch_kernels import _batch_lse_bwd_kernel
+from sede_kernels.backends.triton._chunks import STEP
 from sede_kernels.backends.triton._host import (
     on_device,
     operand_dtype,
     operand_kind,
-    padded,
     precision,
     triton_dtype,
 )
@@ -44,7 +44,7 @@ def batch_lse(
         hardest=hardest,
         in_batch=True,
     )
-    return found.lse, found.moment, found.count, found.top
+    return found.lse, found.moment, found.number, found.top
 
 
 def batch_lse_backward(
@@ -67,9 +67,9 @@ def batch_lse_backward(
         return grad_query, grad_key
     dtype = operand_dtype(query, key)
     kind = operand_kind(dtype)
-    slice_d = min(padded(D, 64), WIDEST_SLICE[kind])
+    slice_d = WIDEST_SLICE[kind]
     architecture, _ = launch.device_class(query.device)
-    config = launch.candidates("batch_lse_backward", f"{kind}/{slice_d}", architecture)[0]
+    config = launch.candidates("batch_lse_backward", kind, architecture)[0]
     factor = (grad_lse * grad_scales.unsqueeze(1)).contiguous()
     grid = (-(-B // config.rows), -(-D // slice_d))
     with on_device(query):
@@ -100,7 +100,7 @@ def batch_lse_backward(
                 PRECISION=precision(),
                 BLOCK_R=config.rows,
                 BLOCK_C=config.cols,
-                BLOCK_D=min(slice_d, 64) if slice_d < D else slice_d,
+                BLOCK_D=slice_d if slice_d >= D else STEP[kind],
                 SLICE_D=slice_d,
                 **config.options,
             )

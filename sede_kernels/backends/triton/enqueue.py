@@ -7,6 +7,7 @@ from sede_kernels.backends.triton._host import on_device
 
 BLOCK_D = 512
 OPTIONS = {"num_warps": 4, "num_stages": 1}
+ADVANCE_OPTIONS = {"num_warps": 1, "num_stages": 1}
 
 
 def enqueue(
@@ -43,4 +44,4 @@ def enqueue(
             BLOCK_D=BLOCK_D,
             **OPTIONS,
         )
-        _enqueue_advance_kernel[(1,)](ptr, count, total, size, num_warps=1)
+        _enqueue_advance_kernel[(1,)](ptr, count, total, size, **ADVANCE_OPTIONS)

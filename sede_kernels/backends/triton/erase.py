@@ -7,10 +7,12 @@ from torch import Tensor
 
 from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._erase_kernels import _erase_bwd_kernel, _erase_fwd_kernel
-from sede_kernels.backends.triton._host import on_device, padded
+from sede_kernels.backends.triton._host import on_device
 
 #: Fused multiply-add would move the interpolated quantile by a rounding step.
 EXACT = {"enable_fp_fusion": False}
+#: Fragments that a row is padded to; a row lives in the registers of one program.
+WIDTHS = (64, 256, 1024, 4096, 8192)
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -20,9 +22,9 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def tile(fragments: int, device: torch.device) -> tuple[int, int, launch.Config]:
     """(rows a program, padded fragments, configuration)."""
-    block_l = padded(fragments)
+    block_l = next(width for width in WIDTHS if width >= fragments)
     architecture, _ = launch.device_class(device)
-    config = launch.candidates("erase", str(max(64, block_l)), architecture)[0]
+    config = launch.candidates("erase", str(block_l), architecture)[0]
     return config.rows, block_l, config
 
 

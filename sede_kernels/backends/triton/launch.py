@@ -1,23 +1,21 @@
-"""Which launch configuration a kernel runs with, from ``launch_tables.json``.
+"""Which launch configuration a kernel runs with, from ``launch_tables/<kernel>.json``.
 
-The table is keyed by an architecture class, which follows from the compute capability and the
-shared memory of a block, never from a GPU's name. Rows of a kernel are keyed by what decides its
-tile (operand width, padded dimension, accumulators); the first entry of a row is the default, the
-others are what ``SEDE_AUTOTUNE=1`` tries. ``report.py`` compiles every entry; nothing else runs.
+A table is keyed by what decides a tile (operand width, padded dimension, accumulators) and then by
+an architecture class, which follows from the compute capability and the shared memory of a block,
+never from a GPU's name. The first entry of a row is the default, the others are what
+``SEDE_AUTOTUNE=1`` tries. ``report.py`` compiles every entry; nothing else runs.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sede_kernels.backends.triton import interpreting
 
-TABLES = Path(__file__).with_name("launch_tables.json")
+TABLES = Path(__file__).with_name("launch_tables")
 #: Class -> bytes of shared memory a block may use there.
 SHARED_MEMORY = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100": 232_448}
 #: Class -> compute capability that the report compiles it for.
@@ -41,9 +39,11 @@ class Config:
 
 
 @cache
-def tables() -> dict[str, Any]:
-    """The shipped tables: kernel -> key -> class -> list of [rows, cols, warps, stages]."""
-    loaded: dict[str, Any] = json.loads(TABLES.read_text())
+def table(kernel: str) -> dict[str, dict[str, list[list[int]]]]:
+    """A shipped table: key -> class -> list of [rows, cols, warps, stages]."""
+    loaded: dict[str, dict[str, list[list[int]]]] = json.loads(
+        (TABLES / f"{kernel}.json").read_text()
+    )
     return loaded
 
 
@@ -71,10 +71,5 @@ def device_class(device: torch.device) -> tuple[str, int]:
 def candidates(kernel: str, key: str, architecture: str) -> list[Config]:
     """The configurations of one row of the table, the default first."""
     if interpreting():
-        return [Config(16, 32, 4, 1)]
-    return [Config(*entry) for entry in tables()[kernel][key][architecture]]
-
-
-def autotuning() -> bool:
-    """Whether the user asked for live tuning."""
-    return os.environ.get("SEDE_AUTOTUNE", "0") == "1"
+        return [Config(16, 32, 4, 1), Config(32, 32, 4, 1)]
+    return [Config(*entry) for entry in table(kernel)[key][architecture]]

@@ -1,0 +1,26 @@
+"""Random problems on the GPU and their fp64 answers, for all GPU tests."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sede_kernels import functional
+
+
+def unit(rows: int, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return F.normalize(torch.randn(rows, dim, device="cuda"), dim=1).to(dtype)
+
+
+def ids(rows: int, low: int = 0, high: int = 1000) -> Tensor:
+    return torch.randint(low, high, (rows,), device="cuda")
+
+
+def loss_and_gradients(
+    query: Tensor, key: Tensor, bank: Tensor, backend: str, **options: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row losses and the gradients of their sum."""
+    q = query.detach().clone().requires_grad_()
+    k = key.detach().clone().requires_grad_()
+    rows = functional.weighted_info_nce(q, k, bank, reduction="none", backend=backend, **options)
+    grads = torch.autograd.grad(rows.sum(), (q, k))
+    return rows.detach(), *grads

@@ -1,0 +1,212 @@
+"""The public functions with backend="triton" on CPU tensors; choice, tuning, host waits."""
+
+import json
+
+import oracle
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sede_kernels import BackendUnavailableError, MemoryBank, functional
+from sede_kernels.backends import registry
+from sede_kernels.backends.triton import bank_lse as bank_module
+from sede_kernels.backends.triton import batch_lse as batch_module
+from sede_kernels.backends.triton import enqueue as enqueue_module
+from sede_kernels.backends.triton import erase as erase_module
+from sede_kernels.backends.triton import hardest as hardest_module
+from sede_kernels.backends.triton import launch, tuning
+from sede_kernels.ops.bank_lse import bank_lse
+
+OPTIONS = [
+    {"hardness": 3.0, "detach_weights": False, "margin": 0.3},
+    {"hardness": 2.0, "false_negatives": "positive", "tau_plus": 0.1},
+    {"false_negatives": "keep", "positive_focus": 1.0},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["attached", "positives", "focus"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weighted_info_nce(options, dtype):
+    query, key = oracle.matrix(5, 16, 21, dtype), oracle.matrix(5, 16, 22, dtype)
+    bank = oracle.matrix(40, 16, 23, dtype)
+    ids = {"query_ids": oracle.ids(5, 24), "bank_ids": oracle.ids(40, 25, low=-1)}
+    outcome = {}
+    for backend, to in (("triton", dtype), ("reference", torch.float64)):
+        q, k = query.to(to).requires_grad_(), key.to(to).requires_grad_()
+        tau = torch.tensor(0.1, dtype=torch.promote_types(to, torch.float32), requires_grad=True)
+        loss = functional.weighted_info_nce(
+            q, k, bank.to(to), temperature=tau, in_batch_negatives=True, backend=backend,
+            **ids, **options,
+        )  # fmt: skip
+        outcome[backend] = loss.detach(), *torch.autograd.grad(loss, (q, k, tau))
+    floor = 5e-6 if dtype == torch.float32 else oracle.FLOORS[dtype]
+    pairs = zip(outcome["triton"], outcome["reference"], strict=True)
+    for name, (got, want) in zip(("loss", "dq", "dk", "dtau"), pairs, strict=True):
+        oracle.assert_close(name, got, want, floor)
+
+
+def test_statistics_of_a_memory_bank(monkeypatch):
+    monkeypatch.setenv("SEDE_BACKEND", "triton")
+    bank = MemoryBank(12, 16)
+    for step in range(4):
+        bank.enqueue(oracle.matrix(5, 16, step) * 3.0, oracle.ids(5, step))
+    query = oracle.matrix(5, 16, 9)
+    loss, stats = functional.weighted_info_nce(query, query, bank, return_stats=True)
+    plain, expected = functional.weighted_info_nce(
+        query, query, bank, return_stats=True, backend="torch"
+    )
+    oracle.assert_close("loss", loss, plain.double(), 2e-6)
+    for name in ("hardest", "log_negatives", "negatives"):
+        oracle.assert_close(name, getattr(stats, name), getattr(expected, name).double(), 2e-6)
+    assert torch.equal(stats.hardest_index, expected.hardest_index)
+
+
+def test_bank_lse_of_three_exponents_with_gradients():
+    query, bank = oracle.matrix(3, 16, 31), oracle.matrix(40, 16, 32)
+    outcome = []
+    for backend, to in (("triton", torch.float32), ("reference", torch.float64)):
+        q = query.to(to).requires_grad_()
+        scales = torch.tensor([14.3, 0.0, 5.0], dtype=to, requires_grad=True)
+        lse = functional.bank_lse(q, bank.to(to), scales, backend=backend)
+        outcome.append((lse.detach(), *torch.autograd.grad(lse.sum(), (q, scales))))
+    for name, got, want in zip(("lse", "dq", "dscales"), *outcome, strict=True):
+        oracle.assert_close(name, got, want, 5e-6)
+
+
+def test_compiles_without_a_graph_break():
+    query, bank = oracle.matrix(3, 16, 41), oracle.matrix(40, 16, 42)
+
+    def step(q):
+        return functional.weighted_info_nce(q, query, bank, hardness=2.0, backend="triton")
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    outcome = []
+    for function in (step, compiled):
+        q = query.clone().requires_grad_()
+        loss = function(q)
+        outcome.append((loss.detach(), *torch.autograd.grad(loss, q)))
+    for got, want in zip(*outcome, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_shapes_and_dtypes_are_those_of_the_fake_op():
+    query, bank = (
+        oracle.matrix(3, 16, 51, torch.bfloat16),
+        oracle.matrix(40, 16, 52, torch.bfloat16),
+    )
+    scales = torch.tensor([14.3, 2.0])
+    arguments = (
+        query,
+        bank,
+        None,
+        scales,
+        scales,
+        None,
+        None,
+        None,
+        "mask",
+        [0],
+        True,
+        True,
+        "triton",
+    )
+    torch.library.opcheck(bank_lse, arguments, test_utils=["test_schema", "test_faketensor"])
+
+
+def test_auto_takes_triton_for_cuda_tensors_only():
+    with FakeTensorMode():
+        query, bank = torch.empty(3, 16, device="cuda"), torch.empty(9, 16, device="cuda")
+        for op in ("bank_lse", "batch_lse", "batch_lse_backward", "hardest", "enqueue"):
+            function = registry.resolve(op, "auto", query, bank)
+            assert function.__module__.startswith("sede_kernels.backends.triton."), op
+        for op in ("erase", "erase_backward"):
+            function = registry.resolve(op, "auto", query)
+            assert function.__module__.startswith("sede_kernels.backends.triton."), op
+        double = registry.resolve("bank_lse", "auto", query.double(), bank)
+        assert double.__module__.startswith("sede_kernels.backends.torch_blocked.")
+    on_cpu = registry.resolve("bank_lse", "auto", oracle.matrix(3, 16, 1), oracle.matrix(9, 16, 2))
+    assert ".triton." not in on_cpu.__module__
+
+
+def test_an_explicit_request_that_cannot_be_met_raises():
+    query = oracle.matrix(3, 16, 61).double()
+    with pytest.raises(BackendUnavailableError, match="float64"):
+        functional.bank_lse(query, query, 1.0, backend="triton")
+    with pytest.raises(BackendUnavailableError, match="8192"):
+        functional.attention_erase(torch.rand(1, 20_000), backend="triton")
+
+
+class _NoWaits(TorchDispatchMode):
+    """Refuses every operation for which the host would wait for a device."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().removeprefix("aten::").split(".")[0]
+        assert name not in self.WAITS, f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["one-pass", "chunks"])
+def test_the_host_never_waits(dtype):
+    query, bank = oracle.matrix(3, 16, 71, dtype), oracle.matrix(40, 16, 72, dtype)
+    ids, bank_ids, scales = oracle.ids(3, 73), oracle.ids(40, 74, low=-1), torch.tensor([5.0])
+    limit = torch.ones(3)
+    state = [torch.zeros(7, 16, dtype=torch.int8), torch.ones(7), torch.full((7,), -1)]
+    with pytest.raises(AssertionError, match="waits"), _NoWaits():
+        limit.sum().item()
+    with _NoWaits():
+        bank_module.bank_lse(
+            query, bank, None, scales, ids, bank_ids, limit,
+            select="mask", accumulate=(0,), moments=True, hardest=True,
+        )  # fmt: skip
+        lse, *_ = batch_module.batch_lse(
+            query, query, scales, ids, limit, select="mask", moments=False, hardest=False
+        )
+        batch_module.batch_lse_backward(
+            torch.ones(1, 3), lse, query, query, scales, scales, ids, limit, select="mask"
+        )
+        hardest_module.hardest(query, bank, None, ids, bank_ids, k=2)
+        enqueue_module.enqueue(*state, torch.tensor(5), torch.tensor(5), query, ids, normalize=True)
+        _, mask = erase_module.erase(
+            bank.float(), None, rule="mean", threshold=0.0, low=True, keep_min=1, renormalize=True
+        )
+        erase_module.erase_backward(bank.float(), bank.float(), mask, renormalize=True)
+
+
+@pytest.fixture
+def _fresh_tuning():
+    tuning.forget()
+    yield
+    tuning.forget()
+
+
+@pytest.mark.usefixtures("_fresh_tuning")
+def test_tuning_is_stored_and_used(tmp_path, monkeypatch):
+    path = tmp_path / "tuned.json"
+    query, bank = (
+        oracle.matrix(3, 16, 81, torch.bfloat16),
+        oracle.matrix(40, 16, 82, torch.bfloat16),
+    )
+    default = functional.bank_lse(query, bank, 5.0, backend="triton")
+    monkeypatch.setenv("SEDE_TUNING_FILE", str(path))
+    functional.bank_lse(query, bank, 5.0, backend="triton")
+    assert not path.exists()  # without SEDE_AUTOTUNE=1 nothing is timed
+    monkeypatch.setenv("SEDE_AUTOTUNE", "1")
+    tuned = functional.bank_lse(query, bank, 5.0, backend="triton")
+    torch.testing.assert_close(tuned, default)
+    stored = json.loads(path.read_text())
+    assert list(stored) == ["bank_lse step/half sm_90 4x64"]
+    # A stored result is taken, another entry than the default here; an unknown one is not.
+    entries = launch.candidates("bank_lse", "step/half", "sm_90")
+    for entry, expected in (([32, 32, 4, 1], entries[1]), ([48, 32, 4, 1], entries[0])):
+        path.write_text(json.dumps(dict.fromkeys(stored, entry)))
+        tuning.forget()
+        monkeypatch.delenv("SEDE_AUTOTUNE", raising=False)
+        chosen = tuning.choose("bank_lse", "step/half", query.device, (3, 40), lambda _: None)
+        assert chosen == expected
+    path.write_text("[]")
+    tuning.forget()
+    with pytest.raises(ValueError, match="SEDE_TUNING_FILE"):
+        functional.bank_lse(query, bank, 5.0, backend="triton")

@@ -77,15 +77,15 @@ def test_targets_compare_the_records_with_what_is_asked():
     listed = {title: (text, met) for title, _, text, met in targets.rows(found)}
     text, met = listed["InfoNCE fp32, B 128, K 65,536, D 256"]
     assert not met
-    assert text.startswith("90 % of FMA peak, 3.90 x eager, 2.00 x torch.compile, 1.50 x chunked")
+    assert text.startswith("90.0 % of FMA peak, 3.90 x eager, 2.00 x torch.compile, 1.50 x chunked")
     found[1]["median_ms"] = 41.0
     listed = {title: (text, met) for title, _, text, met in targets.rows(found)}
     assert listed["InfoNCE fp32, B 128, K 65,536, D 256"][1]
     assert listed["InfoNCE fp32, B 512, K 16,384, D 512"][1] is None
     text, met = listed["every bank loss of the grid, least lead"]
-    assert text.startswith("1.50 x chunked torch at fp32 B 128, K 65,536")
+    assert text == "1.50 x chunked torch: info_nce fp32, B 128, K 65,536, D 256"
     assert met
     assert listed["extra memory of InfoNCE, case nearest its bound"] == (
-        "7.0 of 8.7 MB at fp32 B 128, K 65,536, D 256",
+        "7.0 of 8.3 MB: info_nce fp32, B 128, K 65,536, D 256",
         True,
     )

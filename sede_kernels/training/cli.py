@@ -69,15 +69,62 @@ def _eval(arguments: argparse.Namespace) -> int:
         "chance": chance(len(part.rows), len(part.captions), part.pairs),
         config.title: summarize(scores, part.pairs, arguments.folds),
     }
+    beside = None
+    if arguments.beside is not None:
+        other_config, other, other_vocabulary = load_best(arguments.beside)
+        other_words = [other_vocabulary.encode(caption) for caption in part.captions]
+        other_scores = score_part(other, part, other_words, progress=True)
+        title = other_config.title
+        title += " (beside)" if title in rows else ""
+        rows[title] = summarize(other_scores, part.pairs, arguments.folds)
+        beside = title, other_scores, other_vocabulary
     if arguments.folds > 1:
         del rows["chance"]  # of the whole part, not of a fold
     print(f"{corpus.folder} {name}: {len(part.rows):,} images, {len(part.captions):,} captions")
     print(table(rows))
     if arguments.visualize is not None:
+        from sede_kernels.training.attention_page import draw_attention
         from sede_kernels.training.pictures import draw_results
 
-        draw_results(scores, part, corpus.folder, name, arguments.visualize, vocabulary=vocabulary)
-        print(f"Search results: {arguments.visualize}")
+        page = arguments.visualize
+        given = (corpus.folder, name, page)
+        draw_results(scores, part, *given, vocabulary=vocabulary, title=config.title, beside=beside)
+        print(f"Search results: {page}")
+        maps = page.with_stem(f"{page.stem}_attention")
+        words, title = corpus.words[name], f"Attention of {config.title}"
+        if draw_attention(model, part, words, corpus.folder, name, maps, title=title):
+            print(f"Attention over regions: {maps}")
+    return 0
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    require({**_PACKAGES, "matplotlib": "matplotlib"}, "`sede ablate`")
+    from sede_kernels.training import ablate, config, loop
+
+    given = vars(arguments)
+    flags = {k: v for k, v in given.items() if k in config.TrainConfig.__dataclass_fields__}
+    plan = ablate.Plan(
+        models=tuple(arguments.models.split(",")),
+        variants=tuple(arguments.variants.split(",")),
+        seeds=arguments.seeds,
+        out=arguments.out or data_home() / "ablation",
+        jobs=arguments.jobs,
+        trials=arguments.trials,
+        settings=arguments.settings,
+        flags=flags,
+        keep=arguments.keep,
+    )
+    try:
+        if arguments.search:
+            ablate.search(plan)
+            print(f"\nThe choice: {plan.out / 'settings.json'} (for --settings)")
+        else:
+            ablate.ablate(plan)
+            print(f"\n{(plan.out / 'table.md').read_text(encoding='utf-8')}")
+            print(f"Records, table and figure: {plan.out}")
+    except loop.StoppedError:
+        print("\nStopped; finished runs are on file: the same command goes on.")
+        return 130
     return 0
 
 
@@ -116,7 +163,7 @@ def _info(rest: Sequence[str]) -> int:
 _PASSED_ON: dict[str, Callable[[Sequence[str]], int]] = {"bench": _bench, "info": _info}
 
 
-def _parser(with_train_flags: bool) -> argparse.ArgumentParser:
+def _parser(flags_of: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sede",
         description="Image-text retrieval with memory banks, weighted InfoNCE and "
@@ -145,17 +192,36 @@ def _parser(with_train_flags: bool) -> argparse.ArgumentParser:
     train.add_argument("--config", type=Path, help="settings from a TOML file; flags win")
     train.add_argument("--out", type=Path, help="new folder of the run [data/runs/...]")
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a stopped run")
-    if with_train_flags:
+
+    ablate = add("ablate", _ablate, "models with each module on and off, over seeds: a table")
+    ablate.add_argument("--models", default="scan,bfan,vsrn", help="[scan,bfan,vsrn]")
+    ablate.add_argument(
+        "--variants", default="base,age,lsns,wil,all", help="[base,age,lsns,wil,all]"
+    )
+    ablate.add_argument("--seeds", type=int, default=5, help="number of seeds [5]")
+    ablate.add_argument("--jobs", type=int, default=1, help="runs at a time, a process each [1]")
+    ablate.add_argument("--search", action="store_true", help="choose settings on dev instead")
+    ablate.add_argument("--trials", type=int, default=6, help="of a search, each part [6]")
+    ablate.add_argument("--settings", type=Path, metavar="JSON", help="what a search chose")
+    ablate.add_argument("--keep", type=int, default=1, help="seeds whose run folders stay [1]")
+    ablate.add_argument("--out", type=Path, help="records, table, figure [data/ablation]")
+
+    if flags_of in ("train", "ablate"):
         from sede_kernels.training.config import add_flags
 
-        add_flags(train)
+        add_flags(train if flags_of == "train" else ablate)
 
     evaluate = add("eval", _eval, "score a run: R@1/5/10 both ways, rSum, median rank")
     evaluate.add_argument("run", type=Path, help="folder of a run")
     evaluate.add_argument("--data", help="another data set than the run's")
     evaluate.add_argument("--part", default="test", help="train, dev or test [test]")
     evaluate.add_argument("--folds", type=int, default=1, help="mean of so many folds (COCO 1K: 5)")
-    evaluate.add_argument("--visualize", type=Path, metavar="PNG", help="draw search results")
+    evaluate.add_argument(
+        "--visualize", type=Path, metavar="PNG", help="draw search results and attention"
+    )
+    evaluate.add_argument(
+        "--beside", type=Path, metavar="RUN2", help="a second run to compare with"
+    )
 
     add("bench", lambda _: 0, "measure the kernels (from a clone)")
     add("info", lambda _: 0, "backends, versions and hardware")
@@ -172,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in _PASSED_ON:
             return _PASSED_ON[words[0]](words[1:])
-        arguments = _parser(words[:1] == ["train"]).parse_args(words)
+        arguments = _parser(words[0] if words else "").parse_args(words)
         perform: Callable[[argparse.Namespace], int] = arguments.perform
         return perform(arguments)
     except UserError as error:

@@ -17,8 +17,8 @@ from sede_kernels.training.files import UserError, atomic_file, read_manifest
 
 TOP = 5
 _THUMB, _GAP, _NAME, _HEAD = 108, 14, 42, 40  # pixels
-_INK, _GREY, _LINE = "#1a1a1a", "#7a7a7a", "#d8d8d8"
-_RIGHT, _PAPER = "#1a9850", "#ffffff"
+INK, GREY, LINE = "#1a1a1a", "#7a7a7a", "#d8d8d8"
+RIGHT, PAPER = "#1a9850", "#ffffff"
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ class Gallery:
         self._pen = Pen(source.font, source.font_size)
         self._drawings: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
 
-    def picture(self, image: int) -> Any:
+    def picture(self, image: int, size: int = _THUMB) -> Any:
         """One image as a Pillow thumbnail."""
         from PIL import Image
 
         pixels = self._pen.draw(self._drawings[image]["glyph"])
-        return Image.fromarray(pixels).resize((_THUMB, _THUMB), Image.Resampling.LANCZOS)
+        return Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS)
 
     def name(self, image: int) -> str:
         """The first caption of an image."""
@@ -129,10 +129,10 @@ def results_page(searches: list[Search], gallery: Gallery, title: str, note: str
     rows = (len(searches) + 1) // 2
     top = 96
     size = (2 * cell_width + 3 * _GAP, top + rows * cell_height + _GAP)
-    page = Image.new("RGB", size, _PAPER)
+    page = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(page)
-    pen.text((2 * _GAP, 18), title, _INK, _font(28))
-    pen.text((2 * _GAP, 58), note, _GREY, _font(15))
+    pen.text((2 * _GAP, 18), title, INK, font(28))
+    pen.text((2 * _GAP, 58), note, GREY, font(15))
     for number, result in enumerate(searches):
         column, row = divmod(number, rows)
         left = 2 * _GAP + column * (cell_width + _GAP // 2)
@@ -141,21 +141,19 @@ def results_page(searches: list[Search], gallery: Gallery, title: str, note: str
 
 
 def _draw_row(page: Any, pen: Any, result: Search, gallery: Gallery, left: int, top: int) -> None:
-    pen.line((left, top, left + (TOP + 1) * (_THUMB + _GAP) + _GAP, top), _LINE, 1)
+    pen.line((left, top, left + (TOP + 1) * (_THUMB + _GAP) + _GAP, top), LINE, 1)
     query = f"“{result.query}”"
-    pen.text((left, top + 9), query, _INK, _font(20))
+    pen.text((left, top + 9), query, INK, font(20))
     if result.unknown:
-        x = left + pen.textlength(query, _font(20)) + _GAP
-        pen.text((x, top + 14), "no word of it is in training", _GREY, _font(13))
+        x = left + pen.textlength(query, font(20)) + _GAP
+        pen.text((x, top + 14), "no word of it is in training", GREY, font(13))
     hits = [(hit.image, hit.right, f"{hit.score:.2f}") for hit in result.hits]
     for place, (image, right, score) in enumerate(hits):
         _draw_image(page, pen, gallery, image, right, score, left + place * (_THUMB + _GAP), top)
     if result.rank > len(hits):
         x = left + len(hits) * (_THUMB + _GAP) + 2 * _GAP
-        pen.line(
-            (x - 3 * _GAP // 2, top + _HEAD, x - 3 * _GAP // 2, top + _HEAD + _THUMB), _LINE, 1
-        )
-        pen.text((x, top + 14), f"right one: rank {result.rank}", _GREY, _font(13))
+        pen.line((x - 3 * _GAP // 2, top + _HEAD, x - 3 * _GAP // 2, top + _HEAD + _THUMB), LINE, 1)
+        pen.text((x, top + 14), f"right one: rank {result.rank}", GREY, font(13))
         _draw_image(page, pen, gallery, result.answer, True, "", x, top)
 
 
@@ -165,17 +163,17 @@ def _draw_image(
     y = top + _HEAD
     page.paste(gallery.picture(image), (x, y))
     box = (x - 1, y - 1, x + _THUMB, y + _THUMB)
-    pen.rectangle(box, outline=_RIGHT if right else _LINE, width=4 if right else 1)
+    pen.rectangle(box, outline=RIGHT if right else LINE, width=4 if right else 1)
     if right:
-        pen.rectangle((x + _THUMB - 22, y - 1, x + _THUMB, y + 21), fill=_RIGHT)
+        pen.rectangle((x + _THUMB - 22, y - 1, x + _THUMB, y + 21), fill=RIGHT)
         tick = [(x + _THUMB - 17, y + 10), (x + _THUMB - 12, y + 15), (x + _THUMB - 5, y + 5)]
         pen.line(tick, "white", 3)
-    words = _fit(pen, gallery.name(image), _THUMB + _GAP - 8, _font(13))
-    pen.text((x, y + _THUMB + 5), words, _RIGHT if right else _INK, _font(13))
-    pen.text((x, y + _THUMB + 22), score, _GREY, _font(12))
+    words = fit(pen, gallery.name(image), _THUMB + _GAP - 8, font(13))
+    pen.text((x, y + _THUMB + 5), words, RIGHT if right else INK, font(13))
+    pen.text((x, y + _THUMB + 22), score, GREY, font(12))
 
 
-def _fit(pen: Any, text: str, width: int, font: Any) -> str:
+def fit(pen: Any, text: str, width: int, font: Any) -> str:
     """The text, cut with an ellipsis where it is too wide."""
     if pen.textlength(text, font) <= width:
         return text
@@ -184,7 +182,8 @@ def _fit(pen: Any, text: str, width: int, font: Any) -> str:
     return text.rstrip() + "…"
 
 
-def _font(size: int) -> Any:
+def font(size: int) -> Any:
+    """Pillow's own font."""
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
@@ -194,6 +193,14 @@ def save_page(page: Any, path: Path) -> None:
     """Write a page as PNG, atomically."""
     with atomic_file(path) as handle:
         page.save(handle, "PNG")
+
+
+def draw_sample(part: Part, count: int) -> list[int]:
+    """Captions to show, by a fixed seed: chosen before anything is known of them."""
+    count = min(count, len(part.captions))
+    rng = np.random.default_rng(12)
+    chosen: list[int] = rng.choice(len(part.captions), count, replace=False).tolist()
+    return chosen
 
 
 def draw_results(
@@ -206,8 +213,9 @@ def draw_results(
     vocabulary: Vocabulary,
     queries: int = 12,
     title: str = "Search results",
+    beside: tuple[str, Floats, Vocabulary] | None = None,
 ) -> list[Search]:
-    """Draw the results of some captions, chosen by a fixed seed before anything is known of them.
+    """Draw the results of some captions (:func:`draw_sample`), of one run or of two.
 
     Args:
         scores: (N images, C captions).
@@ -217,14 +225,21 @@ def draw_results(
         path: PNG to write.
         vocabulary: the words of training.
         queries: captions to show.
-        title: of the page.
+        title: of the page, or of the first run.
+        beside: title, scores and vocabulary of a second run, drawn to the right of the first.
+
+    Returns:
+        What was drawn, the second run's searches after the first's.
     """
-    count = min(queries, len(part.captions))
-    chosen = np.random.default_rng(12).choice(len(part.captions), count, replace=False)
-    searches = search(scores, part, chosen.tolist(), vocabulary)
+    chosen = draw_sample(part, queries)
+    searches = search(scores, part, chosen, vocabulary)
     note = (
-        f"{count} of {len(part.captions):,} held-out captions, drawn at random, searched among "
-        f"{len(part.rows):,} held-out images. Green: right. Numbers: cosine."
+        f"{len(chosen)} of {len(part.captions):,} held-out captions, drawn at random, searched "
+        f"among {len(part.rows):,} held-out images. Green: right. Numbers: similarity."
     )
+    if beside is not None:
+        other, other_scores, other_vocabulary = beside
+        searches += search(other_scores, part, chosen, other_vocabulary)
+        title = f"Left: {title}   Right: {other}"
     save_page(results_page(searches, Gallery(folder, part_name), title, note), path)
     return searches

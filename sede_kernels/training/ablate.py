@@ -1,0 +1,215 @@
+"""``sede ablate``: each model with each module on and off, over seeds, restartable.
+
+Every finished run is one line of ``runs.jsonl``; a run whose settings are there already is not
+run again. Tables and figure are drawn from those lines.
+"""
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sede_kernels.training.data.precomp import find_folder
+from sede_kernels.training.files import UserError, data_home, require, write_json, write_text
+from sede_kernels.training.measured import NEEDS, measure
+from sede_kernels.training.records import Record, append, read
+from sede_kernels.training.report import Run, figure, markdown, read_runs
+from sede_kernels.training.search import GRIDS, best_trial, trial_jobs
+from sede_kernels.training.variants import VARIANTS, Job, grid, passes_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``sede ablate`` was asked for.
+
+    Attributes:
+        models, variants: names.
+        seeds: number of seeds, 0 to seeds - 1.
+        out: folder of ``runs.jsonl``, table and figure.
+        jobs: runs at a time, one process each.
+        trials: of a search, for the base and for each module.
+        settings: file of a search's choice, or None.
+        flags: training settings given by hand.
+        keep: seeds whose run folders stay, for ``sede eval`` and pictures.
+    """
+
+    models: tuple[str, ...]
+    out: Path
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    seeds: int = 5
+    jobs: int = 1
+    trials: int = 6
+    settings: Path | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "jobs", "trials"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be 1 or more, got {getattr(self, name)}.")
+        for name in ("model", "seed"):
+            if name in self.flags:
+                raise UserError(f"an ablation sets --{name} itself: use --{name}s.")
+        for name, value in (("bank", 0), ("weighting", 0.0), ("erase", "off")):
+            if self.flags.get(name) == value:
+                raise UserError(
+                    f"--{name} {value} would leave a module off in its own variant: "
+                    "choose with --variants."
+                )
+        if self.flags.get("loss") == "hinge" and {"wil", "all"} & set(self.variants):
+            raise UserError("the hinge has no weighting: use --variants base,age,lsns.")
+
+
+def ablate(plan: Plan) -> list[Run]:
+    """Run what is missing of the grid, then write table and figure; all runs on file.
+
+    Raises:
+        UserError: settings or data do not fit, or some runs failed (the others are on file).
+    """
+    chosen = _read_settings(plan.settings)
+    jobs = grid(plan.models, plan.variants, range(plan.seeds), plan.flags, chosen)
+    _check_data(jobs)
+    failures = _run_missing(jobs, plan.out / "runs.jsonl", plan)
+    runs = read_runs(_records(plan.out / "runs.jsonl"))
+    write_report(runs, plan.out)
+    if failures:
+        raise UserError(f"{len(failures)} runs failed, the others are on file: {failures[0]}")
+    return runs
+
+
+def search(plan: Plan) -> dict[str, Any]:
+    """Try settings on dev, the same number for the base and for each module, and write the choice.
+
+    Returns:
+        What ``settings.json`` holds: by model, the choice of ``base``, ``age``, ``lsns``, ``wil``.
+    """
+    path = plan.out / "search.jsonl"
+    chosen: dict[str, dict[str, Any]] = {model: {} for model in plan.models}
+    grid(plan.models, tuple(VARIANTS), (0,), plan.flags, {})  # complains before anything runs
+    for part in GRIDS:
+        trials = {
+            model: trial_jobs(model, part, plan.trials, plan.flags, chosen[model], passes_of(model))
+            for model in plan.models
+        }
+        every = [job for jobs in trials.values() for job in jobs]
+        _check_data(every)
+        failures = _run_missing(every, path, plan, keep=0)
+        runs = {run.config: run for run in read_runs(_records(path))}
+        for model, jobs in trials.items():
+            done = [runs[job.config] for job in jobs if job.config in runs]
+            if not done:
+                raise UserError(f"no trial of {model} {part} finished: {failures[0]}")
+            chosen[model][part] = best_trial(part, done)
+            best = max(run.dev for run in done)
+            print(f"{model} {part}: {chosen[model][part]}  dev rSum {best:.1f} of {len(done)}")
+    write_json(plan.out / "settings.json", chosen)
+    return chosen
+
+
+def write_report(runs: Sequence[Run], out: Path) -> None:
+    """``table.md`` and ``figure.svg`` of all runs on file."""
+    if not runs:
+        return
+    write_text(out / "table.md", markdown(runs))
+    figure(runs, out / "figure.svg")
+
+
+def _records(path: Path) -> list[Record]:
+    records, complaints = read(path, NEEDS)
+    for complaint in complaints:
+        tqdm.write(complaint, file=sys.stderr)
+    return records
+
+
+def _read_settings(path: Path | None) -> dict[str, dict[str, dict[str, Any]]]:
+    if path is None:
+        return {}
+    try:
+        chosen: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+        for parts in chosen.values():
+            for name, values in parts.items():
+                if name not in GRIDS:
+                    raise UserError(f"{path} has a part {name!r}: expected {', '.join(GRIDS)}.")
+                dict(values)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no settings file {path}: `--search` writes one.") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a file that `--search` wrote ({error}).") from error
+    return chosen
+
+
+def _check_data(jobs: Sequence[Job]) -> None:
+    require({"matplotlib": "matplotlib", "tensorboard": "tensorboard"}, "`sede ablate`")
+    for data in {job.config.data for job in jobs}:
+        find_folder(data, data_home())
+
+
+def _run_missing(
+    jobs: Sequence[Job], path: Path, plan: Plan, *, keep: int | None = None
+) -> list[str]:
+    """Run what is not on file; one sentence for each run that failed."""
+    done = {run.config for run in read_runs(_records(path))}
+    missing = [job for job in jobs if job.config not in done]
+    keep = plan.keep if keep is None else keep
+    failures: list[str] = []
+    print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are on file in {path}.")
+    finished = _pool(missing, plan, keep) if plan.jobs > 1 else _here(missing, plan, keep)
+    with tqdm(total=len(missing), desc="runs", unit="run", disable=None) as bar:
+        for job, result in finished:
+            bar.update()
+            if isinstance(result, UserError):
+                failures.append(f"{job.name}: {result}")
+                tqdm.write(failures[-1], file=sys.stderr)
+                continue
+            append(path, result)
+            run = read_runs([result])[0]
+            tqdm.write(
+                f"{job.name}  dev rSum {run.dev:.1f}  test {run.test():.1f}  {run.seconds:.0f} s"
+            )
+    return failures
+
+
+def _folder(job: Job, plan: Plan) -> Path:
+    return plan.out / "runs" / job.name
+
+
+def _here(jobs: Sequence[Job], plan: Plan, keep: int) -> Iterator[tuple[Job, Record | UserError]]:
+    """One run after another in this process, with the progress bar of each epoch."""
+    for job in jobs:
+        try:
+            yield (
+                job,
+                measure(job, _folder(job, plan), quiet=False, keep=job.config.seed < keep),
+            )
+        except UserError as error:
+            yield job, error
+
+
+def _pool(jobs: Sequence[Job], plan: Plan, keep: int) -> Iterator[tuple[Job, Record | UserError]]:
+    """Several runs at a time, a process each; what they print goes to ``log.txt`` of the run."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(plan.jobs, mp_context=context)
+    waiting: dict[Future[Record], Job] = {}
+    try:
+        for job in jobs:
+            stays = job.config.seed < keep
+            waiting[pool.submit(measure, job, _folder(job, plan), quiet=True, keep=stays)] = job
+        for future in as_completed(waiting):
+            try:
+                yield waiting[future], future.result()
+            except UserError as error:
+                yield waiting[future], error
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a run's process was killed (out of memory?): run the same command again, with fewer "
+            "--jobs; finished runs are on file."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

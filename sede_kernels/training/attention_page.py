@@ -1,0 +1,157 @@
+"""A page of attention maps: a picture, what the model attends to, and what erasing leaves."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sede_kernels.training.analysis import encode_pairs, entropy, erase_rows, pair_attention
+from sede_kernels.training.data.precomp import Part
+from sede_kernels.training.evaluate import Floats
+from sede_kernels.training.models import Erasing, RetrievalModel
+from sede_kernels.training.pictures import (
+    GREY,
+    INK,
+    PAPER,
+    Gallery,
+    draw_sample,
+    fit,
+    font,
+    save_page,
+)
+
+USUAL = Erasing("low")  # shown for a model that erases nothing
+_SIZE, _GAP, _HEAD, _TOP, _COLUMNS = 144, 12, 30, 92, 2  # pixels, and rows side by side
+_HEAT = np.array([178.0, 24.0, 43.0])  # colour of the most attended region
+_ERASED = np.array([150.0, 158.0, 168.0])
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Attention of one right pair.
+
+    Attributes:
+        caption: its words.
+        image: its number in the part.
+        before: (R,) attention, the mean over the caption's words where each has its own.
+        after: (R,) the same after erasing, 0 where every word erased the region.
+    """
+
+    caption: str
+    image: int
+    before: Floats
+    after: Floats
+
+
+@torch.no_grad()
+def attention_maps(
+    model: RetrievalModel, part: Part, words: list[list[int]], captions: list[int]
+) -> list[AttentionMap] | None:
+    """Attention of some captions' right pairs before and after erasing.
+
+    Returns:
+        None where the model has no attention over regions, or they are no square map.
+    """
+    model.eval()
+    rows = np.asarray(captions)
+    found = pair_attention(model, *encode_pairs(model, part, words, rows))
+    if found is None or math.isqrt(found[0].shape[2]) ** 2 != found[0].shape[2]:
+        return None
+    attention, real = found
+    erased = erase_rows(attention, model.erasing or USUAL)
+    share = (real / real.sum(1, keepdim=True))[:, :, None]
+    before, after = ((side * share).sum(1).cpu().numpy() for side in (attention, erased))
+    return [
+        AttentionMap(part.captions[c], int(part.image_of[c]), before[i], after[i])
+        for i, c in enumerate(captions)
+    ]
+
+
+def draw_attention(
+    model: RetrievalModel,
+    part: Part,
+    words: list[list[int]],
+    folder: Path,
+    part_name: str,
+    path: Path,
+    *,
+    title: str,
+    pairs: int = 8,
+) -> bool:
+    """Write a page of the attention over regions before and after erasing.
+
+    The captions are drawn by the same fixed seed as those of the results page.
+
+    Args:
+        model: trained.
+        part: images and captions.
+        words: numbers of the captions' words.
+        folder: the prepared folder.
+        part_name: its part.
+        path: PNG to write.
+        title: of the page.
+        pairs: rows to show.
+
+    Returns:
+        Whether there was something to draw (see :func:`attention_maps`).
+    """
+    maps = attention_maps(model, part, words, draw_sample(part, pairs))
+    if maps is None:
+        return False
+    erasing = model.erasing or USUAL
+    least = "least" if erasing.side == "low" else "most"
+    note = (
+        f"Test pair: picture, attention, what is left when the regions attended {least} are "
+        f"erased (rule {erasing.rule}; grey: erased)."
+    )
+    if model.erasing is None:
+        note += " This model erases nothing."
+    save_page(_page(maps, Gallery(folder, part_name), title, note), path)
+    return True
+
+
+def _page(maps: list[AttentionMap], gallery: Gallery, title: str, note: str) -> Any:
+    from PIL import Image, ImageDraw
+
+    rows = math.ceil(len(maps) / _COLUMNS)
+    width, height = 3 * (_SIZE + _GAP) + 2 * _GAP, _HEAD + _SIZE + 32
+    page = Image.new("RGB", (_COLUMNS * width + 2 * _GAP, _TOP + rows * height), PAPER)
+    pen = ImageDraw.Draw(page)
+    pen.text((2 * _GAP, 16), title, INK, font(26))
+    pen.text((2 * _GAP, 56), fit(pen, note, page.width - 4 * _GAP, font(14)), GREY, font(14))
+    for number, one in enumerate(maps):
+        column, row = divmod(number, rows)
+        left, top = 2 * _GAP + column * width, _TOP + row * height
+        pen.text(
+            (left, top), fit(pen, f"“{one.caption}”", width - 4 * _GAP, font(17)), INK, font(17)
+        )
+        picture = np.asarray(gallery.picture(one.image, _SIZE), np.float64)
+        scale = float(max(one.before.max(), one.after.max()))
+        tiles = (picture, _heated(picture, one.before, scale), _heated(picture, one.after, scale))
+        notes = ("", *(_describe(side) for side in (one.before, one.after)))
+        for place, (tile, text) in enumerate(zip(tiles, notes, strict=True)):
+            x = left + place * (_SIZE + _GAP)
+            page.paste(Image.fromarray(tile.round().astype(np.uint8)), (x, top + _HEAD))
+            pen.rectangle((x - 1, top + _HEAD - 1, x + _SIZE, top + _HEAD + _SIZE), outline=GREY)
+            pen.text((x, top + _HEAD + _SIZE + 4), text, GREY, font(12))
+    return page
+
+
+def _describe(attention: Floats) -> str:
+    kept, of = int((attention > 0).sum()), len(attention)
+    nats = float(entropy(torch.from_numpy(attention)))
+    return f"{kept} of {of} regions, {nats:.2f} nats"
+
+
+def _heated(picture: Any, attention: Floats, scale: float) -> Any:
+    """The picture under its attention: red where it is high, grey where it is 0."""
+    side = math.isqrt(len(attention))
+    size = picture.shape[0]
+    cell = np.minimum(np.arange(size) * side // size, side - 1)
+    values = attention.reshape(side, side)[cell][:, cell][:, :, None].astype(np.float64)
+    strength = 0.75 * values / scale
+    heated = picture * (1 - strength) + _HEAT * strength
+    return np.where(values > 0, heated, 0.45 * picture + 0.55 * _ERASED)

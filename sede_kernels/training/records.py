@@ -1,0 +1,53 @@
+"""JSON lines that survive kills: one record a line, appended whole, unreadable lines reported."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sede_kernels.training.files import UserError
+
+Record = dict[str, Any]
+
+
+def append(path: Path, record: Record) -> None:
+    """Add one line with a single write, flushed to the disk.
+
+    A line that an earlier kill cut short is closed first, so that only that one stays unreadable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    with open(path, "a+b", buffering=0) as handle:
+        if handle.seek(0, os.SEEK_END) > 0:
+            handle.seek(-1, os.SEEK_END)
+            if handle.read(1) != b"\n":
+                line = "\n" + line
+        data = line.encode()
+        if handle.write(data) != len(data):
+            raise UserError(f"the disk is full at {path}: free some space and run it again.")
+        os.fsync(handle.fileno())
+
+
+def read(path: Path, needs: tuple[str, ...] = ()) -> tuple[list[Record], list[str]]:
+    """All whole records, and one sentence for each line that is none.
+
+    Args:
+        path: file of :func:`append`; a missing one is empty.
+        needs: keys without which a record is of no use.
+    """
+    if not path.exists():
+        return [], []
+    records, complaints = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            missing = [key for key in needs if key not in record]
+            if missing:
+                raise ValueError(f"no {missing[0]!r}")
+        except (ValueError, TypeError) as error:
+            complaints.append(f"{path} line {number} is unreadable and left out ({error}).")
+            continue
+        records.append(record)
+    return records, complaints

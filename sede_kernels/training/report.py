@@ -1,0 +1,280 @@
+"""Tables and figure of an ablation, from its records."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sede_kernels.training.config import TrainConfig, from_mapping
+from sede_kernels.training.files import atomic_file
+from sede_kernels.training.paired import Estimate, estimate
+from sede_kernels.training.records import Record
+from sede_kernels.training.variants import LABELS, VARIANTS, without_modules
+
+MINUS = "\N{MINUS SIGN}"
+CLOCK_NOISE = 1.02  # so much more time still counts as equal
+
+
+@dataclass(frozen=True)
+class Run:
+    """A record with its settings read."""
+
+    variant: str
+    config: TrainConfig
+    epochs: list[dict[str, Any]]
+    analysis: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """Processor seconds of training."""
+        return float(self.epochs[-1]["cpu_s"])
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Processor seconds an epoch."""
+        return self.seconds / len(self.epochs)
+
+    def test(self, epochs: int | None = None) -> float:
+        """Test rSum of the epoch best on dev, among the first ``epochs``."""
+        point = max(self.epochs[:epochs], key=lambda point: float(point["dev"]))
+        return float(point["test"])
+
+    @property
+    def dev(self) -> float:
+        """Best dev rSum."""
+        return max(float(point["dev"]) for point in self.epochs)
+
+    @property
+    def last_test(self) -> float:
+        """Test rSum after the last epoch."""
+        return float(self.epochs[-1]["test"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant of one model in one setting.
+
+    Attributes:
+        model, variant: names.
+        test: test rSum at the epoch best on dev.
+        dev: dev rSum there.
+        cost: processor seconds an epoch, as a multiple of the base's (median of the pairs).
+        gains: differences to the base of the same seed, by column; empty for the base.
+        per_seed: the differences of ``best``, seed by seed.
+        runs: the records behind it.
+    """
+
+    model: str
+    variant: str
+    test: Estimate
+    dev: Estimate
+    cost: float
+    gains: dict[str, Estimate]
+    per_seed: list[float]
+    runs: list[Run]
+
+
+def read_runs(records: Sequence[Record]) -> list[Run]:
+    """Runs of all records; of equal ones the first."""
+    runs: dict[TrainConfig, Run] = {}
+    for record in records:
+        config = from_mapping(record["config"], "a record")
+        run = Run(record["variant"], config, record["epochs"], record.get("analysis", {}))
+        runs.setdefault(config, run)
+    return list(runs.values())
+
+
+def settings_of(run: Run) -> tuple[str, int, int, int]:
+    """What one table has in common: data, batch size, epochs, width."""
+    return run.config.data, run.config.batch_size, run.config.epochs, run.config.dim
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """One row a model and variant of runs that share a table; pairs share all but the modules."""
+    bases = {run.config: run for run in runs if run.variant == "base"}
+    found = []
+    for model in dict.fromkeys(run.config.model for run in runs):
+        for variant in VARIANTS:
+            mine = [r for r in runs if (r.config.model, r.variant) == (model, variant)]
+            if mine:
+                found.append(_row(model, variant, mine, bases))
+    return found
+
+
+def _row(model: str, variant: str, mine: list[Run], bases: dict[TrainConfig, Run]) -> Row:
+    pairs = []
+    if variant != "base":
+        partners = [(run, bases.get(without_modules(run.config))) for run in mine]
+        pairs = [(run, base) for run, base in partners if base is not None]
+    cost = median([run.epoch_seconds / base.epoch_seconds for run, base in pairs] or [1.0])
+    gains: dict[str, list[float]] = {"best": [], "last": [], "time": []}
+    for run, base in pairs:
+        gains["best"].append(run.test() - base.test())
+        gains["last"].append(run.last_test - base.last_test)
+        fitting = int(CLOCK_NOISE * len(base.epochs) / cost)
+        if fitting:
+            gains["time"].append(run.test(fitting) - base.test())
+    return Row(
+        model,
+        variant,
+        estimate([run.test() for run in mine]),
+        estimate([run.dev for run in mine]),
+        cost,
+        {name: estimate(values) for name, values in gains.items() if values},
+        gains["best"],
+        mine,
+    )
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """All tables, one for each data set, batch size, number of epochs and width."""
+    parts = []
+    for settings in sorted({settings_of(run) for run in runs}):
+        data, batch, epochs, dim = settings
+        table = rows([run for run in runs if settings_of(run) == settings])
+        parts.append(f"### {data}, batch {batch}, {epochs} epochs, width {dim}\n")
+        parts.append(
+            "| model | variant | seeds | dev rSum | test rSum | to base: best on dev "
+            "| to base: equal epochs | to base: equal time | time |\n"
+            "|---|---|--:|--:|--:|--:|--:|--:|--:|"
+        )
+        parts += [_line(row) for row in table]
+        parts.append("")
+        facts = _facts(table)
+        if len(facts) > 2:
+            parts += [*facts, ""]
+    return "\n".join(parts)
+
+
+def _line(row: Row) -> str:
+    cells = [row.model, LABELS[row.variant], str(row.test.count)]
+    cells += [_spread(row.dev), _spread(row.test)]
+    for column in ("best", "last", "time"):
+        cells.append(_gain(row.gains.get(column)) if row.variant != "base" else "")
+    cells.append(f"{row.cost:.2f}x")
+    return "| " + " | ".join(cells) + " |"
+
+
+def _spread(value: Estimate) -> str:
+    return f"{value.mean:.1f}" + (f" ± {value.spread:.1f}" if value.count > 1 else "")
+
+
+def _gain(value: Estimate | None) -> str:
+    """``+3.1 [+1.0, +5.2]``, bold where the interval excludes 0."""
+    if value is None:
+        return "none"
+    text = _signed(value.mean)
+    if value.count > 1:
+        low, high = value.interval
+        text += f" [{_signed(low)}, {_signed(high)}]"
+        if value.verdict != "open":
+            text = f"**{text}**"
+    return text
+
+
+def _signed(number: float) -> str:
+    return f"{number:+.1f}".replace("-", MINUS)
+
+
+_FACTS = {
+    "entropy before": ("attention", "entropy"),
+    "entropy after": ("attention", "entropy_after"),
+    "regions kept": ("attention", "regions_kept"),
+    "attention kept": ("attention", "attention_kept"),
+    "positive": ("negatives", "positive"),
+    "hardest in batch": ("negatives", "hardest_in_batch"),
+    "hardest with bank": ("negatives", "hardest_in_bank"),
+    "batch beats": ("negatives", "batch_beats"),
+    "bank beats": ("negatives", "bank_beats"),
+    "masked queries": ("masked", "queries"),
+}
+
+
+def _facts(table: Sequence[Row]) -> list[str]:
+    """The analysis as a second table: means over seeds."""
+    lines = [
+        "| model | variant | " + " | ".join(_FACTS) + " |",
+        "|---|---|" + "--:|" * len(_FACTS),
+    ]
+    for row in table:
+        cells = [row.model, LABELS[row.variant]]
+        for group, name in _FACTS.values():
+            found = [(run.analysis.get(group) or {}).get(name) for run in row.runs]
+            values = [float(value) for value in found if value is not None]
+            cells.append(f"{sum(values) / len(values):.3f}" if values else "")
+        if any(cells[2:]):
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def figure(runs: Sequence[Run], path: Path) -> None:
+    """Draw the paired differences to base: a dot a seed, the mean and its 95 % interval.
+
+    Args:
+        runs: of any number of settings; one panel a model and setting.
+        path: ``.png`` or ``.svg``.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    tables = [
+        (settings, rows([run for run in runs if settings_of(run) == settings]))
+        for settings in sorted({settings_of(run) for run in runs})
+    ]
+    models = sorted({run.config.model for run in runs})
+    mpl.rcParams["svg.hashsalt"] = "sede"
+    page = Figure(figsize=(3.3 * len(models) + 1.0, 2.3 * len(tables) + 0.5), layout="constrained")
+    panels = page.subplots(len(tables), len(models), sharex=True, sharey=True, squeeze=False)
+    order = [name for name in VARIANTS if name != "base"]
+    for (settings, table), line in zip(tables, panels, strict=True):
+        for model, panel in zip(models, line, strict=True):
+            panel.set_title(f"{model}, {settings[0]}, batch {settings[1]}", fontsize=9)
+            panel.axvline(0, color="#7a7a7a", linewidth=1)
+            panel.set_yticks(range(len(order)), [LABELS[name] for name in order])
+            panel.set_ylim(len(order) - 0.5, -0.5)
+            panel.grid(axis="x", color="#e4e4e4", linewidth=0.6)
+            panel.spines[["top", "right"]].set_visible(False)
+            for row in table:
+                if row.model == model and row.variant in order:
+                    _draw_gain(panel, order.index(row.variant), row)
+    for panel in panels[-1]:
+        panel.set_xlabel("test rSum, difference to base", fontsize=9)
+    handles = panels[0, 0].get_legend_handles_labels()
+    if handles[0]:
+        unique = dict(zip(handles[1], handles[0], strict=True))
+        page.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    with atomic_file(path) as handle:
+        kind = path.suffix.lstrip(".") or "png"
+        facts = {"Date": None} if kind == "svg" else {}
+        page.savefig(handle, format=kind, dpi=150, metadata=facts)
+
+
+def _draw_gain(panel: Any, place: int, row: Row) -> None:
+    panel.plot(
+        row.per_seed,
+        [place - 0.14] * len(row.per_seed),
+        "o",
+        color="#2166ac",
+        markersize=3,
+        alpha=0.45,
+        label="a seed, best on dev",
+    )
+    for column, offset, colour, label in (
+        ("best", -0.14, "#2166ac", "mean and 95 % interval, best on dev"),
+        ("time", 0.14, "#b2621b", "the same at equal time"),
+    ):
+        gain = row.gains.get(column)
+        if gain is None:
+            continue
+        half = gain.half if gain.count > 1 else 0.0
+        panel.errorbar(
+            gain.mean,
+            place + offset,
+            xerr=half,
+            fmt="D",
+            color=colour,
+            markersize=4.5,
+            capsize=3,
+            label=label,
+        )

@@ -1,0 +1,121 @@
+"""The three modules on and off: which settings belong to which, and the grid of runs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sede_kernels.training.config import TrainConfig, from_mapping
+from sede_kernels.training.files import UserError
+from sede_kernels.training.models import MODELS, Erasing
+from sede_kernels.training.models.base import PASSES
+
+Settings = dict[str, Any]
+
+# Settings of each module; the first one switches it on.
+MODULES: dict[str, tuple[str, ...]] = {
+    "age": ("erase", "erase_rule", "erase_threshold", "erase_pass", "erase_weight"),
+    "lsns": ("bank", "bank_start", "momentum"),
+    "wil": ("weighting",),
+}
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "base": (),
+    "age": ("age",),
+    "lsns": ("lsns",),
+    "wil": ("wil",),
+    "all": ("age", "lsns", "wil"),
+}
+LABELS = {"base": "base", "age": "+AGE", "lsns": "+LSNS", "wil": "+WIL", "all": "all three"}
+
+_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+_MODULE_FIELDS = [name for names in MODULES.values() for name in names]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the grid."""
+
+    variant: str
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """For folders and progress lines."""
+        config = self.config
+        return f"{config.model}-{self.variant}-b{config.batch_size}-seed{config.seed}"
+
+
+def without_modules(config: TrainConfig) -> TrainConfig:
+    """The base run that a run is compared with: the same but for the modules."""
+    off: Settings = {name: _FIELDS[name].default for name in _MODULE_FIELDS}
+    return replace(config, **off)
+
+
+def variant_config(
+    model: str, variant: str, flags: Mapping[str, Any], chosen: Mapping[str, Mapping[str, Any]]
+) -> TrainConfig:
+    """Settings of one variant.
+
+    Args:
+        model: name of the model.
+        variant: a key of ``VARIANTS``.
+        flags: given by hand; they win. Those of modules that are off here do not count.
+        chosen: settings a search found, by ``base`` and module.
+
+    A module is switched on with what the flags say, else with what was chosen, else with the usual
+    value of its bare flag.
+    """
+    values: Settings = {"threads": 1, **chosen.get("base", {})}
+    values |= {name: value for name, value in flags.items() if name not in _MODULE_FIELDS}
+    for module in VARIANTS[variant]:
+        names = MODULES[module]
+        values[names[0]] = _FIELDS[names[0]].metadata["bare"]
+        values |= chosen.get(module, {})
+        values |= {name: flags[name] for name in names if name in flags}
+    return from_mapping({**values, "model": model}, f"{model} {variant}")
+
+
+def _check_erasing(model: str, erasing: Erasing | None) -> None:
+    """A model refuses what it cannot erase when it is built; a tiny one is built at once."""
+    MODELS[model](8, 8, dim=8, word_dim=8, dropout=0.0, erasing=erasing)
+
+
+def passes_of(model: str) -> tuple[str, ...]:
+    """Values of ``erase_pass`` that a model has a place for."""
+    fitting = []
+    for how in PASSES:
+        with suppress(UserError):
+            _check_erasing(model, Erasing("low", how=how))
+            fitting.append(how)
+    return tuple(fitting)
+
+
+def grid(
+    models: Sequence[str],
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    flags: Mapping[str, Any],
+    chosen: Mapping[str, Mapping[str, Mapping[str, Any]]],
+) -> list[Job]:
+    """All runs, seed by seed, so that a stopped grid holds whole pairs.
+
+    Raises:
+        UserError: unknown model or variant, or settings that do not fit, before anything runs.
+    """
+    for what, names, known in (("model", models, MODELS), ("variant", variants, VARIANTS)):
+        for name in names:
+            if name not in known:
+                raise UserError(f"there is no {what} {name!r}: choose from {', '.join(known)}.")
+    first = {
+        (model, variant): variant_config(model, variant, flags, chosen.get(model, {}))
+        for model in models
+        for variant in variants
+    }
+    for config in first.values():
+        _check_erasing(config.model, config.erasing)
+    return [
+        Job(variant, replace(config, seed=seed))
+        for seed in seeds
+        for (_, variant), config in first.items()
+    ]

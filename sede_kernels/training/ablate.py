@@ -19,10 +19,11 @@ from tqdm import tqdm
 from sede_kernels.training.data.precomp import find_folder
 from sede_kernels.training.files import UserError, data_home, require, write_json, write_text
 from sede_kernels.training.measured import NEEDS, measure
+from sede_kernels.training.models import MODELS
 from sede_kernels.training.records import Record, append, read
 from sede_kernels.training.report import Run, figure, markdown, read_runs
 from sede_kernels.training.search import GRIDS, best_trial, trial_jobs
-from sede_kernels.training.variants import VARIANTS, Job, grid, passes_of
+from sede_kernels.training.variants import VARIANTS, Job, grid
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def search(plan: Plan) -> dict[str, Any]:
     grid(plan.models, tuple(VARIANTS), (0,), plan.flags, {})  # complains before anything runs
     for part in GRIDS:
         trials = {
-            model: trial_jobs(model, part, plan.trials, plan.flags, chosen[model], passes_of(model))
+            model: trial_jobs(
+                model, part, plan.trials, plan.flags, chosen[model], MODELS[model].passes
+            )
             for model in plan.models
         }
         every = [job for jobs in trials.values() for job in jobs]

@@ -11,7 +11,7 @@ from torch import Tensor
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.data.precomp import Ints, Part
 from sede_kernels.training.data.text import pad
-from sede_kernels.training.models import Encoded, Erasing, RetrievalModel
+from sede_kernels.training.models import Bfan, Encoded, Erasing, RetrievalModel, Scan
 from sede_kernels.training.run import Corpus
 
 PAIRS = 500  # looked at, at most
@@ -23,26 +23,32 @@ def pair_attention(
     """Attention over regions of B right pairs, before erasing.
 
     Returns:
-        (B, Q, R) attention and (B, Q) bool, which of its rows are real. Models that compare
-        fragments have a row a word, ``softmax_r(lambda x)`` of the clipped and normalised
-        similarity (text to image); pooling models have one row. None: the model has no attention
-        over regions.
+        (B, Q, R) attention and (B, Q) bool, which of its rows are real. An image encoder's own
+        attention is one row an image. Else models that compare fragments have a row a word,
+        ``softmax_r(lambda x)`` of the clipped and normalised similarity (text to image). None: no
+        attention over regions (scan i2t).
     """
-    if model.compares_fragments:
-        words = captions.fragments
-        longest = words.shape[1]
-        lengths = captions.lengths
-        real = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
-        if lengths is not None:
-            real = torch.arange(longest, device=words.device) < lengths[:, None]
-        scores = F.leaky_relu(words @ images.fragments.mT, 0.1)  # [B, L, R]
-        scores = scores.masked_fill(~real[:, :, None], 0.0)
-        scores = scores / (scores.norm(dim=1, keepdim=True) + 1e-8)
-        return (float(getattr(model, "smoothing", 9.0)) * scores).softmax(2), real
-    if images.attention is None:
+    if images.attention is not None:
+        attention = images.attention[:, None]
+        return attention, torch.ones_like(attention[..., 0], dtype=torch.bool)
+    smoothing = word_smoothing(model)
+    if smoothing is None:
         return None
-    attention = images.attention[:, None]
-    return attention, torch.ones_like(attention[..., 0], dtype=torch.bool)
+    words, lengths = captions.fragments, captions.lengths
+    real = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+    if lengths is not None:
+        real = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
+    scores = F.leaky_relu(words @ images.fragments.mT, 0.1)  # [B, L, R]
+    scores = scores.masked_fill(~real[:, :, None], 0.0)
+    scores = scores / (scores.norm(dim=1, keepdim=True) + 1e-8)
+    return (smoothing * scores).softmax(2), real
+
+
+def word_smoothing(model: RetrievalModel) -> float | None:
+    """Inverse temperature of the attention of words over regions; None: there is none."""
+    if isinstance(model, Scan):
+        return model.directions.get("t2i")
+    return model.smoothing if isinstance(model, Bfan) else None
 
 
 def erase_rows(attention: Tensor, erasing: Erasing) -> Tensor:
@@ -63,8 +69,13 @@ def encode_pairs(
     """Some captions of a part and their images, row for row."""
     device = next(model.parameters()).device
     numbers, lengths = pad([words[c] for c in captions.tolist()])
+    sentences = part.sentence_rows(captions)
+    sentences = None if sentences is None else sentences.to(device)
     regions = part.regions(part.image_of[captions]).to(device)
-    return model.image_encoder(regions), model.text_encoder(numbers.to(device), lengths.to(device))
+    return (
+        model.image_encoder(regions),
+        model.text_encoder(numbers.to(device), lengths.to(device), sentences),
+    )
 
 
 @torch.no_grad()

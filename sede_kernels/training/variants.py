@@ -2,14 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sede_kernels.training.config import TrainConfig, from_mapping
 from sede_kernels.training.files import UserError
-from sede_kernels.training.models import MODELS, Erasing
-from sede_kernels.training.models.base import PASSES
+from sede_kernels.training.models import MODELS
 
 Settings = dict[str, Any]
 
@@ -76,21 +74,6 @@ def variant_config(
     return from_mapping({**values, "model": model}, f"{model} {variant}")
 
 
-def _check_erasing(model: str, erasing: Erasing | None) -> None:
-    """A model refuses what it cannot erase when it is built; a tiny one is built at once."""
-    MODELS[model](8, 8, dim=8, word_dim=8, dropout=0.0, erasing=erasing)
-
-
-def passes_of(model: str) -> tuple[str, ...]:
-    """Values of ``erase_pass`` that a model has a place for."""
-    fitting = []
-    for how in PASSES:
-        with suppress(UserError):
-            _check_erasing(model, Erasing("low", how=how))
-            fitting.append(how)
-    return tuple(fitting)
-
-
 def grid(
     models: Sequence[str],
     variants: Sequence[str],
@@ -112,8 +95,6 @@ def grid(
         for model in models
         for variant in variants
     }
-    for config in first.values():
-        _check_erasing(config.model, config.erasing)
     return [
         Job(variant, replace(config, seed=seed))
         for seed in seeds

@@ -1,6 +1,6 @@
 """A small search on dev: the same number of trials for the base and for each module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -23,16 +23,19 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
-def candidates(part: str, trials: int, passes: tuple[str, ...]) -> list[Settings]:
+def candidates(
+    part: str, trials: int, passes: tuple[str, ...], given: Container[str] = ()
+) -> list[Settings]:
     """Some points of a grid, the same ones at every call.
 
     Args:
         part: ``base`` or a module.
         trials: at most so many; a smaller grid is taken whole.
         passes: erasing passes the model has a place for.
+        given: settings that are not searched, since a flag fixes them.
     """
-    axes = dict(GRIDS[part])
-    if part == "age":
+    axes = {name: values for name, values in GRIDS[part].items() if name not in given}
+    if "erase_pass" in axes:
         axes["erase_pass"] = passes
     points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     order = np.random.default_rng(len(points)).permutation(len(points))
@@ -51,7 +54,7 @@ def trial_jobs(
     variant = "base" if part == "base" else part
     return [
         Job(variant, variant_config(model, variant, {**flags, "seed": SEED}, {**chosen, part: p}))
-        for p in candidates(part, trials, passes)
+        for p in candidates(part, trials, passes, flags)
     ]
 
 

@@ -1,7 +1,7 @@
 """A small search on dev: the same number of trials for the base and for each module."""
 
+import math
 from collections.abc import Container, Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,23 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "wil": {"weighting": (1.0, 2.5, 5.0, 10.0, 20.0)},
 }
 
+# What the settings are without a search.
+USUAL: Settings = {
+    "lr": 2e-3,
+    "temperature": 0.05,
+    "erase": "low",
+    "erase_rule": "mean",
+    "erase_pass": "replace",
+    "bank": 2048,
+    "momentum": 0.99,
+    "weighting": 5.0,
+}
+
 
 def candidates(
     part: str, trials: int, passes: tuple[str, ...], given: Container[str] = ()
 ) -> list[Settings]:
-    """Some points of a grid, the same ones at every call.
+    """Some points of a grid, the same ones at every call; the usual setting is the first.
 
     Args:
         part: ``base`` or a module.
@@ -37,9 +49,20 @@ def candidates(
     axes = {name: values for name, values in GRIDS[part].items() if name not in given}
     if "erase_pass" in axes:
         axes["erase_pass"] = passes
-    points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-    order = np.random.default_rng(len(points)).permutation(len(points))
-    return [points[i] for i in sorted(order[:trials].tolist())]
+    total = math.prod(len(values) for values in axes.values())
+    points = [{name: USUAL[name] for name in axes}]
+    if points[0].get("erase_pass") not in (None, *passes):
+        points = []
+    rng = np.random.default_rng(0)
+    while len(points) < min(trials, total):
+        # A round shows every value of every axis, so that few trials are spread out.
+        longest = max(len(values) for values in axes.values())
+        columns = [[values[i] for i in rng.permutation(len(values))] for values in axes.values()]
+        for i in range(longest):
+            point = {n: c[i % len(c)] for n, c in zip(axes, columns, strict=True)}
+            if point not in points:
+                points.append(point)
+    return points[:trials]
 
 
 def trial_jobs(

@@ -11,6 +11,7 @@ from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.files import UserError
 from sede_kernels.training.records import append, read
 from sede_kernels.training.report import Run, markdown, read_runs, rows
+from sede_kernels.training.search import candidates
 from sede_kernels.training.variants import grid, variant_config, without_modules
 
 SMALL = ["--data", "icons_100", "--epochs", "2", "--batch-size", "24", "--dim", "8"]
@@ -217,3 +218,16 @@ def test_records_survive_damage(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         append(path, {"n": float("nan")})
     assert read_runs([]) == []
+
+
+def test_trials_are_spread_and_start_with_the_usual_setting():
+    assert candidates("base", 1, ()) == [{"lr": 2e-3, "temperature": 0.05}]
+    every = candidates("base", 99, ())
+    assert len(every) == 9
+    assert all(every.count(point) == 1 for point in every)
+    assert {point["temperature"] for point in every[1:4]} == {0.03, 0.05, 0.1}
+    assert candidates("age", 99, ("replace",), {"erase"}) == [
+        {"erase_rule": "mean", "erase_pass": "replace"},
+        {"erase_rule": "prob", "erase_pass": "replace"},
+    ]
+    assert candidates("lsns", 3, (), {"bank", "momentum"}) == [{}]

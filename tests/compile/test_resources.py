@@ -1,0 +1,74 @@
+"""What ships is what the committed report has seen, and nothing of it spills or does not fit.
+
+The oracle is the compiler itself: the committed table holds its answers for every configuration,
+and a few are compiled again here.
+"""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+from sede_kernels.backends.triton import interpreting, launch
+
+if interpreting():
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+from sede_kernels.backends.triton import _cases, report
+from sede_kernels.backends.triton._resources import compile_case, faults
+
+DOCS = Path(__file__).parents[2] / "docs"
+CASES = list(_cases.cases())
+ROWS = report.load(DOCS)
+
+
+def test_every_shipped_configuration_is_clean_in_the_report():
+    assert report.problems(CASES, ROWS) == []
+
+
+def test_the_report_holds_nothing_else_and_the_page_shows_it():
+    assert set(ROWS) == {case.key for case in CASES}
+    assert len(CASES) == len({case.key for case in CASES})
+    page = (DOCS / report.TABLE_NAME).read_text()
+    assert page.endswith(report.table(CASES, ROWS))
+
+
+def test_every_table_serves_every_architecture():
+    for path in launch.TABLES.glob("*.json"):
+        for key, row in launch.table(path.stem).items():
+            assert set(row) == set(launch.CAPABILITY), f"{path.stem} {key}"
+            assert all(row.values()), f"{path.stem} {key}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spills": 1},
+        {"registers": 256},
+        {"shared": 232_449},
+        {"hgmma": 0},
+        {"utmaldg": 0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_worse_row_is_a_fault(change):
+    case = next(case for case in CASES if case.key.startswith("bank_lse") and case.copies)
+    case = next(c for c in CASES if c.name == case.name and c.architecture == "sm_90")
+    assert len(report.problems([case], {case.key: {**ROWS[case.key], **change}})) == 1
+
+
+def test_a_changed_kernel_or_an_unseen_configuration_is_a_fault():
+    case = CASES[0]
+    stale = {case.key: {**ROWS[case.key], "digest": "0"}}
+    assert report.problems([case], stale) == [f"{case.key}: changed since the report"]
+    assert report.problems([case], {}) == [f"{case.key}: the report has not seen it"]
+
+
+SAMPLE = (
+    "bank_lse 256/lean", "chunk_weights half", "chunk_rows half", "erase 1024 prob", "enqueue int8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("start", SAMPLE)
+def test_compiled_again_it_is_still_clean(start):
+    case = next(c for c in CASES if c.name.startswith(start) and c.architecture == "sm_90")
+    assert faults(case, compile_case(case)) == []

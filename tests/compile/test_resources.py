@@ -39,6 +39,14 @@ def test_every_table_serves_every_architecture():
             assert all(row.values()), f"{path.stem} {key}"
 
 
+def test_both_products_of_a_chunk_take_the_same_tiles():
+    weights, rows = launch.table("chunk_weights"), launch.table("chunk_rows")
+    for kind, by_architecture in weights.items():
+        for architecture, entries in by_architecture.items():
+            columns = {entry[1] for entry in entries + rows[kind][architecture]}
+            assert len(columns) == 1, f"{kind} {architecture}"
+
+
 @pytest.mark.parametrize(
     "change",
     [

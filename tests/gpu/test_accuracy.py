@@ -97,7 +97,7 @@ RULES = [
 
 
 @pytest.mark.parametrize("rule,threshold", RULES, ids=[rule for rule, _ in RULES])
-@pytest.mark.parametrize("fragments", [1, 36, 300, 5000])
+@pytest.mark.parametrize("fragments", [1, 36, 300, 4096])
 def test_attention_erase(rule, threshold, fragments):
     attention = torch.randn(33, fragments, device="cuda").mul(2).softmax(1)
     lengths = torch.randint(0, fragments + 1, (33,), device="cuda")

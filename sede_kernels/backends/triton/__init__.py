@@ -15,7 +15,7 @@ from torch import Tensor
 
 _OLDEST_CAPABILITY = (8, 0)
 #: A row of attention lives in the registers of one program.
-LONGEST_ERASE_ROW = 8192
+LONGEST_ERASE_ROW = 4096
 #: Fragments of one set: a program holds a whole image-caption pair.
 LARGEST_FRAGMENT_SET = 128
 

@@ -12,7 +12,7 @@ from sede_kernels.backends.triton._host import on_device
 #: Fused multiply-add would move the interpolated quantile by a rounding step.
 EXACT = {"enable_fp_fusion": False}
 #: Fragments that a row is padded to; a row lives in the registers of one program.
-WIDTHS = (64, 256, 1024, 4096, 8192)
+WIDTHS = (64, 256, 1024, 4096)
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -45,8 +46,13 @@ def _compile(key: str) -> tuple[str, dict[str, int] | str]:
         return key, f"{type(error).__name__}: {error}"
 
 
-def collect(wanted: list[Case], known: Rows, processes: int) -> tuple[Rows, list[str]]:
-    """Rows of the wanted cases, compiled where their digest is new, and the compiler's errors."""
+def collect(
+    wanted: list[Case], known: Rows, processes: int, keep: Callable[[Rows], None]
+) -> tuple[Rows, list[str]]:
+    """Rows of the wanted cases, compiled where their digest is new, and the compiler's errors.
+
+    ``keep`` gets the rows so far now and then: an interrupted run goes on where it was.
+    """
     digests = {case.key: case.digest for case in wanted}
     rows = {key: known[key] for key in digests if known.get(key, {}).get("digest") == digests[key]}
     todo = [key for key in digests if key not in rows]
@@ -58,6 +64,8 @@ def collect(wanted: list[Case], known: Rows, processes: int) -> tuple[Rows, list
                 errors.append(f"{key}: {found}")
             else:
                 rows[key] = {"digest": digests[key], **found}
+            if number % 10 == 0:
+                keep(rows)
     return {key: rows[key] for key in digests if key in rows}, errors
 
 
@@ -125,9 +133,13 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     wanted = [case for case in cases() if chosen.only in case.key]
     known = load(chosen.write) if chosen.write else {}
-    rows, errors = collect(wanted, known, chosen.processes)
-    if chosen.write:
-        write(chosen.write, wanted, rows)
+
+    def keep(rows: Rows) -> None:
+        if chosen.write:
+            write(chosen.write, wanted, rows)
+
+    rows, errors = collect(wanted, known, chosen.processes, keep)
+    keep(rows)
     print(table(wanted, rows))
     found = errors + problems(wanted, rows)
     for line in found:

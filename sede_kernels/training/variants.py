@@ -1,6 +1,7 @@
 """The three modules on and off: which settings belong to which, and the grid of runs."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -39,9 +40,10 @@ class Job:
 
     @property
     def name(self) -> str:
-        """For folders and progress lines."""
+        """For folders and progress lines; runs of other settings have other names."""
         config = self.config
-        return f"{config.model}-{self.variant}-b{config.batch_size}-seed{config.seed}"
+        digest = hashlib.sha256(config.to_json().encode()).hexdigest()[:6]
+        return f"{config.model}-{self.variant}-seed{config.seed}-{digest}"
 
 
 def without_modules(config: TrainConfig) -> TrainConfig:

@@ -11,7 +11,7 @@ from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.files import UserError
 from sede_kernels.training.records import append, read
 from sede_kernels.training.report import Run, markdown, read_runs, rows
-from sede_kernels.training.search import candidates
+from sede_kernels.training.search import candidates, trial_jobs
 from sede_kernels.training.variants import grid, variant_config, without_modules
 
 SMALL = ["--data", "icons_100", "--epochs", "2", "--batch-size", "24", "--dim", "8"]
@@ -63,7 +63,8 @@ def test_grid_runs_once_and_goes_on_after_a_cut_line(icons, tmp_path, capfd):
     # The run folder of seed 0 stays, for pictures of two runs side by side.
     runs = tmp_path / "runs"
     page = tmp_path / "page.png"
-    pair = [str(runs / "vse-all-b24-seed0"), "--beside", str(runs / "vse-base-b24-seed0")]
+    (every,), (base,) = runs.glob("vse-all-seed0-*"), runs.glob("vse-base-seed0-*")
+    pair = [str(every), "--beside", str(base)]
     assert main(["eval", *pair, "--visualize", str(page)]) == 0
     said = capfd.readouterr().out
     assert "\nvse+erase+bank+weighting " in said
@@ -104,6 +105,9 @@ def test_search_gives_every_part_the_same_trials_and_ablate_reads_the_choice(
     # The modules were tried on the base that was chosen before.
     for _, config in best["wil"]:
         assert {n: config[n] for n in chosen["base"]} == chosen["base"]
+    # Trials differ in a setting that no name spells out; each has a folder of its own.
+    jobs = trial_jobs("vse", "base", 9, {}, {}, ())
+    assert len({job.name for job in jobs}) == 9
     size = len(trials)
     assert main([*words, "--search", "--trials", "2"]) == 0
     assert len(lines(tmp_path / "search.jsonl")) == size
@@ -148,7 +152,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(icons, tmp_path, capfd, monke
     monkeypatch.setattr(ablate, "measure", measure)
     words = ["ablate", *SMALL, "--models", "vse", "--variants", "base,wil", "--seeds", "1"]
     assert main([*words, "--epochs", "1", "--out", str(tmp_path)]) == 1
-    assert "1 runs failed, the others are on file: vse-base-b24-seed0" in capfd.readouterr().err
+    assert "1 runs failed, the others are on file: vse-base-seed0-" in capfd.readouterr().err
     assert [r["variant"] for r in lines(tmp_path / "runs.jsonl")] == ["wil"]
 
 
@@ -162,6 +166,7 @@ def test_variants_differ_from_base_in_their_modules_only():
     assert (every.bank, every.erase, every.weighting) == (64, "high", 7.0)
     jobs = grid(["vse", "scan"], ["base", "age", "lsns", "wil", "all"], range(3), {}, {})
     assert len({job.config for job in jobs}) == 30
+    assert len({job.name for job in jobs}) == 30
     bases = {job.config for job in jobs if job.variant == "base"}
     assert {without_modules(job.config) for job in jobs} == bases
     assert [job.config.seed for job in jobs[:10]] == [0] * 10  # whole pairs first

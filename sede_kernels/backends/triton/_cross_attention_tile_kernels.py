@@ -1,0 +1,203 @@
+"""Device functions of the region-word similarity: one tile of query sets against one source set.
+
+Shapes: M rows of a tile (queries of several sets), N sources of one set (padded), G sets of a tile
+(padded). A set takes STRIDE rows of a tile, its first ``length`` ones valid.
+"""
+
+import triton
+import triton.language as tl
+
+from sede_kernels.backends.triton._device import LOG2E, NEG_INF, finite_or_zero, matmul
+from sede_kernels.backends.triton._erase_kernels import keep_mask
+
+NORM_EPS = tl.constexpr(1e-8)
+COSINE_EPS = tl.constexpr(1e-8)
+
+
+@triton.jit
+def leaky(s):
+    """Leaky ReLU of slope 0.1; NaN stays."""
+    return tl.where(s > 0, s, 0.1 * s)
+
+
+@triton.jit
+def set_range(bounds, bucket, total, VARY: tl.constexpr):
+    """(first, end) places of a bucket of sets in their order."""
+    first, end = 0, total
+    if VARY:
+        first = tl.load(bounds + bucket).to(tl.int32)
+        end = tl.load(bounds + bucket + 1).to(tl.int32)
+    return first, end
+
+
+@triton.jit
+def set_at(place, present, order, lengths, fragments, VARY: tl.constexpr):
+    """(set, its length) at a place of the order; length 0 where there is none."""
+    found = place
+    length = tl.where(present, fragments, 0)
+    if VARY:
+        found = tl.load(order + place, mask=present, other=0).to(tl.int32)
+        length = tl.load(lengths + found, mask=present, other=0).to(tl.int32)
+    return found, length
+
+
+@triton.jit
+def set_totals(
+    x,  # [M, N]
+    place,  # [M] which set of the tile a row belongs to
+    SETS: tl.constexpr,
+    STRIDE: tl.constexpr,
+):
+    """[M, N]: in every row of a set the sum over the rows of that set."""
+    M: tl.constexpr = x.shape[0]
+    N: tl.constexpr = x.shape[1]
+    if SETS * STRIDE == M:
+        parts = tl.reshape(x, (SETS, STRIDE, N))
+        total = tl.sum(parts, 1, keep_dims=True)
+        return tl.reshape(tl.broadcast_to(total, (SETS, STRIDE, N)), (M, N))
+    spread = tl.zeros((M, N), tl.float32)
+    for n in tl.static_range(SETS):
+        own = (place == n)[:, None]
+        spread = tl.where(own, tl.sum(tl.where(own, x, 0.0), 0)[None, :], spread)
+    return spread
+
+
+@triton.jit
+def scores(
+    query,  # [Q L, D]
+    source,  # [P R, D]
+    rows,  # [M] int64 row of ``query``
+    row_valid,  # [M]
+    cols,  # [N] int64 row of ``source``
+    col_valid,  # [N]
+    D,
+    PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """[M, N] fp32: S of the tile, 0 in padding whatever that holds."""
+    M: tl.constexpr = rows.shape[0]
+    N: tl.constexpr = cols.shape[0]
+    depth = tl.arange(0, BLOCK_D)
+    x_at = query + (rows * D)[:, None] + depth[None, :]
+    y_at = source + (cols * D)[:, None] + depth[None, :]
+    s = tl.zeros((M, N), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        inside = (depth < D - d)[None, :]
+        x = tl.load(x_at + d, mask=row_valid[:, None] & inside, other=0.0)
+        y = tl.load(y_at + d, mask=col_valid[:, None] & inside, other=0.0)
+        s = matmul(x, tl.trans(y), s, PRECISION)
+    return s
+
+
+@triton.jit
+def attend(
+    x,  # [M, N] clipped
+    col_valid,  # [N]
+    place,  # [M]
+    smoothing,
+    SETS: tl.constexpr,
+    STRIDE: tl.constexpr,
+):
+    """(softmax over the sources [M, N], norm over the queries of a set [M, N])."""
+    norm = tl.sqrt(set_totals(x * x, place, SETS, STRIDE))
+    logits = tl.where(col_valid[None, :], x * (smoothing / (norm + NORM_EPS)), NEG_INF)
+    peak = finite_or_zero(tl.max(logits, 1))
+    p = tl.exp2((logits - peak[:, None]) * LOG2E)
+    total = tl.sum(p, 1)
+    return p / tl.where(total == 0.0, 1.0, total)[:, None], norm
+
+
+@triton.jit
+def erase(
+    p,  # [M, N]
+    col_valid,  # [N]
+    length,
+    threshold_high,
+    threshold_low,
+    keep_min,
+    RULE: tl.constexpr,
+    LOW: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
+):
+    """(attention after erasing [M, N], kept [M, N], divisor [M])."""
+    M: tl.constexpr = p.shape[0]
+    N: tl.constexpr = p.shape[1]
+    valid = tl.broadcast_to(col_valid[None, :], (M, N))
+    count = tl.zeros((M, 1), tl.int32) + length
+    keep = keep_mask(p, valid, count, threshold_high, threshold_low, keep_min, RULE, LOW)
+    kept = tl.where(keep, p, 0.0)
+    divisor = tl.full((M,), 1.0, tl.float32)
+    if RENORMALIZE:
+        total = tl.sum(kept, 1)
+        divisor = tl.where(total == 0.0, 1.0, total)
+    return kept / divisor[:, None], keep, divisor
+
+
+@triton.jit
+def cosine(
+    s,  # [M, N]
+    a,  # [M, N]
+    gram,  # [N, N]
+    query_norm,  # [M]
+    PRECISION: tl.constexpr,
+):
+    """(similarity [M], |context| [M], G a [M, N])."""
+    gram_a = matmul(a, gram, tl.zeros_like(s), PRECISION)
+    # Rounding can leave a tiny negative square.
+    context = tl.sqrt(tl.maximum(tl.sum(a * gram_a, 1), 0.0))
+    size = tl.maximum(query_norm * context, COSINE_EPS)
+    return tl.sum(a * s, 1) / size, context, gram_a
+
+
+@triton.jit
+def weights(
+    sim,  # [M]
+    member,  # [G, M] rows of a set
+    scale,
+    AGGREGATE: tl.constexpr,
+):
+    """(weight of a query in its set's aggregate [G, M], peak [G])."""
+    peak = tl.max(tl.where(member, sim[None, :], NEG_INF), 1)
+    # The maximum leaves NaN out: a set with one becomes NaN.
+    peak += 0.0 * tl.sum(tl.where(member, sim[None, :], 0.0), 1)
+    if AGGREGATE == "lse":
+        shifted = sim[None, :] - finite_or_zero(peak)[:, None]
+        return tl.where(member, tl.exp2(shifted * scale * LOG2E), 0.0), peak
+    if AGGREGATE == "max":
+        member = member & (sim[None, :] == peak[:, None])
+    return tl.where(member, 1.0, 0.0), peak
+
+
+@triton.jit
+def aggregate(
+    sim,  # [M]
+    member,  # [G, M]
+    scale,
+    AGGREGATE: tl.constexpr,
+):
+    """[G] aggregate of each set; any value for sets without queries."""
+    weight, peak = weights(sim, member, scale, AGGREGATE)
+    if AGGREGATE == "max":
+        return peak
+    if AGGREGATE == "lse":
+        return peak + tl.log2(tl.sum(weight, 1)) / (scale * LOG2E)
+    total = tl.sum(tl.where(member, sim[None, :], 0.0), 1)
+    if AGGREGATE == "mean":
+        total = total / tl.maximum(tl.sum(weight, 1), 1.0)
+    return total
+
+
+@triton.jit
+def aggregate_grad(
+    grad,  # [G]
+    sim,  # [M]
+    member,  # [G, M]
+    scale,
+    AGGREGATE: tl.constexpr,
+):
+    """[M] gradient of each query's similarity."""
+    weight, peak = weights(sim, member, scale, AGGREGATE)
+    if AGGREGATE != "sum":
+        total = tl.sum(weight, 1)
+        grad = grad / tl.where(total == 0.0, 1.0, total)
+    return tl.sum(tl.where(member, weight * grad[:, None], 0.0), 0)

@@ -1,0 +1,370 @@
+"""Region-word similarity by the Gram form; see ``docs/backends.md`` for tiles and buckets.
+
+Roles instead of modalities: P source sets V (R, D) are attended by Q query sets E (L, D). t2i:
+sources are regions; i2t: sources are words.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn import functional as F
+
+from sede_kernels.backends.triton import interpreting, launch
+from sede_kernels.backends.triton._cross_attention_kernels import (
+    _cross_attention_bwd_kernel,
+    _cross_attention_fwd_kernel,
+    _gram_bwd_kernel,
+    _gram_kernel,
+)
+from sede_kernels.backends.triton._host import on_device, operand_kind, padded, precision
+from sede_kernels.backends.triton.erase import double_halves
+
+EraseOptions = tuple[str, float, bool, int, bool]
+
+#: Padded sizes of a set start here: sources are columns of a tile, queries its rows.
+SMALLEST_SOURCE, SMALLEST_QUERY = 32, 16
+#: Sets of a tile that are packed without padding: each costs two more column sums.
+MOST_PACKED = 8
+#: Source sets that run before the next tile of queries.
+GROUP = 8
+#: Columns of D, or queries, a step of the kernels of G and of its gradient; their launch options.
+GRAM_STEP = 32
+GRAM_OPTIONS = {"num_warps": 8, "num_stages": 2}
+#: Elements of dS in memory at once (or one source set's), and as many of a: 2 x 32 MB in a half.
+_CHUNK_ELEMENTS = 1 << 24
+#: Rows of G, dS and a are padded so that a kernel can move 16 bytes at once.
+_WIDTH = 8
+#: Several sets to a tile, and few programs: each costs the interpreter 0.1 s or more.
+_INTERPRETED = launch.Config(rows=64, cols=32, warps=4, stages=1)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Sets that are padded to the same size."""
+
+    index: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Side:
+    """Sets (N, F, D), contiguous; with lengths also their order and the buckets' bounds in it."""
+
+    sets: Tensor
+    lengths: Tensor | None
+    order: Tensor | None
+    bounds: Tensor | None
+    buckets: tuple[Bucket, ...]
+
+    @property
+    def vary(self) -> bool:
+        return self.lengths is not None
+
+
+def _side(sets: Tensor, lengths: Tensor | None, smallest: int) -> Side:
+    """Nothing here waits for the device: kernels read from ``bounds`` how full a bucket is."""
+    largest = padded(sets.shape[1], smallest)
+    if lengths is None:
+        return Side(sets, None, None, None, (Bucket(0, largest),))
+    count = (largest // smallest).bit_length()
+    lengths = lengths.to(torch.int64).contiguous()
+    ordered, order = lengths.sort(stable=True)
+    limits = smallest * 2 ** torch.arange(-1, count, device=lengths.device, dtype=torch.float32)
+    limits[0] = -1.0
+    bounds = torch.searchsorted(ordered.to(torch.float32), limits, right=True)
+    buckets = tuple(Bucket(n, smallest << n) for n in range(count))
+    return Side(sets, lengths, order, bounds, buckets)
+
+
+def packing(fragments: int, block: int, rows: int, vary: bool) -> tuple[int, int]:
+    """(sets of a tile, rows that each takes): dense where padding would waste rows."""
+    padded_sets = rows // block
+    dense = 0 if vary else min(MOST_PACKED, rows // max(fragments, 1))
+    return (dense, fragments) if dense > padded_sets else (padded_sets, block)
+
+
+def _config(kernel: str, sets: Tensor, block: int, erased: bool) -> launch.Config:
+    if interpreting():
+        return _INTERPRETED
+    architecture, _ = launch.device_class(sets.device)
+    key = f"{operand_kind(sets.dtype)}/{block}/{'erase' if erased else 'whole'}"
+    return launch.candidates(kernel, key, architecture)[0]
+
+
+def _constants(
+    kernel: str,
+    query: Side,
+    source: Side,
+    query_bucket: Bucket,
+    source_bucket: Bucket,
+    aggregate: str,
+    erase: EraseOptions | None,
+) -> dict[str, Any]:
+    """Tile and options of one launch."""
+    config = _config(kernel, query.sets, source_bucket.block, erase is not None)
+    rows = max(config.rows, query_bucket.block)
+    sets, stride = packing(query.sets.shape[1], query_bucket.block, rows, query.vary)
+    rule, _, low, _, renormalize = erase or ("", 0.0, True, 1, True)
+    return {
+        "QUERY_VARY": query.vary,
+        "SOURCE_VARY": source.vary,
+        "AGGREGATE": aggregate,
+        "RULE": rule,
+        "LOW": low,
+        "RENORMALIZE": renormalize,
+        "PRECISION": precision(),
+        "GRAM_PRECISION": gram_precision(query.sets.dtype),
+        "SETS": sets,
+        "STRIDE": stride,
+        "GROUP": GROUP,
+        "BLOCK_G": padded(sets, 1),
+        "BLOCK_M": rows,
+        "BLOCK_N": source_bucket.block,
+        "BLOCK_D": config.cols,
+        **config.options,
+    }
+
+
+def gram_precision(dtype: torch.dtype) -> str:
+    """G stays fp32: |context|^2 is a difference of large terms. Half inputs take tf32 for it."""
+    return precision() if dtype == torch.float32 else "tf32"
+
+
+def _gram(source: Side) -> Tensor:
+    P, R, D = source.sets.shape
+    width = triton.cdiv(R, _WIDTH)
+    gram = source.sets.new_empty((P, width * _WIDTH, width * _WIDTH), dtype=torch.float32)
+    _gram_kernel[(P,)](
+        source.sets,
+        source.lengths,
+        gram,
+        R,
+        width,
+        D,
+        HAS_LENGTHS=source.vary,
+        PRECISION=precision(),
+        BLOCK_R=padded(R, SMALLEST_SOURCE),
+        BLOCK_D=GRAM_STEP,
+        **GRAM_OPTIONS,
+    )
+    return gram
+
+
+def _norms(sets: Tensor) -> Tensor:
+    """(N, F) fp32 lengths of the vectors."""
+    norms: Tensor = torch.linalg.vector_norm(sets, dim=2, dtype=torch.float32)
+    return norms
+
+
+def _pairs(query: Side, source: Side) -> Iterator[tuple[Bucket, Bucket]]:
+    for query_bucket in query.buckets:
+        for source_bucket in source.buckets:
+            yield query_bucket, source_bucket
+
+
+def _numbers(
+    smoothing: float, scale: float, erase: EraseOptions | None, sources: int
+) -> tuple[float, float, int, int, int]:
+    """Arguments of the kernels: smoothing, aggregate's scale, the threshold's halves, keep_min."""
+    _, threshold, _, keep_min, _ = erase or ("", 0.0, True, 1, True)
+    return (smoothing, scale, *double_halves(threshold), min(keep_min, sources))
+
+
+def cross_attention(
+    regions: Tensor,
+    words: Tensor,
+    region_lengths: Tensor | None,
+    word_lengths: Tensor | None,
+    *,
+    direction: str,
+    smoothing: float,
+    aggregate: str,
+    aggregate_scale: float,
+    erase: EraseOptions | None,
+) -> Tensor:
+    """See ``sede_kernels.ops.cross_attention``. Memory: G and one norm a query."""
+    out = regions.new_zeros((regions.shape[0], words.shape[0]), dtype=torch.float32)
+    if regions.shape[1] == 0 or words.shape[1] == 0 or out.numel() == 0:
+        return out
+    sides = (words, word_lengths), (regions, region_lengths)
+    by_source = out
+    if direction == "i2t":
+        sides, by_source = sides[::-1], out.T
+    with on_device(regions):
+        query = _side(sides[0][0].contiguous(), sides[0][1], SMALLEST_QUERY)
+        source = _side(sides[1][0].contiguous(), sides[1][1], SMALLEST_SOURCE)
+        (Q, L, D), (P, R, _) = query.sets.shape, source.sets.shape
+        norms, gram = _norms(query.sets), _gram(source)
+        for buckets in _pairs(query, source):
+            constants = _constants("cross_attention", query, source, *buckets, aggregate, erase)
+            _cross_attention_fwd_kernel[(P * triton.cdiv(Q, constants["SETS"]),)](
+                query.sets,
+                source.sets,
+                norms,
+                gram,
+                query.lengths,
+                source.lengths,
+                query.order,
+                source.order,
+                query.bounds,
+                source.bounds,
+                by_source,
+                Q,
+                L,
+                P,
+                R,
+                gram.shape[1] // _WIDTH,
+                D,
+                *by_source.stride(),
+                *(bucket.index for bucket in buckets),
+                *_numbers(smoothing, aggregate_scale, erase, R),
+                **constants,
+            )
+    return out
+
+
+def _clean(sets: Tensor, lengths: Tensor | None, width: int = 1) -> Tensor:
+    """Contiguous, with zeroed padding: products over all fragments may not meet NaN there.
+
+    The number of fragments is rounded up to a multiple of ``width``.
+    """
+    if lengths is not None:
+        beyond = torch.arange(sets.shape[1], device=sets.device) >= lengths.unsqueeze(1)
+        sets = sets.masked_fill(beyond.unsqueeze(2), 0.0)
+    return F.pad(sets, (0, 0, 0, -sets.shape[1] % width)).contiguous()
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in fp32."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def _range(grad: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """fp16 holds dS relative to the largest gradient: it would lose small ones."""
+    if dtype != torch.float16:
+        return None
+    return grad.abs().nan_to_num(0.0, 0.0, 0.0).amax().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def cross_attention_backward(
+    grad: Tensor,
+    regions: Tensor,
+    words: Tensor,
+    region_lengths: Tensor | None,
+    word_lengths: Tensor | None,
+    *,
+    direction: str,
+    smoothing: float,
+    aggregate: str,
+    aggregate_scale: float,
+    erase: EraseOptions | None,
+) -> tuple[Tensor, Tensor]:
+    """See ``sede_kernels.ops.cross_attention``. S is computed again; dS exists a chunk at a time.
+
+    Each program writes its own part of every sum and the parts are added in a fixed order.
+    """
+    swap = direction == "i2t"
+    sides = (words, word_lengths), (regions, region_lengths)
+    g = grad.to(torch.float32)
+    if swap:
+        sides, g = sides[::-1], g.T
+    (queries, query_lengths), (sources, source_lengths) = sides
+    d_query = torch.zeros(queries.shape, dtype=torch.float32, device=grad.device)
+    d_source = torch.zeros(sources.shape, dtype=torch.float32, device=grad.device)
+    if d_query.numel() and d_source.numel():
+        with on_device(regions), torch.autocast(regions.device.type, enabled=False):
+            largest = _range(g, queries.dtype)
+            g = g if largest is None else g / largest
+            query = _side(_clean(queries, query_lengths), query_lengths, SMALLEST_QUERY)
+            clean = _clean(sources, source_lengths, _WIDTH)
+            norms = _norms(query.sets)
+            options = (smoothing, aggregate, aggregate_scale, erase)
+            P, R, _ = sources.shape
+            step = max(1, _CHUNK_ELEMENTS // (norms.numel() * clean.shape[1]))
+            for first in range(0, P, step):
+                part = slice(first, first + step)
+                lengths = None if source_lengths is None else source_lengths[part]
+                source = _side(clean[part], lengths, SMALLEST_SOURCE)
+                d_part = _chunk_backward(g[part], query, source, R, norms, d_query, *options)
+                d_source[part] = d_part[:, :R]
+            if largest is not None:
+                d_query *= largest
+                d_source *= largest
+    return (d_query, d_source) if swap else (d_source, d_query)
+
+
+def _chunk_backward(
+    grad: Tensor,
+    query: Side,
+    source: Side,
+    sources: int,
+    norms: Tensor,
+    d_query: Tensor,
+    smoothing: float,
+    aggregate: str,
+    aggregate_scale: float,
+    erase: EraseOptions | None,
+) -> Tensor:
+    """Gradient of some padded source sets; adds theirs to ``d_query``."""
+    (Q, L, D), (P, W, _) = query.sets.shape, source.sets.shape
+    gram = _gram(source)
+    d_scores, attention = query.sets.new_zeros((2, Q * L, P * W))
+    d_norm, d_square = gram.new_zeros((2, P, Q * L))
+    for buckets in _pairs(query, source):
+        constants = _constants(
+            "cross_attention_backward", query, source, *buckets, aggregate, erase
+        )
+        _cross_attention_bwd_kernel[(P * triton.cdiv(Q, constants["SETS"]),)](
+            grad,
+            query.sets,
+            source.sets,
+            norms,
+            gram,
+            query.lengths,
+            source.lengths,
+            query.order,
+            source.order,
+            query.bounds,
+            source.bounds,
+            d_scores,
+            attention,
+            d_norm,
+            d_square,
+            Q,
+            L,
+            P,
+            sources,
+            W // _WIDTH,
+            D,
+            *grad.stride(),
+            *(bucket.index for bucket in buckets),
+            *_numbers(smoothing, aggregate_scale, erase, sources),
+            **constants,
+        )
+    d_gram = torch.empty_like(gram)
+    _gram_bwd_kernel[(P,)](
+        attention,
+        d_square,
+        d_gram,
+        Q * L,
+        P,
+        W // _WIDTH,
+        PRECISION=precision(),
+        BLOCK_R=padded(W, SMALLEST_SOURCE),
+        BLOCK_N=GRAM_STEP,
+        **GRAM_OPTIONS,
+    )
+    flat_query, flat_source = query.sets.view(Q * L, D), source.sets.view(P * W, D)
+    rows = d_query.view(Q * L, D)
+    rows += _product(d_scores, flat_source)
+    rows += d_norm.sum(dim=0).unsqueeze(1) * flat_query
+    d_source = _product(d_scores.T, flat_query).view(P, W, D)
+    return d_source + 2 * (d_gram @ source.sets.float())

@@ -207,5 +207,5 @@ def test_strided_inputs_are_left_alone() -> None:
 
 
 def test_too_many_fragments() -> None:
-    with pytest.raises(BackendUnavailableError, match="at most 128 fragments"):
-        cross_attention_similarity(torch.rand(1, 129, 4), torch.rand(1, 2, 4), backend="triton")
+    with pytest.raises(BackendUnavailableError, match="at most 64 fragments"):
+        cross_attention_similarity(torch.rand(1, 65, 4), torch.rand(1, 2, 4), backend="triton")

@@ -17,7 +17,7 @@ _OLDEST_CAPABILITY = (8, 0)
 #: A row of attention lives in the registers of one program.
 LONGEST_ERASE_ROW = 4096
 #: Fragments of one set: a program holds a whole image-caption pair.
-LARGEST_FRAGMENT_SET = 128
+LARGEST_FRAGMENT_SET = 64
 
 
 def interpreting() -> bool:

@@ -20,7 +20,8 @@ from sede_kernels.backends.triton._cross_attention_tile_kernels import (
     scores,
     set_at,
     set_range,
-    set_totals,
+    set_sums,
+    spread,
 )
 from sede_kernels.backends.triton._device import matmul
 
@@ -95,7 +96,6 @@ def _cross_attention_fwd_kernel(
     LOW: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
-    GRAM_PRECISION: tl.constexpr,
     SETS: tl.constexpr,
     STRIDE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -131,7 +131,7 @@ def _cross_attention_fwd_kernel(
     rows = q.to(tl.int64) * L + fragment
     cols = p.to(tl.int64) * R + index
     s = scores(query, source, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D)
-    a, _ = attend(leaky(s), col_valid, place, smoothing, SETS, STRIDE)
+    a, _ = attend(leaky(s), col_valid, place, smoothing, SETS, STRIDE, BLOCK_G)
     if RULE != "":
         a, _, _ = erase(
             a, col_valid, source_length, threshold_high, threshold_low, keep_min, RULE, LOW,
@@ -140,7 +140,7 @@ def _cross_attention_fwd_kernel(
     norm = tl.load(query_norm + rows, mask=row_valid, other=0.0)
     at, inside = _gram_tile(p, index, W8)
     g = tl.load(gram + at, mask=inside, other=0.0)
-    sim, _, _ = cosine(s, a, g, norm, GRAM_PRECISION)
+    sim, _, _ = cosine(s, a, g, norm, PRECISION)
     n = tl.arange(0, BLOCK_G)
     member = (n[:, None] == place[None, :]) & row_valid[None, :]
     total = aggregate(sim, member, scale, AGGREGATE)
@@ -191,7 +191,6 @@ def _cross_attention_bwd_kernel(
     LOW: tl.constexpr,
     RENORMALIZE: tl.constexpr,
     PRECISION: tl.constexpr,
-    GRAM_PRECISION: tl.constexpr,
     SETS: tl.constexpr,
     STRIDE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -225,7 +224,7 @@ def _cross_attention_bwd_kernel(
     W = W8 * 8
     cols = p.to(tl.int64) * W + index
     s = scores(query, source, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D)
-    softmax, norm = attend(leaky(s), col_valid, place, smoothing, SETS, STRIDE)
+    softmax, norm = attend(leaky(s), col_valid, place, smoothing, SETS, STRIDE, BLOCK_G)
     a = softmax
     if RULE != "":
         a, keep, divisor = erase(
@@ -239,7 +238,7 @@ def _cross_attention_bwd_kernel(
     size_of_query = tl.load(query_norm + rows, mask=row_valid, other=0.0)
     gram_at, gram_inside = _gram_tile(p, index, W8)
     g = tl.load(gram + gram_at, mask=gram_inside, other=0.0)
-    sim, context, gram_a = cosine(s, a, g, size_of_query, GRAM_PRECISION)
+    sim, context, gram_a = cosine(s, a, g, size_of_query, PRECISION)
     n = tl.arange(0, BLOCK_G)
     member = (n[:, None] == place[None, :]) & row_valid[None, :] & (source_length > 0)
     there = (n < SETS) & (query_place + n < query_end)
@@ -266,8 +265,9 @@ def _cross_attention_bwd_kernel(
     d_x = smoothing * softmax * (d_a - tl.sum(softmax * d_a, 1)[:, None])
     x = leaky(s)
     unit = 1.0 / (norm + NORM_EPS)
-    inner = set_totals(d_x * x, place, SETS, STRIDE) * unit * unit
-    d_x = d_x * unit - x * (inner / tl.where(norm == 0.0, float("inf"), norm))
+    inner = set_sums(d_x * x, place, SETS, STRIDE, BLOCK_G) * unit * unit
+    inner = inner / tl.where(norm == 0.0, float("inf"), norm)
+    d_x = d_x * spread(unit, place, SETS, STRIDE) - x * spread(inner, place, SETS, STRIDE)
     d_s = d_s + tl.where(s > 0, d_x, 0.1 * d_x)
     tl.store(d_scores + at, tl.where(valid, d_s, 0.0).to(query.dtype.element_ty), mask=inside)
 

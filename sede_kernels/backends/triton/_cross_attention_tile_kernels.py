@@ -42,24 +42,45 @@ def set_at(place, present, order, lengths, fragments, VARY: tl.constexpr):
 
 
 @triton.jit
-def set_totals(
+def set_sums(
     x,  # [M, N]
     place,  # [M] which set of the tile a row belongs to
     SETS: tl.constexpr,
     STRIDE: tl.constexpr,
+    G: tl.constexpr,
 ):
-    """[M, N]: in every row of a set the sum over the rows of that set."""
+    """[G, N] sums over the rows of each set."""
     M: tl.constexpr = x.shape[0]
     N: tl.constexpr = x.shape[1]
     if SETS * STRIDE == M:
-        parts = tl.reshape(x, (SETS, STRIDE, N))
-        total = tl.sum(parts, 1, keep_dims=True)
-        return tl.reshape(tl.broadcast_to(total, (SETS, STRIDE, N)), (M, N))
-    spread = tl.zeros((M, N), tl.float32)
-    for n in tl.static_range(SETS):
-        own = (place == n)[:, None]
-        spread = tl.where(own, tl.sum(tl.where(own, x, 0.0), 0)[None, :], spread)
-    return spread
+        return tl.sum(tl.reshape(x, (SETS, STRIDE, N)), 1)
+    total = tl.zeros((G, N), tl.float32)
+    n = tl.arange(0, G)
+    for g in tl.static_range(SETS):
+        own = tl.sum(tl.where((place == g)[:, None], x, 0.0), 0)
+        total = tl.where((n == g)[:, None], own[None, :], total)
+    return total
+
+
+@triton.jit
+def spread(
+    y,  # [G, N]
+    place,  # [M]
+    SETS: tl.constexpr,
+    STRIDE: tl.constexpr,
+):
+    """[M, N]: the row of its set in every row of a tile."""
+    M: tl.constexpr = place.shape[0]
+    G: tl.constexpr = y.shape[0]
+    N: tl.constexpr = y.shape[1]
+    if SETS * STRIDE == M:
+        return tl.reshape(tl.broadcast_to(y[:, None, :], (SETS, STRIDE, N)), (M, N))
+    rows = tl.zeros((M, N), tl.float32)
+    n = tl.arange(0, G)
+    for g in tl.static_range(SETS):
+        own = tl.sum(tl.where((n == g)[:, None], y, 0.0), 0)
+        rows = tl.where((place == g)[:, None], own[None, :], rows)
+    return rows
 
 
 @triton.jit
@@ -97,10 +118,12 @@ def attend(
     smoothing,
     SETS: tl.constexpr,
     STRIDE: tl.constexpr,
+    G: tl.constexpr,
 ):
-    """(softmax over the sources [M, N], norm over the queries of a set [M, N])."""
-    norm = tl.sqrt(set_totals(x * x, place, SETS, STRIDE))
-    logits = tl.where(col_valid[None, :], x * (smoothing / (norm + NORM_EPS)), NEG_INF)
+    """(softmax over the sources [M, N], norm over the queries of a set [G, N])."""
+    norm = tl.sqrt(set_sums(x * x, place, SETS, STRIDE, G))
+    sharpness = spread(smoothing / (norm + NORM_EPS), place, SETS, STRIDE)
+    logits = tl.where(col_valid[None, :], x * sharpness, NEG_INF)
     peak = finite_or_zero(tl.max(logits, 1))
     p = tl.exp2((logits - peak[:, None]) * LOG2E)
     total = tl.sum(p, 1)
@@ -124,7 +147,16 @@ def erase(
     N: tl.constexpr = p.shape[1]
     valid = tl.broadcast_to(col_valid[None, :], (M, N))
     count = tl.zeros((M, 1), tl.int32) + length
-    keep = keep_mask(p, valid, count, threshold_high, threshold_low, keep_min, RULE, LOW)
+    if RULE == "prob":
+        # The cut goes in as a threshold of each row: fp64 roots would take half the registers.
+        root = tl.sqrt_rn(p).to(tl.float64)
+        total = tl.sum(root, 1)
+        cut = tl.sum(p.to(tl.float64) * root, 1) / tl.where(total == 0.0, 1.0, total)
+        bits = cut.to(tl.int64, bitcast=True)[:, None]
+        high, low = (bits >> 32).to(tl.int32), bits.to(tl.int32)
+        keep = keep_mask(p, valid, count, high, low, keep_min, "absolute", LOW)
+    else:
+        keep = keep_mask(p, valid, count, threshold_high, threshold_low, keep_min, RULE, LOW)
     kept = tl.where(keep, p, 0.0)
     divisor = tl.full((M,), 1.0, tl.float32)
     if RENORMALIZE:
@@ -196,7 +228,7 @@ def aggregate_grad(
     AGGREGATE: tl.constexpr,
 ):
     """[M] gradient of each query's similarity."""
-    weight, peak = weights(sim, member, scale, AGGREGATE)
+    weight, _ = weights(sim, member, scale, AGGREGATE)
     if AGGREGATE != "sum":
         total = tl.sum(weight, 1)
         grad = grad / tl.where(total == 0.0, 1.0, total)

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from sede_kernels.backends.triton import interpreting, launch
+from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, interpreting, launch
 from sede_kernels.backends.triton._cross_attention_kernels import (
     _cross_attention_bwd_kernel,
     _cross_attention_fwd_kernel,
@@ -31,8 +31,8 @@ SMALLEST_SOURCE, SMALLEST_QUERY = 32, 16
 MOST_PACKED = 8
 #: Source sets that run before the next tile of queries.
 GROUP = 8
-#: Columns of D, or queries, a step of the kernels of G and of its gradient; their launch options.
-GRAM_STEP = 32
+#: A step of the kernels of G (columns of D) and of its gradient (queries); their launch options.
+GRAM_STEP, GRAM_QUERIES = 32, 64
 GRAM_OPTIONS = {"num_warps": 8, "num_stages": 2}
 #: Elements of dS in memory at once (or one source set's), and as many of a: 2 x 32 MB in a half.
 _CHUNK_ELEMENTS = 1 << 24
@@ -62,6 +62,7 @@ class Side:
 
     @property
     def vary(self) -> bool:
+        """Whether the sets have lengths."""
         return self.lengths is not None
 
 
@@ -87,12 +88,11 @@ def packing(fragments: int, block: int, rows: int, vary: bool) -> tuple[int, int
     return (dense, fragments) if dense > padded_sets else (padded_sets, block)
 
 
-def _config(kernel: str, sets: Tensor, block: int, erased: bool) -> launch.Config:
+def _config(kernel: str, sets: Tensor, block: int) -> launch.Config:
     if interpreting():
         return _INTERPRETED
     architecture, _ = launch.device_class(sets.device)
-    key = f"{operand_kind(sets.dtype)}/{block}/{'erase' if erased else 'whole'}"
-    return launch.candidates(kernel, key, architecture)[0]
+    return launch.candidates(kernel, f"{operand_kind(sets.dtype)}/{block}", architecture)[0]
 
 
 def _constants(
@@ -105,9 +105,8 @@ def _constants(
     erase: EraseOptions | None,
 ) -> dict[str, Any]:
     """Tile and options of one launch."""
-    config = _config(kernel, query.sets, source_bucket.block, erase is not None)
-    rows = max(config.rows, query_bucket.block)
-    sets, stride = packing(query.sets.shape[1], query_bucket.block, rows, query.vary)
+    config = _config(kernel, query.sets, source_bucket.block)
+    sets, stride = packing(query.sets.shape[1], query_bucket.block, config.rows, query.vary)
     rule, _, low, _, renormalize = erase or ("", 0.0, True, 1, True)
     return {
         "QUERY_VARY": query.vary,
@@ -116,22 +115,24 @@ def _constants(
         "RULE": rule,
         "LOW": low,
         "RENORMALIZE": renormalize,
-        "PRECISION": precision(),
-        "GRAM_PRECISION": gram_precision(query.sets.dtype),
+        "PRECISION": product_precision(query.sets.dtype),
         "SETS": sets,
         "STRIDE": stride,
         "GROUP": GROUP,
         "BLOCK_G": padded(sets, 1),
-        "BLOCK_M": rows,
+        "BLOCK_M": config.rows,
         "BLOCK_N": source_bucket.block,
         "BLOCK_D": config.cols,
         **config.options,
     }
 
 
-def gram_precision(dtype: torch.dtype) -> str:
-    """G stays fp32: |context|^2 is a difference of large terms. Half inputs take tf32 for it."""
-    return precision() if dtype == torch.float32 else "tf32"
+def product_precision(dtype: torch.dtype) -> str:
+    """How fp32 operands are multiplied: "highest" asks for three tf32 products, not for one.
+
+    Half inputs keep G and a in fp32 as well, for |context|^2 is a difference of large terms.
+    """
+    return "tf32x3" if dtype == torch.float32 and precision() == "ieee" else "tf32"
 
 
 def _gram(source: Side) -> Tensor:
@@ -146,8 +147,8 @@ def _gram(source: Side) -> Tensor:
         width,
         D,
         HAS_LENGTHS=source.vary,
-        PRECISION=precision(),
-        BLOCK_R=padded(R, SMALLEST_SOURCE),
+        PRECISION=product_precision(source.sets.dtype),
+        BLOCK_R=LARGEST_FRAGMENT_SET,
         BLOCK_D=GRAM_STEP,
         **GRAM_OPTIONS,
     )
@@ -239,7 +240,7 @@ def _clean(sets: Tensor, lengths: Tensor | None, width: int = 1) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a b in fp32."""
+    """The matrix product in fp32."""
     if a.dtype == torch.float32:
         return a @ b
     if a.is_cuda:
@@ -357,9 +358,9 @@ def _chunk_backward(
         Q * L,
         P,
         W // _WIDTH,
-        PRECISION=precision(),
-        BLOCK_R=padded(W, SMALLEST_SOURCE),
-        BLOCK_N=GRAM_STEP,
+        PRECISION=product_precision(source.sets.dtype),
+        BLOCK_R=LARGEST_FRAGMENT_SET,
+        BLOCK_N=GRAM_QUERIES,
         **GRAM_OPTIONS,
     )
     flat_query, flat_source = query.sets.view(Q * L, D), source.sets.view(P * W, D)

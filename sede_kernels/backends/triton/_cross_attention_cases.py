@@ -1,0 +1,110 @@
+"""Compilations of the region-word similarity: the rule with the most work, and packed sets."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, launch
+from sede_kernels.backends.triton._cases import OPERANDS, Case, configurations, tile_name
+from sede_kernels.backends.triton._cross_attention_kernels import (
+    _cross_attention_bwd_kernel,
+    _cross_attention_fwd_kernel,
+    _gram_bwd_kernel,
+    _gram_kernel,
+)
+from sede_kernels.backends.triton.cross_attention import (
+    GRAM_OPTIONS,
+    GRAM_QUERIES,
+    GRAM_STEP,
+    GROUP,
+)
+
+_KERNELS = {
+    "cross_attention": _cross_attention_fwd_kernel,
+    "cross_attention_backward": _cross_attention_bwd_kernel,
+}
+_FLOATS = ("query_norm", "gram", "out", "grad", "d_norm", "d_square", "d_gram")
+_QUERY_INDICES = ("query_lengths", "query_order", "query_bounds")
+_SOURCE_INDICES = ("source_lengths", "source_order", "source_bounds", "lengths")
+_INTEGERS = ("Q", "L", "P", "R", "W8", "D", "N", "query_bucket", "source_bucket")
+_THRESHOLDS = ("threshold_high", "threshold_low", "keep_min")
+_PRECISION = {"half": "tf32", "tf32": "tf32", "ieee": "tf32x3"}
+_ALIGNED = frozenset({"D"})
+
+
+def _types(kernel: Any, kind: str) -> dict[str, str]:
+    types = {
+        **dict.fromkeys(("query", "source", "d_scores", "attention"), f"*{OPERANDS[kind][0]}"),
+        **dict.fromkeys(_FLOATS, "*fp32"),
+        **dict.fromkeys((*_QUERY_INDICES, *_SOURCE_INDICES), "*i64"),
+        **dict.fromkeys((*_INTEGERS, *_THRESHOLDS), "i32"),
+        **dict.fromkeys(("stride_op", "stride_oq", "stride_gp", "stride_gq"), "i32"),
+        **dict.fromkeys(("smoothing", "scale"), "fp32"),
+    }
+    return {name: types[name] for name in kernel.arg_names if name in types}
+
+
+def _tile_case(
+    op: str, architecture: str, key: str, config: launch.Config, sets: int, stride: int
+) -> Case:
+    kind, block = key.split("/")
+    kernel, vary = _KERNELS[op], stride == 32
+    types = _types(kernel, kind)
+    if not vary:
+        types = {name: kind for name, kind in types.items() if name not in _QUERY_INDICES}
+    constants = {
+        "QUERY_VARY": vary,
+        "SOURCE_VARY": True,
+        "AGGREGATE": "lse",
+        "RULE": "prob",
+        "LOW": True,
+        "RENORMALIZE": True,
+        "PRECISION": _PRECISION[kind],
+        "SETS": sets,
+        "STRIDE": stride,
+        "GROUP": GROUP,
+        "BLOCK_G": 1 << (sets - 1).bit_length(),
+        "BLOCK_M": config.rows,
+        "BLOCK_N": int(block),
+        "BLOCK_D": config.cols,
+    }
+    return Case(
+        f"{op} {key} {sets}x{stride} {tile_name(config)}",
+        architecture,
+        kernel,
+        types,
+        constants,
+        config.options,
+        _ALIGNED,
+        matrix=True,
+    )
+
+
+def _gram_cases(architecture: str, kind: str) -> Iterator[Case]:
+    for name, kernel in (("gram", _gram_kernel), ("gram_backward", _gram_bwd_kernel)):
+        yield Case(
+            f"cross_attention {name} {kind}",
+            architecture,
+            kernel,
+            _types(kernel, kind),
+            {
+                "HAS_LENGTHS": True,
+                "PRECISION": _PRECISION[kind],
+                "BLOCK_R": LARGEST_FRAGMENT_SET,
+                "BLOCK_D": GRAM_STEP,
+                "BLOCK_N": GRAM_QUERIES,
+            },
+            GRAM_OPTIONS,
+            _ALIGNED,
+            matrix=True,
+        )
+
+
+def cases(architecture: str) -> Iterator[Case]:
+    """Every tile with sets padded to 32 rows; in half precision also with 36-row sets, packed."""
+    for op in _KERNELS:
+        for key, config in configurations(op, architecture):
+            yield _tile_case(op, architecture, key, config, config.rows // 32, 32)
+            if key == "half/32":
+                yield _tile_case(op, architecture, key, config, config.rows // 36, 36)
+    for kind in _PRECISION:
+        yield from _gram_cases(architecture, kind)

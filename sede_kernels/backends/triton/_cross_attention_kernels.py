@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Region-word similarity by the Gram form: S is one tile in registers, never in memory.
 
 A program holds one source set (N padded sources) and walks tiles of M queries, several query sets

@@ -1,3 +1,4 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Device functions of the region-word similarity: one tile of query sets against one source set.
 
 Shapes: M rows of a tile (queries of several sets), N sources of one set (padded), G sets of a tile
@@ -7,11 +8,17 @@ Shapes: M rows of a tile (queries of several sets), N sources of one set (padded
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import LOG2E, NEG_INF, finite_or_zero, matmul
+from sede_kernels.backends.triton._device import LOG2E, NEG_INF, matmul
 from sede_kernels.backends.triton._erase_kernels import keep_mask
 
 NORM_EPS = tl.constexpr(1e-8)
 COSINE_EPS = tl.constexpr(1e-8)
+
+
+@triton.jit
+def finite_or_zero(peak):
+    """The maximum to subtract: 0 where nothing is valid."""
+    return tl.where(peak == NEG_INF, 0.0, peak)
 
 
 @triton.jit

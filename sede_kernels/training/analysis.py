@@ -15,6 +15,7 @@ from sede_kernels.training.models import Bfan, Encoded, Erasing, RetrievalModel,
 from sede_kernels.training.run import Corpus
 
 PAIRS = 500  # looked at, at most
+MANY = 1024  # further images: the same for every variant, so that their figures compare
 
 
 def pair_attention(
@@ -105,9 +106,9 @@ def attention_facts(
 
 @torch.no_grad()
 def negative_facts(
-    model: RetrievalModel, part: Part, words: list[list[int]], *, batch: int, bank: int
+    model: RetrievalModel, part: Part, words: list[list[int]], *, batch: int, many: int = MANY
 ) -> dict[str, float]:
-    """How similar the hardest negative of a training caption is, in its batch and in a bank.
+    """How similar the hardest negative of a training caption is, in its batch and among many.
 
     One model encodes all, so that only the number of negatives differs; ids mask both.
 
@@ -116,15 +117,15 @@ def negative_facts(
         part: training images and captions.
         words: numbers of its captions' words.
         batch: captions a batch.
-        bank: further images, as many as the bank has slots (or as there are).
+        many: further images beside the batch's, as a full bank would bring them.
 
     Returns:
-        Means over captions: ``positive`` similarity, ``hardest_in_batch``, ``hardest_in_bank``
-        (of batch and bank), and the share of captions that a negative beats (``batch_beats``,
-        ``bank_beats``).
+        Means over captions: ``positive`` similarity, ``hardest_in_batch``, ``hardest_of_many``
+        (batch and others), and the share of captions that a negative beats (``batch_beats``,
+        ``many_beat``).
     """
     count = min(max(batch, PAIRS // batch * batch), len(part.captions))
-    order = np.random.default_rng(0).permutation(len(part.captions))[: count + bank]
+    order = np.random.default_rng(0).permutation(len(part.captions))[: count + many]
     blocks = [order[i : i + 256] for i in range(0, len(order), 256)]
     asked = encode_pairs(model, part, words, order[:count])[1]
     scores = torch.cat(
@@ -137,15 +138,19 @@ def negative_facts(
     others = torch.zeros_like(wrong)
     others[:, :count] = group[:, None] == group
     facts = {"positive": float(positive.mean())}
-    for name, mask in (("batch", others & wrong), ("bank", wrong & _batch_or_bank(others, count))):
+    among_many = wrong & _with_others(others, count)
+    for where, beat, mask in (
+        ("hardest_in_batch", "batch_beats", others & wrong),
+        ("hardest_of_many", "many_beat", among_many),
+    ):
         hardest = scores.masked_fill(~mask, -math.inf).max(1).values
         some = hardest.isfinite()
-        facts[f"hardest_in_{name}"] = float(hardest[some].mean())
-        facts[f"{name}_beats"] = float((hardest > positive)[some].float().mean())
+        facts[where] = float(hardest[some].mean())
+        facts[beat] = float((hardest > positive)[some].float().mean())
     return facts
 
 
-def _batch_or_bank(others: Tensor, count: int) -> Tensor:
+def _with_others(others: Tensor, count: int) -> Tensor:
     mask = others.clone()
     mask[:, count:] = True
     return mask
@@ -181,9 +186,7 @@ def analyse(model: RetrievalModel, config: TrainConfig, corpus: Corpus) -> dict[
     train, words = corpus.parts["train"], corpus.words["train"]
     facts: dict[str, Any] = {
         "attention": attention_facts(model, corpus.parts["dev"], corpus.words["dev"]),
-        "negatives": negative_facts(
-            model, train, words, batch=config.batch_size, bank=config.bank or 1024
-        ),
+        "negatives": negative_facts(model, train, words, batch=config.batch_size),
     }
     if config.bank:
         facts["masked"] = masked_share(config, train, config.epochs)

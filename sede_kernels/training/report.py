@@ -184,9 +184,9 @@ _FACTS = {
     "attention kept": ("attention", "attention_kept"),
     "positive": ("negatives", "positive"),
     "hardest in batch": ("negatives", "hardest_in_batch"),
-    "hardest with bank": ("negatives", "hardest_in_bank"),
+    "hardest of many": ("negatives", "hardest_of_many"),
     "batch beats": ("negatives", "batch_beats"),
-    "bank beats": ("negatives", "bank_beats"),
+    "many beat": ("negatives", "many_beat"),
     "masked queries": ("masked", "queries"),
 }
 

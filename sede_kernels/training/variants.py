@@ -12,12 +12,16 @@ from sede_kernels.training.models import MODELS
 
 Settings = dict[str, Any]
 
+_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+
 # Settings of each module; the first one switches it on.
 MODULES: dict[str, tuple[str, ...]] = {
-    "age": ("erase", "erase_rule", "erase_threshold", "erase_pass", "erase_weight"),
-    "lsns": ("bank", "bank_start", "momentum"),
+    "age": tuple(name for name in _FIELDS if name.startswith("erase")),
+    "lsns": (*(name for name in _FIELDS if name.startswith("bank")), "momentum"),
     "wil": ("weighting",),
 }
+_MODULE_FIELDS = [name for names in MODULES.values() for name in names]
+
 VARIANTS: dict[str, tuple[str, ...]] = {
     "base": (),
     "age": ("age",),
@@ -26,9 +30,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "all": ("age", "lsns", "wil"),
 }
 LABELS = {"base": "base", "age": "+AGE", "lsns": "+LSNS", "wil": "+WIL", "all": "all three"}
-
-_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
-_MODULE_FIELDS = [name for names in MODULES.values() for name in names]
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def test_hardest_negatives_against_a_loop(name, part):
     train, words = part.parts["train"], part.words["train"]
     train.image_ids[train.image_of[4]] = train.image_ids[train.image_of[60]]
     model = build(name, part)
-    found = negative_facts(model, train, words, batch=7, bank=20)
+    found = negative_facts(model, train, words, batch=7, many=20)
     order = np.random.default_rng(0).permutation(len(train.captions))
     count = len(order) // 7 * 7
     images, text = encode_pairs(model, train, words, order)
@@ -119,8 +119,8 @@ def test_hardest_negatives_against_a_loop(name, part):
         hardest.append(max(float(scores[j, i]) for j in group if ids[j] != ids[i]))
     assert found["hardest_in_batch"] == pytest.approx(np.mean(hardest), abs=1e-5)
     assert found["positive"] == pytest.approx(float(scores.diagonal()[:count].mean()), abs=1e-5)
-    assert found["hardest_in_bank"] >= found["hardest_in_batch"]
-    assert found["bank_beats"] >= found["batch_beats"]
+    assert found["hardest_of_many"] >= found["hardest_in_batch"]
+    assert found["many_beat"] >= found["batch_beats"]
 
 
 def test_masked_share_counts_what_a_real_bank_holds(part):

@@ -14,18 +14,26 @@ _ALIGNED = frozenset({"D", "stride_qb", "stride_mk"})
 
 
 def _bank_case(
-    architecture: str, key: str, config: launch.Config, holes: str, *, desc: bool = True
+    architecture: str,
+    key: str,
+    config: launch.Config,
+    holes: str,
+    *,
+    desc: bool = True,
+    int8: bool = False,
 ) -> Case:
     width, variant = key.split("/")
     whole = width != "step"
     kind, full = ("half", variant != "lean") if whole else (variant, True)
     pointer, operand, precision = OPERANDS[kind]
+    stored = "i8" if int8 else pointer
     block_d = int(width) if whole else STEP[kind]
     descriptors = desc and has_descriptors(architecture)
     integers = ("B", "K", "D", "stride_qb", "stride_mk", "tiles_per_part")
     types = {
         "query": f"*{pointer}",
-        "bank": f"*{pointer}",
+        "bank": f"*{stored}",
+        **({"row_scale": "*fp32"} if int8 else {}),
         "scales": "*fp32",
         "query_ids": "*i64",
         "bank_ids": "*i64",
@@ -36,7 +44,7 @@ def _bank_case(
     }
     if descriptors:
         types["query_desc"] = f"tensordesc<{pointer}[{config.rows},{block_d}]>"
-        types["bank_desc"] = f"tensordesc<{pointer}[{config.cols},{block_d}]>"
+        types["bank_desc"] = f"tensordesc<{stored}[{config.cols},{block_d}]>"
     constants = {
         "stride_qd": 1,
         "stride_md": 1,
@@ -52,7 +60,7 @@ def _bank_case(
         "IN_BATCH": False,
         "MOMENTS": full,
         "HARDEST": full,
-        "SCALED": False,
+        "SCALED": int8,
         "DESC": descriptors,
         "FINAL": False,
         "HOLES": holes,
@@ -63,6 +71,7 @@ def _bank_case(
         "BLOCK_D": block_d,
     }
     copy = "" if descriptors or not has_descriptors(architecture) else " (pointers)"
+    copy = " (int8)" if int8 else copy
     return Case(
         f"bank_lse {key}{copy} {tile_name(config)}",
         architecture,
@@ -103,4 +112,6 @@ def cases(architecture: str) -> Iterator[Case]:
         yield _bank_case(architecture, key, config, holes)
         if has_descriptors(architecture) and holes != "without":
             yield _bank_case(architecture, key, config, holes, desc=False)
+        if safe:
+            yield _bank_case(architecture, key, config, "none", int8=True)
     yield _combine_case(architecture)

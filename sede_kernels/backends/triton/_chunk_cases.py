@@ -19,11 +19,16 @@ _ALIGNED = frozenset({"D", "C", "stride_qb", "stride_mk", "stride_xr", "stride_y
 _STRIDES = {"stride_qd": 1, "stride_md": 1}
 
 
-def _weights_case(architecture: str, kind: str, config: launch.Config, desc: bool) -> Case:
+def _weights_case(
+    architecture: str, kind: str, config: launch.Config, desc: bool, int8: bool = False
+) -> Case:
     pointer, operand, precision = OPERANDS[kind]
+    stored = "i8" if int8 else pointer
     integers = ("first_col", "B", "K", "D", "C", "stride_qb", "stride_mk")
     types = {
-        **dict.fromkeys(("query", "bank", "weight_out"), f"*{pointer}"),
+        **dict.fromkeys(("query", "weight_out"), f"*{pointer}"),
+        "bank": f"*{stored}",
+        **({"row_scale": "*fp32"} if int8 else {}),
         **dict.fromkeys(("scales", "limit", "peak_out", "total_out", "moment_out"), "*fp32"),
         **dict.fromkeys(("query_ids", "bank_ids"), "*i64"),
         **dict.fromkeys(("count_out", "index_out"), "*i32"),
@@ -31,7 +36,7 @@ def _weights_case(architecture: str, kind: str, config: launch.Config, desc: boo
     }
     if desc:
         types["query_desc"] = f"tensordesc<{pointer}[{config.rows},{STEP[kind]}]>"
-        types["bank_desc"] = f"tensordesc<{pointer}[{config.cols},{STEP[kind]}]>"
+        types["bank_desc"] = f"tensordesc<{stored}[{config.cols},{STEP[kind]}]>"
     flags = dict.fromkeys(("HAS_ROW_IDS", "HAS_COL_IDS", "HAS_LIMIT", "MOMENTS", "HARDEST"), True)
     constants = {
         **_STRIDES,
@@ -42,7 +47,7 @@ def _weights_case(architecture: str, kind: str, config: launch.Config, desc: boo
         "SCALE_1": 1,
         "SCALE_2": 2,
         "SELECT": "mask",
-        "SCALED": False,
+        "SCALED": int8,
         "DESC": desc,
         "OPERAND": operand,
         "PRECISION": precision,
@@ -51,7 +56,7 @@ def _weights_case(architecture: str, kind: str, config: launch.Config, desc: boo
         "BLOCK_D": STEP[kind],
     }
     return Case(
-        f"chunk_weights {kind}{_copy(architecture, desc)} {tile_name(config)}",
+        f"chunk_weights {kind}{_copy(architecture, desc, int8)} {tile_name(config)}",
         architecture,
         _chunk_weights_kernel,
         types,
@@ -64,13 +69,21 @@ def _weights_case(architecture: str, kind: str, config: launch.Config, desc: boo
 
 
 def _rows_case(
-    architecture: str, kind: str, config: launch.Config, cols: int, holes: str, desc: bool
+    architecture: str,
+    kind: str,
+    config: launch.Config,
+    cols: int,
+    holes: str,
+    desc: bool,
+    int8: bool = False,
 ) -> Case:
     pointer, operand, precision = OPERANDS[kind]
+    stored = "i8" if int8 else pointer
     sums = ("scales", "tile_peak", "tile_total", "tile_moment", "peak_in", "peak_out")
     integers = ("first_col", "tiles", "tiles_per_part", "B", "K", "D", "C", "stride_mk")
     types = {
-        **dict.fromkeys(("weight", "bank"), f"*{pointer}"),
+        "weight": f"*{pointer}",
+        "bank": f"*{stored}",
         **dict.fromkeys((*sums, "total_io", "moment_io", "acc_io"), "*fp32"),
         **dict.fromkeys(("bank_ids", "count_io", "index_io"), "*i64"),
         **dict.fromkeys(("tile_count", "tile_index"), "*i32"),
@@ -81,7 +94,7 @@ def _rows_case(
     if own:
         types["weight_desc"] = f"tensordesc<{pointer}[{config.rows},{cols}]>"
     if desc:
-        types["bank_desc"] = f"tensordesc<{pointer}[{cols},{SLICE}]>"
+        types["bank_desc"] = f"tensordesc<{stored}[{cols},{SLICE}]>"
     constants = {
         "stride_md": 1,
         "E": 3,
@@ -101,7 +114,7 @@ def _rows_case(
     }
     what = " holes" if holes == "with" else ""
     return Case(
-        f"chunk_rows {kind}{what}{_copy(architecture, desc)} {tile_name(config)}",
+        f"chunk_rows {kind}{what}{_copy(architecture, desc, int8)} {tile_name(config)}",
         architecture,
         _chunk_rows_kernel,
         types,
@@ -113,21 +126,26 @@ def _rows_case(
     )
 
 
-def _hardest_case(architecture: str, kind: str, config: launch.Config, desc: bool) -> Case:
+def _hardest_case(
+    architecture: str, kind: str, config: launch.Config, desc: bool, int8: bool = False
+) -> Case:
     pointer, operand, precision = OPERANDS[kind]
+    stored = "i8" if int8 else pointer
     integers = ("B", "K", "D", "stride_qb", "stride_mk", "tiles_per_part")
     types = {
-        **dict.fromkeys(("query", "bank"), f"*{pointer}"),
+        "query": f"*{pointer}",
+        "bank": f"*{stored}",
+        **({"row_scale": "*fp32"} if int8 else {}),
         **dict.fromkeys(("query_ids", "bank_ids", "below", "key_out"), "*i64"),
         **dict.fromkeys(integers, "i32"),
     }
     if desc:
         types["query_desc"] = f"tensordesc<{pointer}[{config.rows},{STEP[kind]}]>"
-        types["bank_desc"] = f"tensordesc<{pointer}[{config.cols},{STEP[kind]}]>"
+        types["bank_desc"] = f"tensordesc<{stored}[{config.cols},{STEP[kind]}]>"
     constants = {
         **_STRIDES,
         **dict.fromkeys(("HAS_ROW_IDS", "HAS_COL_IDS", "HAS_BOUND"), True),
-        "SCALED": False,
+        "SCALED": int8,
         "DESC": desc,
         "OPERAND": operand,
         "PRECISION": precision,
@@ -137,7 +155,7 @@ def _hardest_case(architecture: str, kind: str, config: launch.Config, desc: boo
         "BLOCK_D": STEP[kind],
     }
     return Case(
-        f"hardest {kind}{_copy(architecture, desc)} {tile_name(config)}",
+        f"hardest {kind}{_copy(architecture, desc, int8)} {tile_name(config)}",
         architecture,
         _hardest_fwd_kernel,
         types,
@@ -197,24 +215,36 @@ def _batch_case(architecture: str, kind: str, config: launch.Config, whole: bool
     )
 
 
-def _copy(architecture: str, desc: bool) -> str:
+def _copy(architecture: str, desc: bool, int8: bool = False) -> str:
+    if int8:
+        return " (int8)"
     return " (pointers)" if has_descriptors(architecture) and not desc else ""
 
 
 def cases(architecture: str) -> Iterator[Case]:
-    """Each with descriptors, where there are any, and with pointers."""
+    """Each with descriptors, where there are any, with pointers, and with an 8-bit bank."""
     copies = (True, False) if has_descriptors(architecture) else (False,)
-    for kind, config in configurations("chunk_weights", architecture):
-        for desc in copies:
-            yield _weights_case(architecture, kind, config, desc)
-    for kind, config in configurations("chunk_rows", architecture):
-        cols = launch.Config(*launch.table("chunk_weights")[kind][architecture][0]).cols
+    for key, config in configurations("chunk_weights", architecture):
+        kind = "half" if key == "int8" else key
+        if key != "int8":
+            for desc in copies:
+                yield _weights_case(architecture, kind, config, desc)
+        if key != "half":
+            yield _weights_case(architecture, kind, config, copies[0], int8=True)
+    for key, config in configurations("chunk_rows", architecture):
+        kind = "half" if key == "int8" else key
+        cols = launch.Config(*launch.table("chunk_weights")[key][architecture][0]).cols
+        if key in ("int8", "tf32"):
+            yield _rows_case(architecture, kind, config, cols, "none", copies[0], int8=True)
+        if key == "int8":
+            continue
         yield _rows_case(architecture, kind, config, cols, "without", copies[0])
         for desc in copies:
             yield _rows_case(architecture, kind, config, cols, "with", desc)
     for kind, config in configurations("hardest", architecture):
         for desc in copies:
             yield _hardest_case(architecture, kind, config, desc)
+        yield _hardest_case(architecture, kind, config, copies[0], int8=True)
     yield _combine_case(architecture)
     for kind, config in configurations("batch_lse_backward", architecture):
         for whole in (True, False):

@@ -53,8 +53,10 @@ def chunk_sums(
     dtype = operand_dtype(query, bank)
     kind = operand_kind(dtype)
     architecture, cores = launch.device_class(query.device)
-    first = launch.candidates("chunk_weights", kind, architecture)[0]
-    second = launch.candidates("chunk_rows", kind, architecture)[0]
+    # To widen 8-bit rows costs registers.
+    key = "int8" if kind == "half" and row_scale is not None else kind
+    first = launch.candidates("chunk_weights", key, architecture)[0]
+    second = launch.candidates("chunk_rows", key, architecture)[0]
     chunk = chunk_size(B, K, A, dtype.itemsize, first.cols)
     desc = has_descriptors(architecture) and describable(query) and describable(bank)
     weight = query.new_empty((A, B, chunk), dtype=dtype)

@@ -33,6 +33,7 @@ from sede_kernels.training.run import (
     choose_device,
     load_best,
     load_corpus,
+    multiplies_bf16,
     read_config,
 )
 
@@ -72,8 +73,11 @@ class Trainer:
             for encoder in (self.model.image_encoder, self.model.text_encoder)
             if config.bank
         ]
+        for encoder in self.momentum:
+            encoder.eval()  # keys without dropout
+        self.bf16_keys = multiplies_bf16(config.device)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.lr, weight_decay=config.weight_decay
+            self.model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
         )
         self.epoch = self.batch = self.step = 0
         self.loss_sum = self.seconds = 0.0
@@ -151,7 +155,8 @@ class Trainer:
             image_encoder, text_encoder = self.momentum
             image_encoder.update(self.model.image_encoder)
             text_encoder.update(self.model.text_encoder)
-            keys = image_encoder(regions), text_encoder(*text)
+            with torch.autocast(regions.device.type, torch.bfloat16, self.bf16_keys):
+                keys = _float(image_encoder(regions)), _float(text_encoder(*text))
 
         warm = self.step >= config.bank_start
         loss = self._loss(regions, text, ids, keys if warm else None)
@@ -287,6 +292,11 @@ class Trainer:
             name: [len(part.rows), len(part.captions), len(self.corpus.vocabulary)]
             for name, part in self.corpus.parts.items()
         }
+
+
+def _float(keys: Encoded) -> Encoded:
+    vector = None if keys.vector is None else keys.vector.float()
+    return keys._replace(fragments=keys.fragments.float(), vector=vector)
 
 
 def train(config: TrainConfig, out: Path) -> Retrieval:

@@ -103,3 +103,10 @@ def choose_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used here: {reason}.") from error
+
+
+def multiplies_bf16(device: str) -> bool:
+    """Whether the device has instructions for bfloat16 products."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported())

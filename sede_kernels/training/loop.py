@@ -1,7 +1,7 @@
 """The reference training loop.
 
-One step, in this order: momentum encoders follow the model, they encode the batch's keys, the
-loss looks into the banks, the model learns, the keys enter the banks. The epoch that retrieves
+One step, in this order: momentum encoders follow the model, they encode keys of a share of the
+batch, the loss looks at the batch and into the banks, the model learns, the keys enter the banks. The epoch that retrieves
 best on dev is kept; test is scored once, at the end, with that epoch.
 """
 
@@ -155,8 +155,10 @@ class Trainer:
             image_encoder, text_encoder = self.momentum
             image_encoder.update(self.model.image_encoder)
             text_encoder.update(self.model.text_encoder)
+            count = max(1, round(config.bank_share * len(captions)))
+            some = tuple(None if t is None else t[:count] for t in text)
             with torch.autocast(regions.device.type, torch.bfloat16, self.bf16_keys):
-                keys = _float(image_encoder(regions)), _float(text_encoder(*text))
+                keys = _float(image_encoder(regions[:count])), _float(text_encoder(*some))
 
         warm = self.step >= config.bank_start
         loss = self._loss(regions, text, ids, keys if warm else None)
@@ -174,7 +176,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         self.optimizer.step()
         if keys is not None:
-            self.objective.enqueue(keys, ids)
+            self.objective.enqueue(keys, ids[:count])
         return value
 
     def _loss(
@@ -186,12 +188,17 @@ class Trainer:
     ) -> Tensor:
         images = self.model.image_encoder(regions)
         captions = self.model.text_encoder(*text)
-        loss: Tensor = self.objective(images, captions, ids, keys)
+        loss: Tensor = self.objective(images, captions, ids)
+        if keys is not None:
+            count = len(keys[0].fragments)
+            loss = loss + self.config.bank_weight * self.objective(
+                images.first(count), captions.first(count), ids[:count], keys
+            )
         erasing = self.model.erasing
         if erasing is not None and erasing.how == "second":
             kept = erasing(images.attention, images.lengths)
             rest = images._replace(vector=pooled(images.fragments, kept))
-            second = self.objective(rest, captions, ids, keys)
+            second = self.objective(rest, captions, ids)
             loss = loss + self.config.erase_weight * second
         return loss
 

@@ -116,6 +116,10 @@ class VectorObjective(Objective):
 class FragmentObjective(Objective):
     """For models that compare fragments: banks of region and word sets, scored by the model.
 
+    Scoring a whole bank costs as much as B times K pairs do. With ``bank_hardest`` = k, each query
+    first finds its k hardest sets by the cosine of mean fragments, with the fused kernels, and the
+    model scores the sets found for any query of the batch.
+
     Args:
         config: settings.
         model: its ``score`` compares queries with banks; it is not a sub-module here.
@@ -131,6 +135,8 @@ class FragmentObjective(Objective):
         if config.bank:
             self.image_bank = FragmentBank(config.bank, regions, config.dim)
             self.caption_bank = FragmentBank(config.bank, longest, config.dim)
+            self.image_means = MemoryBank(config.bank, config.dim)
+            self.caption_means = MemoryBank(config.bank, config.dim)
 
     def forward(
         self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair | None = None
@@ -140,14 +146,26 @@ class FragmentObjective(Objective):
             batch = self._score(images, captions)
             losses = self._one_way(batch, ids, ids), self._one_way(batch.t(), ids, ids)
         else:
-            image_bank, caption_bank = self.image_bank, self.caption_bank
-            to_text = [self._score(images, keys[1]), self._score(images, _stored(caption_bank))]
-            to_image = [self._score(keys[0], captions), self._score(_stored(image_bank), captions)]
+            texts, text_ids = self._stored(self.caption_bank, self.caption_means, images, ids)
+            others, other_ids = self._stored(self.image_bank, self.image_means, captions, ids)
+            to_text = self._score(images, _joined(keys[1], texts))
+            to_image = self._score(_joined(keys[0], others), captions)
             losses = (
-                self._one_way(torch.cat(to_text, 1), ids, torch.cat([ids, caption_bank.ids])),
-                self._one_way(torch.cat(to_image).t(), ids, torch.cat([ids, image_bank.ids])),
+                self._one_way(to_text, ids, torch.cat([ids, text_ids])),
+                self._one_way(to_image.t(), ids, torch.cat([ids, other_ids])),
             )
         return (losses[0] + losses[1]) / 2
+
+    def _stored(
+        self, bank: FragmentBank, means: MemoryBank, query: Encoded, ids: Tensor
+    ) -> tuple[Encoded, Tensor]:
+        """The sets of a bank to score, and their ids."""
+        wanted = self.config.bank_hardest
+        if wanted == 0:
+            return Encoded(bank.rows, bank.lengths), bank.ids
+        near = hardest_negatives(mean_fragment(query).detach(), means, wanted, query_ids=ids)[1]
+        rows = near[near >= 0].unique()
+        return Encoded(bank.rows[rows], bank.lengths[rows]), bank.ids[rows]
 
     def _one_way(self, scores: Tensor, ids: Tensor, key_ids: Tensor) -> Tensor:
         """Loss of (B, B + K) scores whose diagonal holds the right pairs."""
@@ -170,7 +188,30 @@ class FragmentObjective(Objective):
         images, captions = keys
         self.image_bank.enqueue(images.fragments, images.lengths, ids)
         self.caption_bank.enqueue(captions.fragments, captions.lengths, ids)
+        self.image_means.enqueue(mean_fragment(images), ids)
+        self.caption_means.enqueue(mean_fragment(captions), ids)
 
 
-def _stored(bank: FragmentBank) -> Encoded:
-    return Encoded(bank.rows, bank.lengths)
+def _joined(first: Encoded, second: Encoded) -> Encoded:
+    """Two batches of sets as one."""
+    longest = max(first.fragments.shape[1], second.fragments.shape[1])
+    sides = [
+        nn.functional.pad(s.fragments, (0, 0, 0, longest - s.fragments.shape[1]))
+        for s in (first, second)
+    ]
+    lengths = [
+        s.lengths
+        if s.lengths is not None
+        else torch.full((len(s.fragments),), s.fragments.shape[1], device=s.fragments.device)
+        for s in (first, second)
+    ]
+    return Encoded(torch.cat(sides), torch.cat(lengths))
+
+
+def mean_fragment(side: Encoded) -> Tensor:
+    """Unit mean of the real fragments of each set, (B, D)."""
+    fragments = side.fragments
+    if side.lengths is not None:
+        places = torch.arange(fragments.shape[1], device=fragments.device)
+        fragments = fragments.masked_fill((places >= side.lengths[:, None]).unsqueeze(2), 0.0)
+    return nn.functional.normalize(fragments.sum(1), dim=1)

@@ -104,10 +104,14 @@ def test_without_keys_the_bank_is_left_alone():
     assert objective(images, captions, ids, (images, captions)) > alone
 
 
+@pytest.mark.parametrize("hardest", [0, 2], ids=["whole-bank", "found-sets"])
 @pytest.mark.parametrize("loss", ["infonce", "hinge"])
-def test_fragment_objective_equals_pair_by_pair_scores(loss):
+def test_fragment_objective_equals_pair_by_pair_scores(loss, hardest):
+    """Two sets a query are all that the bank holds, so both ways see the same."""
     torch.manual_seed(0)
-    config = TrainConfig(model="scan", bank=6, loss=loss, margin=0.4, temperature=0.1, dim=8)
+    config = TrainConfig(
+        model="scan", bank=6, bank_hardest=hardest, loss=loss, margin=0.4, temperature=0.1, dim=8
+    )
     model = build_model(config, 5, 20).eval()
     objective = FragmentObjective(config, model, regions=4, longest=3)
     images = model.image_encoder(torch.randn(3, 4, 5))
@@ -135,6 +139,32 @@ def test_fragment_objective_equals_pair_by_pair_scores(loss):
                 both = torch.cat([scores[i, i][None], negatives])
                 rows.append(torch.logsumexp(both / 0.1, 0) - scores[i, i] / 0.1)
     torch.testing.assert_close(found, torch.stack(rows).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_hardest_sets_of_a_fragment_bank_are_scored():
+    """A bank of three sets with one near each query: scoring those alone gives the same hinge."""
+    torch.manual_seed(0)
+    settings = {"model": "scan", "bank": 3, "loss": "hinge", "margin": 0.4, "dim": 8}
+    model = build_model(TrainConfig(**settings), 5, 20).eval()
+    images = model.image_encoder(torch.randn(2, 4, 5))
+    captions = model.text_encoder(torch.tensor([[3, 4], [5, 6]]), torch.tensor([2, 2]))
+    far = -images.fragments.mean((0, 1)).expand(1, 4, 8)
+    keys = (
+        Encoded(torch.cat([captions.fragments.mean(1)[:, None].expand(-1, 4, -1), far]), None),
+        Encoded(torch.cat([images.fragments[:, :2], far[:, :2]]), torch.tensor([2, 2, 2])),
+    )
+    found = []
+    for hardest in (1, 0):
+        config = TrainConfig(**settings, bank_hardest=hardest)
+        objective = FragmentObjective(config, model, regions=4, longest=2)
+        objective.enqueue(keys, torch.tensor([7, 8, 9]))
+        scored = []
+        objective._score = lambda i, c, scored=scored: (
+            scored.append(len(i.fragments) * len(c.fragments)) or model.score(i, c)
+        )
+        found.append(objective(images, captions, torch.tensor([0, 1]), (images, captions)))
+        assert scored == ([2 * 4] * 2 if hardest else [2 * 5] * 2)
+    torch.testing.assert_close(*found)
 
 
 def test_erasing_replaces_the_embedding_or_leaves_it_alone():

@@ -62,6 +62,10 @@ class Encoded(NamedTuple):
     vector: Tensor | None = None
     attention: Tensor | None = None
 
+    def first(self, count: int) -> "Encoded":
+        """The first rows of the batch."""
+        return Encoded(*(None if t is None else t[:count] for t in self))  # type: ignore[arg-type]
+
     def unit_vector(self) -> Tensor:
         """The vector, for code that only serves pooled models."""
         if self.vector is None:
@@ -110,7 +114,12 @@ class RetrievalModel(nn.Module, ABC):
     compares_fragments: ClassVar[bool]
     passes: ClassVar[tuple[str, ...]] = ("replace",)
     options: ClassVar[tuple[str, ...]] = ()
-    defaults: ClassVar[Mapping[str, float]] = {"dim": 256, "lr": 2e-3, "temperature": 0.05}
+    defaults: ClassVar[Mapping[str, float]] = {
+        "dim": 256,
+        "lr": 2e-3,
+        "temperature": 0.05,
+        "bank_share": 1.0,
+    }
 
     def __init__(self, sizes: Sizes, erasing: Erasing | None) -> None:
         super().__init__()

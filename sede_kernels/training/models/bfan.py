@@ -1,5 +1,8 @@
 """BFAN: cross attention in both directions, each focused on the fragments that matter."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +64,8 @@ class Bfan(RetrievalModel):
 
     compares_fragments = True
     options = ("focal", "smoothing")
+    # Scoring pairs is most of a step here, unlike one vector a side.
+    defaults: ClassVar[Mapping[str, float]] = {**RetrievalModel.defaults, "bank_share": 0.25}
 
     def __init__(
         self,

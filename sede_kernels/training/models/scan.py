@@ -1,5 +1,8 @@
 """SCAN: words attend to regions, or regions to words, and are compared with what they found."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor
 
 from sede_kernels.functional import cross_attention_similarity
@@ -26,6 +29,8 @@ class Scan(RetrievalModel):
 
     compares_fragments = True
     options = ("direction", "smoothing")
+    # Scoring pairs is most of a step here, unlike one vector a side.
+    defaults: ClassVar[Mapping[str, float]] = {**RetrievalModel.defaults, "bank_share": 0.25}
 
     def __init__(
         self,

@@ -17,7 +17,8 @@ from sede_kernels.training.models.scan import DIRECTIONS
 
 SIDES = ("off", "low", "high")
 _FROM_ZERO = (
-    "bank", "bank_hardest", "bank_weight", "bank_start", "weighting", "weight_decay", "patience", "threads", "smoothing",
+    "bank", "bank_hardest", "bank_start", "bank_weight", "weighting", "weight_decay", "patience",
+    "threads", "smoothing",
 )  # fmt: skip
 LOSSES = ("infonce", "hinge")
 RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")

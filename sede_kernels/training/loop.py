@@ -1,8 +1,8 @@
 """The reference training loop.
 
 One step, in this order: momentum encoders follow the model, they encode keys of a share of the
-batch, the loss looks at the batch and into the banks, the model learns, the keys enter the banks. The epoch that retrieves
-best on dev is kept; test is scored once, at the end, with that epoch.
+batch, the loss looks at the batch and into the banks, the model learns, the keys enter the banks.
+The epoch that retrieves best on dev is kept; test is scored once, at the end, with that epoch.
 """
 
 import json

@@ -164,7 +164,7 @@ class FragmentObjective(Objective):
         if wanted == 0:
             return Encoded(bank.rows, bank.lengths), bank.ids
         near = hardest_negatives(mean_fragment(query).detach(), means, wanted, query_ids=ids)[1]
-        rows = near[near >= 0].unique()
+        rows = torch.unique(near[near >= 0])
         return Encoded(bank.rows[rows], bank.lengths[rows]), bank.ids[rows]
 
     def _one_way(self, scores: Tensor, ids: Tensor, key_ids: Tensor) -> Tensor:

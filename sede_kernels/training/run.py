@@ -108,5 +108,5 @@ def choose_device(name: str) -> None:
 def multiplies_bf16(device: str) -> bool:
     """Whether the device has instructions for bfloat16 products."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

@@ -16,6 +16,7 @@ from sede_kernels.backends.triton.cross_attention import (
     GRAM_QUERIES,
     GRAM_STEP,
     GROUP,
+    SMALLEST_SOURCE,
 )
 
 _KERNELS = {
@@ -89,13 +90,13 @@ def _gram_cases(architecture: str, kind: str) -> Iterator[Case]:
             {
                 "HAS_LENGTHS": True,
                 "PRECISION": _PRECISION[kind],
-                "BLOCK_R": LARGEST_FRAGMENT_SET,
+                "BLOCK_R": SMALLEST_SOURCE if kind == "ieee" else LARGEST_FRAGMENT_SET,
                 "BLOCK_D": GRAM_STEP,
                 "BLOCK_N": GRAM_QUERIES,
             },
             GRAM_OPTIONS,
             _ALIGNED,
-            matrix=True,
+            matrix=kind != "ieee",
         )
 
 

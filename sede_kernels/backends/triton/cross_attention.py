@@ -135,6 +135,12 @@ def product_precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 and precision() == "ieee" else "tf32"
 
 
+def gram_block(sources: int, dtype: torch.dtype) -> int:
+    """Padded G: 32 rows for three tf32 products, whose 64 x 64 gradient spills on sm_80."""
+    exact = product_precision(dtype) == "tf32x3"
+    return padded(sources, SMALLEST_SOURCE if exact else LARGEST_FRAGMENT_SET)
+
+
 def _gram(source: Side) -> Tensor:
     P, R, D = source.sets.shape
     width = triton.cdiv(R, _WIDTH)
@@ -148,7 +154,7 @@ def _gram(source: Side) -> Tensor:
         D,
         HAS_LENGTHS=source.vary,
         PRECISION=product_precision(source.sets.dtype),
-        BLOCK_R=LARGEST_FRAGMENT_SET,
+        BLOCK_R=gram_block(R, source.sets.dtype),
         BLOCK_D=GRAM_STEP,
         **GRAM_OPTIONS,
     )
@@ -359,7 +365,7 @@ def _chunk_backward(
         P,
         W // _WIDTH,
         PRECISION=product_precision(source.sets.dtype),
-        BLOCK_R=LARGEST_FRAGMENT_SET,
+        BLOCK_R=gram_block(W, source.sets.dtype),
         BLOCK_N=GRAM_QUERIES,
         **GRAM_OPTIONS,
     )

@@ -29,3 +29,12 @@ def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
         if op in _SINGLE_PRECISION_OPS and tensor.dtype == torch.float64:
             return f"{op} has no float64 kernel; backend 'torch' has one"
     return None
+
+
+def describe() -> str | None:
+    """The instruction set in use, those this processor has, and whose threads serve; or None."""
+    if unavailable_reason() is not None:
+        return None
+    module = _native.module()
+    pool = "torch's threads" if _native.shares_threads() else "threads of its own"
+    return f"{module.isa()} of {', '.join(module.supported_isas())}; {pool}"

@@ -50,6 +50,11 @@ def _torch_parallel_for() -> int:
     return 0
 
 
+def shares_threads() -> bool:
+    """Whether the kernels run on torch's threads: then ``torch.set_num_threads`` counts."""
+    return _torch_parallel_for() != 0
+
+
 def unavailable_reason() -> str | None:
     """Why the module cannot be used, or None.
 

@@ -17,7 +17,8 @@ namespace {
 template <class T>
 struct Partials {
   index_t padded, columns, slices, exponents, accumulators, queries;
-  bool direct;  // slice 0 accumulates in the caller's tensor
+  bool direct;   // slice 0 accumulates in the caller's tensor
+  bool rounded;  // the product takes rounded weights, whose sum the kernel gives apart
   T* out;
   Buffer states, accs;
   using Int = typename SliceState<T>::Int;
@@ -30,16 +31,18 @@ struct Partials {
         accumulators(op.accumulators),
         queries(op.query.rows),
         direct(columns == op.bank.cols),
+        rounded(ops.group > 1),
         out(out_acc),
         states(slices * state_size() * index_t(sizeof(T))),
         accs((slices - direct) * accumulators * queries * columns * index_t(sizeof(T))) {}
 
-  // Arrays of a slice, in units of T: reference, E sums, E moments, top; then two of integers.
-  index_t state_size() const { return padded * (4 + 2 * exponents); }
+  // Arrays of a slice, in units of T: reference, top, two of integers, E sums, E moments, A masses.
+  index_t arrays() const { return 4 + 2 * exponents + accumulators; }
+  index_t state_size() const { return padded * arrays(); }
 
   // State of the queries from `query` on; `block` is the padded length its loops run over.
   SliceState<T> state(index_t slice, index_t query) const {
-    T* base = states.as<T>() + slice * state_size() + query * (4 + 2 * exponents);
+    T* base = states.as<T>() + slice * state_size() + query * arrays();
     const index_t block = std::min(padded - query, block_size);
     SliceState<T> s;
     s.padded = block;
@@ -49,6 +52,7 @@ struct Partials {
     s.count = reinterpret_cast<Int*>(base + 3 * block);
     s.sum = base + 4 * block;
     s.moment = s.sum + exponents * block;
+    s.mass = s.moment + exponents * block;
     return s;
   }
 
@@ -105,10 +109,18 @@ void combine(const BankLse& op, const Plan& plan, const Partials<T>& parts, cons
       static_cast<T*>(out.moment)[e * queries + i] = count ? T(moment / sum) : T(0);
     for (int a = 0; a < op.accumulators; ++a) {
       if (op.accumulate[a] != e) continue;
+      double mass = sum;
+      if (parts.rounded) {
+        mass = 0;
+        for (index_t s = 0; s < plan.slices; ++s) {
+          const auto state = parts.state(s, begin);
+          mass += weight(s) * double(state.mass[a * state.padded + lane]);
+        }
+      }
       T* row = static_cast<T*>(out.acc) + (a * queries + i) * dim;
       for (index_t s = 0; s < plan.slices; ++s) {
         const T* part = parts.acc(s, a, i);
-        const T w = count ? T(weight(s) / sum) : T(0);
+        const T w = count ? T(weight(s) / mass) : T(0);
         for (index_t d = 0; d < dim; ++d) row[d] = s ? row[d] + w * part[d] : w * part[d];
       }
     }

@@ -44,6 +44,7 @@ struct SliceState {
   T* reference;   // value the exponents are taken relative to; -inf before the first valid slot
   T* sum;
   T* moment;
+  T* mass;        // [accumulators][padded] of the weights as the product uses them: bf16 kernels only
   T* top;
   Int* top_index; // relative to the slice's first row
   Int* count;

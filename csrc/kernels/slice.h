@@ -95,6 +95,7 @@ void start_state(const SliceState<T>& state, const BankLse& op) {
     state.sum[n] = T(0);
     if (op.moments) state.moment[n] = T(0);
   }
+  for (index_t n = 0; n < state.padded * op.accumulators; ++n) state.mass[n] = T(0);
 }
 
 template <class T>

@@ -94,6 +94,8 @@ __attribute__((noinline)) void raise_reference(const Weigher<T>& w, index_t lane
     }
     for (int a = 0; a < w.op->accumulators; ++a) {
       if (w.op->accumulate[a] != e || w.first) continue;
+      T* mass = w.state.mass + a * w.state.padded + lane;
+      store(mass, load<Vec>(mass) * factor);
       for (int n = 0; n < Simd<T>::width && lane + n < w.queries; ++n) {
         if (factor[n] == T(1)) continue;
         T* row = w.acc[a] + (lane + n) * w.acc_stride;
@@ -108,7 +110,8 @@ __attribute__((noinline)) void raise_reference(const Weigher<T>& w, index_t lane
 template <class T>
 constexpr T kHeadroom = T(58);
 
-// Weights >= 0 rounded to bf16, so that the row sum is that of the weights the product will use.
+// Weights >= 0 rounded to bf16. The log-sum-exp takes them whole; a weighted mean of rows is divided by
+// the sum of the rounded ones, which the product uses.
 SEDE_INLINE VecF rounded(VecF p) { return (VecF)(((VecI)p + 0x8000) & std::int32_t(0xffff0000)); }
 SEDE_INLINE VecD rounded(VecD p) { return p; }
 
@@ -139,7 +142,7 @@ void weigh(const Weigher<T>& w, index_t lane, T* panel, T* second) {
     base = load<Vec>(w.state.reference + lane);
     base = base == none ? Vec{} : base;
   }
-  Vec sum[3] = {}, moment[3] = {};
+  Vec sum[3] = {}, moment[3] = {}, mass[2] = {};
   Vec top{};
   Int top_index{}, valid_count{};
   if (EXTRA && w.op->hardest) {
@@ -159,9 +162,12 @@ void weigh(const Weigher<T>& w, index_t lane, T* panel, T* second) {
     for (int e = 0; e < E; ++e) {
       Vec p = exp2_fast((s - base) * w.exponent[e]);
       if (FILTER) p = ok ? p : Vec{};
-      if (HALF) p = rounded(p);
       sum[e] += p;
       if (EXTRA && w.op->moments) moment[e] += p * (FILTER ? (ok ? s : Vec{}) : s);
+      if (HALF && (e == first || e == other)) {
+        p = rounded(p);
+        mass[e == other] += p;
+      }
       if (e == first) store(panel + j * P, p * scale);
       if (e == other) store(second + j * P, p * scale);
     }
@@ -179,6 +185,10 @@ void weigh(const Weigher<T>& w, index_t lane, T* panel, T* second) {
       out = w.state.moment + e * w.state.padded + lane;
       store(out, load<Vec>(out) + moment[e]);
     }
+  }
+  for (int a = 0; HALF && a < w.op->accumulators; ++a) {
+    T* out = w.state.mass + a * w.state.padded + lane;
+    store(out, load<Vec>(out) + mass[a]);
   }
   if (EXTRA && w.op->hardest) {
     store(w.state.top + lane, top);

@@ -369,7 +369,9 @@ def weighted_info_nce(
             in_batch=in_batch_negatives,
             backend=chosen,
         )
-    rows = torch.logaddexp(log_positives, negatives) - mean_logit
+    # log(1 + e^x) of the difference: a loss near 0 keeps its digits beside logits of 1 / tau.
+    above = negatives - log_positives
+    rows = torch.logaddexp(above.new_zeros(()), above) + (log_positives - mean_logit)
     loss = reference.reduce_loss(rows, focus, reduction)
     if not return_stats:
         return loss

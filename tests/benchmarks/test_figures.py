@@ -1,5 +1,9 @@
 """Figures, tables and targets: all from JSON lines alone."""
 
+import subprocess
+
+import pytest
+
 from benchmarks import plot, records, run, table, targets
 from benchmarks.case import BOTH
 from tests.benchmarks.test_records import record
@@ -89,3 +93,20 @@ def test_targets_compare_the_records_with_what_is_asked():
         "7.0 of 8.3 MB: info_nce fp32, B 128, K 65,536, D 256",
         True,
     )
+
+
+def test_the_documented_targets_are_those_of_the_committed_records():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "benchmarks/results/amd-epyc-2-cores"],
+        cwd=run.machine.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    paths = [run.machine.ROOT / name for name in listed.stdout.split("\0") if name]
+    if not paths:
+        pytest.skip("no git checkout")
+    documented = (run.machine.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    found, problems = records.read(paths)
+    assert problems == []
+    assert targets.markdown(records.latest(found).values()) in documented

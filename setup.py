@@ -56,8 +56,10 @@ class CMakeBuild(build_ext):
             cmake, "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_dir()}",
         ]  # fmt: skip
-        if shutil.which("ninja"):
-            configure += ["-G", "Ninja"]
+        ninja = shutil.which("ninja")
+        if ninja:
+            # The cache of an earlier isolated build names a ninja that is gone by now.
+            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         checked([*configure, *os.environ.get("SEDE_CMAKE_ARGS", "").split()])
         checked([cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1)])
         built = next(build.glob("_cpu*.so"), None)

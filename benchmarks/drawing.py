@@ -232,11 +232,15 @@ def roofline(found: list[Record], plt: Any) -> Any:
 
 
 def _roofs(axis: Any, every: list[Record]) -> None:
-    """Measured bandwidth slope and matrix rates, one line a distinct rate."""
+    """Best measured bandwidth and matrix rates; dtypes within 5 % of each other share a line."""
     bandwidth = max(r["copy_gbs"] for r in every)
-    rates: dict[int, set[str]] = {}
+    best: dict[str, float] = {}
     for r in every:
-        rates.setdefault(round(r["matrix_gflops"]), set()).add(r["dtype"])
+        best[r["dtype"]] = max(r["matrix_gflops"], best.get(r["dtype"], 0.0))
+    rates: dict[int, set[str]] = {}
+    for dtype, rate in sorted(best.items(), key=lambda item: -item[1]):
+        peak = next((known for known in rates if rate > 0.95 * known), round(rate))
+        rates.setdefault(peak, set()).add(dtype)
     intensities = [r["flops"] / r["bytes"] for r in every]
     low = min(*intensities, min(rates) / bandwidth) / 3
     high = max(intensities) * 2.5

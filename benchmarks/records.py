@@ -1,5 +1,6 @@
 """Results as JSON lines: appended whole, checked on reading, nothing dropped in silence."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable
@@ -104,7 +105,7 @@ def fault(record: object) -> str | None:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Add one record: a single write to a file opened for appending, then fsync.
+    """Add one record: a single write to a file opened for appending and locked, then fsync.
 
     A file whose last line was cut (power loss, full disk) first gets a line end, so that the new
     record is not glued to the torn one.
@@ -119,6 +120,8 @@ def append(path: Path, record: dict[str, Any]) -> None:
     line = json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n"
     handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        # Without the lock the end may be looked at while another process is writing it.
+        fcntl.flock(handle, fcntl.LOCK_EX)
         end = os.fstat(handle).st_size
         if end and os.pread(handle, 1, end - 1) != b"\n":
             line = "\n" + line

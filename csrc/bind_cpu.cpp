@@ -107,17 +107,23 @@ void hardest(const MatrixTuple& query, const MatrixTuple& bank, Address row_scal
   sede::hardest(op, k, pointer(values), pointer<index_t>(indices));
 }
 
+// The last rows.rows of `total` keys, of which the first are not among `keys`; the ring's pointer and
+// its count of filled slots move on.
 void enqueue(const MatrixTuple& rows, Address row_scale, Address ids, const MatrixTuple& keys,
-             Address key_ids, index_t first_slot, bool normalize) {
+             Address key_ids, Address ptr, Address count, index_t total, bool normalize) {
+  const index_t size = std::get<1>(rows), kept = std::get<1>(keys);
+  const index_t start = *pointer<index_t>(ptr);
   const sede::Enqueue op{matrix(rows),
                          pointer<float>(row_scale),
                          pointer<index_t>(ids),
                          matrix(keys),
                          pointer<const index_t>(key_ids),
-                         first_slot,
+                         (start + total - kept) % size,
                          normalize};
   py::gil_scoped_release release;
   sede::enqueue(op);
+  *pointer<index_t>(ptr) = (start + total) % size;
+  *pointer<index_t>(count) = std::min(*pointer<index_t>(count) + total, size);
 }
 
 // GFLOP/s of a loop of fused multiply-adds in registers on `threads` threads at once.

@@ -143,7 +143,7 @@ class MemoryBank(nn.Module):
             )
         key_ids = _checked_ids("MemoryBank.enqueue", ids, keys.shape[0], keys.device)
         if keys.shape[0]:
-            ops.enqueue.enqueue(
+            ops.enqueue.write(
                 self.rows,
                 self.row_scale,
                 self.ids,

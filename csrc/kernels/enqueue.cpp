@@ -28,44 +28,65 @@ T total(typename Simd<T>::Vec v) {
   return sum;
 }
 
-// Keys begin .. end of the call; x holds one key, padded with zeros to whole vectors.
+// What a key is scaled by, and the scale of its row where rows are quantised. Four chains of sums: one
+// would wait for each addition.
 template <class T>
-void write_keys(const Enqueue& op, index_t begin, index_t end, T* x) {
-  using Vec = typename Simd<T>::Vec;
-  constexpr index_t W = Simd<T>::width;
-  const index_t dim = op.rows.cols, padded = round_up(dim, W), size = op.rows.rows;
-  for (index_t d = dim; d < padded; ++d) x[d] = T(0);
+struct Scaling {
+  T factor, row_scale;
+
+  Scaling(const T* x, index_t padded, bool normalize, bool quantize) {
+    using Vec = typename Simd<T>::Vec;
+    constexpr index_t W = Simd<T>::width, kChains = 4;
+    Vec squares[kChains] = {}, largest[kChains] = {};
+    auto take = [&](Vec v, int chain) {
+      squares[chain] += v * v;
+      if (!quantize) return;
+      const Vec magnitude = v < T(0) ? -v : v;
+      largest[chain] = magnitude > largest[chain] ? magnitude : largest[chain];
+    };
+    index_t d = 0;
+    for (; d + kChains * W <= padded; d += kChains * W)
+#pragma GCC unroll 4
+      for (int chain = 0; chain < kChains; ++chain) take(load<Vec>(x + d + chain * W), chain);
+    for (; d < padded; d += W) take(load<Vec>(x + d), 0);
+    const T square = total<T>((squares[0] + squares[1]) + (squares[2] + squares[3]));
+    factor = row_scale = T(1);
+    const T off = square - T(1);
+    if (normalize && square != T(0) && !((off < T(0) ? -off : off) <= T(1e-6)))
+      factor = T(1) / T(__builtin_sqrt(double(square)));
+    if (!quantize) return;
+    T peak = T(0);
+    for (const Vec& chain : largest)
+      for (int lane = 0; lane < W; ++lane) peak = chain[lane] > peak ? chain[lane] : peak;
+    // A NaN anywhere makes the squares NaN: the whole row then reads as NaN.
+    row_scale = square == square ? peak * factor / T(127) : square;
+    factor = row_scale == T(0) ? T(0) : factor / row_scale;
+  }
+};
+
+// Keys begin .. end of the call; scratch holds one key, padded with zeros to whole vectors, unless
+// the keys lie in memory as such.
+template <class T>
+void write_keys(const Enqueue& op, index_t begin, index_t end, T* scratch) {
+  const index_t dim = op.rows.cols, padded = round_up(dim, Simd<T>::width), size = op.rows.rows;
+  const bool in_place = padded == dim && op.keys.col_stride == 1 &&
+                        op.keys.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
+  for (index_t d = dim; d < padded; ++d) scratch[d] = T(0);
   for (index_t n = begin; n < end; ++n) {
     const index_t slot = (op.first_slot + n) % size;
-    read_row(op.keys, n, x, 1);
-    Vec squares{}, largest{};
-    for (index_t d = 0; d < padded; d += W) {
-      const Vec v = load<Vec>(x + d), magnitude = v < T(0) ? -v : v;
-      squares += v * v;
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    const T square = total<T>(squares);
-    T factor = T(1);
-    const T off = square - T(1);
-    if (op.normalize && square != T(0) && !((off < T(0) ? -off : off) <= T(1e-6)))
-      factor = T(1) / T(__builtin_sqrt(double(square)));
-    if (op.row_scale) {
-      T peak = T(0);
-      for (int lane = 0; lane < W; ++lane) peak = largest[lane] > peak ? largest[lane] : peak;
-      // A NaN anywhere makes the squares NaN: the whole row then reads as NaN.
-      const T scale = square == square ? peak * factor / T(127) : square;
-      op.row_scale[slot] = float(scale);
-      factor = scale == T(0) ? T(0) : factor / scale;
-    }
-    for (index_t d = 0; d < padded; d += W) store(x + d, load<Vec>(x + d) * factor);
+    if (!in_place) read_row(op.keys, n, scratch, 1);
+    const T* x = in_place ? (const T*)op.keys.data + n * op.keys.row_stride : scratch;
+    const Scaling<T> scaling(x, padded, op.normalize, op.row_scale != nullptr);
+    if (op.row_scale) op.row_scale[slot] = float(scaling.row_scale);
+    const T factor = scaling.factor;
     with_type(op.rows.dtype, op.rows.data, [&](auto* data) {
       auto* row = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(data)>>*>(data) +
                   slot * op.rows.row_stride;
       const index_t step = op.rows.col_stride;
       if (step == 1)
-        for (index_t d = 0; d < dim; ++d) narrow(x[d], row[d]);
+        for (index_t d = 0; d < dim; ++d) narrow(x[d] * factor, row[d]);
       else
-        for (index_t d = 0; d < dim; ++d) narrow(x[d], row[d * step]);
+        for (index_t d = 0; d < dim; ++d) narrow(x[d] * factor, row[d * step]);
     });
     op.ids[slot] = op.key_ids ? op.key_ids[n] : -2;
   }

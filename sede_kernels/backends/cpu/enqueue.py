@@ -21,11 +21,11 @@ def enqueue(
     size, total = rows.shape[0], keys.shape[0]
     if size == 0 or total == 0:
         return
-    skipped = max(0, total - size)
-    start = int(ptr)
-    kept = keys[skipped:]
+    if total > size:
+        keys = keys[total - size :]
+        key_ids = None if key_ids is None else key_ids[total - size :]
     if key_ids is not None:
-        key_ids = key_ids[skipped:].to(torch.int64).contiguous()
+        key_ids = key_ids.to(torch.int64).contiguous()
     # The kernel takes ids and scales as dense vectors: strided ones are written through a copy.
     dense_ids = ids.contiguous()
     dense_scale = None if row_scale is None else row_scale.contiguous()
@@ -33,14 +33,14 @@ def enqueue(
         _native.matrix(rows),
         _native.address(dense_scale),
         _native.address(dense_ids),
-        _native.matrix(kept),
+        _native.matrix(keys),
         _native.address(key_ids),
-        (start + skipped) % size,
+        ptr.data_ptr(),
+        count.data_ptr(),
+        total,
         normalize,
     )
     if dense_ids is not ids:
         ids.copy_(dense_ids)
     if row_scale is not None and dense_scale is not None and dense_scale is not row_scale:
         row_scale.copy_(dense_scale)
-    ptr.fill_((start + total) % size)
-    count.fill_(min(int(count) + total, size))

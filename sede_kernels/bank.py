@@ -128,7 +128,8 @@ class MemoryBank(nn.Module):
         Cost:
             One read of the keys and one write of N rows; no host synchronisation.
         """
-        dim = self.rows.shape[1]
+        rows = self.rows
+        dim = rows.shape[1]
         if not isinstance(keys, Tensor) or not keys.dtype.is_floating_point:
             came = keys.dtype if isinstance(keys, Tensor) else type(keys).__name__
             raise TypeError(f"MemoryBank.enqueue: keys must be a floating tensor, got {came}.")
@@ -136,15 +137,15 @@ class MemoryBank(nn.Module):
             raise ValueError(
                 f"MemoryBank.enqueue: keys must be (N, {dim}), got {tuple(keys.shape)}."
             )
-        if keys.device != self.rows.device:
+        if keys.device != rows.device:
             raise ValueError(
                 f"MemoryBank.enqueue: keys are on {keys.device} but the bank is on "
-                f"{self.rows.device}; move one of them with .to()."
+                f"{rows.device}; move one of them with .to()."
             )
         key_ids = _checked_ids("MemoryBank.enqueue", ids, keys.shape[0], keys.device)
         if keys.shape[0]:
             ops.enqueue.write(
-                self.rows,
+                rows,
                 self.row_scale,
                 self.ids,
                 self.ptr,

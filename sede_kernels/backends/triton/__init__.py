@@ -60,10 +60,4 @@ def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
         fragments = max(tensor.shape[1] for tensor in tensors)
         if fragments > LARGEST_FRAGMENT_SET:
             return f"it takes sets of at most {LARGEST_FRAGMENT_SET} fragments, got {fragments}"
-        exact = torch.get_float32_matmul_precision() == "highest"
-        if first.dtype == torch.float32 and exact and fragments > 32 and not interpreting():
-            return (
-                "it takes sets of at most 32 float32 fragments at float32 matmul precision "
-                f"'highest' (64 at 'high'), got {fragments}"
-            )
     return None

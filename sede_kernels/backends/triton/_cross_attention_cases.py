@@ -16,7 +16,8 @@ from sede_kernels.backends.triton.cross_attention import (
     GRAM_QUERIES,
     GRAM_STEP,
     GROUP,
-    SMALLEST_SOURCE,
+    product_precision,
+    tile_precision,
 )
 
 _KERNELS = {
@@ -28,7 +29,8 @@ _QUERY_INDICES = ("query_lengths", "query_order", "query_bounds")
 _SOURCE_INDICES = ("source_lengths", "source_order", "source_bounds", "lengths")
 _INTEGERS = ("Q", "L", "P", "R", "W8", "D", "N", "query_bucket", "source_bucket")
 _THRESHOLDS = ("threshold_high", "threshold_low", "keep_min")
-_PRECISION = {"half": "tf32", "tf32": "tf32", "ieee": "tf32x3"}
+#: Sets without lengths lie densely in tiles of 32 columns: 36 regions, and the most sets to a tile.
+_DENSE = (36, 18)
 _ALIGNED = frozenset({"D"})
 
 
@@ -59,7 +61,7 @@ def _tile_case(
         "RULE": "prob",
         "LOW": True,
         "RENORMALIZE": True,
-        "PRECISION": _PRECISION[kind],
+        "PRECISION": tile_precision(op, kind, int(block), architecture),
         "SETS": sets,
         "STRIDE": stride,
         "GROUP": GROUP,
@@ -81,6 +83,7 @@ def _tile_case(
 
 
 def _gram_cases(architecture: str, kind: str) -> Iterator[Case]:
+    precision = product_precision(kind)
     for name, kernel in (("gram", _gram_kernel), ("gram_backward", _gram_bwd_kernel)):
         yield Case(
             f"cross_attention {name} {kind}",
@@ -89,23 +92,23 @@ def _gram_cases(architecture: str, kind: str) -> Iterator[Case]:
             _types(kernel, kind),
             {
                 "HAS_LENGTHS": True,
-                "PRECISION": _PRECISION[kind],
-                "BLOCK_R": SMALLEST_SOURCE if kind == "ieee" else LARGEST_FRAGMENT_SET,
+                "PRECISION": precision,
+                "BLOCK_R": LARGEST_FRAGMENT_SET,
                 "BLOCK_D": GRAM_STEP,
-                "BLOCK_N": GRAM_QUERIES,
+                "BLOCK_N": GRAM_QUERIES[precision],
             },
             GRAM_OPTIONS,
             _ALIGNED,
-            matrix=kind != "ieee",
+            matrix=True,
         )
 
 
 def cases(architecture: str) -> Iterator[Case]:
-    """Every tile with sets padded to 32 rows; in half precision also with 36-row sets, packed."""
+    """Every tile with sets padded to 32 rows and, with 32 columns, with dense ones."""
     for op in _KERNELS:
         for key, config in configurations(op, architecture):
             yield _tile_case(op, architecture, key, config, config.rows // 32, 32)
-            if key == "half/32":
-                yield _tile_case(op, architecture, key, config, config.rows // 36, 36)
-    for kind in _PRECISION:
+            for stride in _DENSE if key.endswith("/32") else ():
+                yield _tile_case(op, architecture, key, config, config.rows // stride, stride)
+    for kind in OPERANDS:
         yield from _gram_cases(architecture, kind)

@@ -20,7 +20,7 @@ from sede_kernels.backends.triton._cross_attention_kernels import (
     _gram_bwd_kernel,
     _gram_kernel,
 )
-from sede_kernels.backends.triton._host import on_device, operand_kind, padded, precision
+from sede_kernels.backends.triton._host import on_device, operand_kind, padded
 from sede_kernels.backends.triton.erase import double_halves
 
 EraseOptions = tuple[str, float, bool, int, bool]
@@ -31,9 +31,13 @@ SMALLEST_SOURCE, SMALLEST_QUERY = 32, 16
 MOST_PACKED = 8
 #: Source sets that run before the next tile of queries.
 GROUP = 8
-#: A step of the kernels of G (columns of D) and of its gradient (queries); their launch options.
-GRAM_STEP, GRAM_QUERIES = 32, 64
+#: A step of the kernel of G (columns of D) and of that of its gradient (queries; three tf32 products
+#: of more would spill); their launch options.
+GRAM_STEP = 32
+GRAM_QUERIES = {"tf32": 64, "tf32x3": 32}
 GRAM_OPTIONS = {"num_warps": 8, "num_stages": 2}
+#: Tiles whose three tf32 products would spill: (kernel, columns) without matrix units on sm_8x.
+_WITHOUT_MATRIX_UNITS = ("cross_attention_backward", 64)
 #: Elements of dS in memory at once (or one source set's), and as many of a: 2 x 32 MB in a half.
 _CHUNK_ELEMENTS = 1 << 24
 #: Rows of G, dS and a are padded so that a kernel can move 16 bytes at once.
@@ -81,18 +85,16 @@ def _side(sets: Tensor, lengths: Tensor | None, smallest: int) -> Side:
     return Side(sets, lengths, order, bounds, buckets)
 
 
-def packing(fragments: int, block: int, rows: int, vary: bool) -> tuple[int, int]:
-    """(sets of a tile, rows that each takes): dense where padding would waste rows."""
+def packing(fragments: int, block: int, rows: int, cols: int, vary: bool) -> tuple[int, int]:
+    """(sets of a tile, rows that each takes): dense where padding would waste rows.
+
+    Never with 64 columns: the sums over dense sets would spill.
+    """
     padded_sets = rows // block
-    dense = 0 if vary else min(MOST_PACKED, rows // max(fragments, 1))
+    dense = 0
+    if not vary and cols == SMALLEST_SOURCE:
+        dense = min(MOST_PACKED, rows // max(fragments, 1))
     return (dense, fragments) if dense > padded_sets else (padded_sets, block)
-
-
-def _config(kernel: str, sets: Tensor, block: int) -> launch.Config:
-    if interpreting():
-        return _INTERPRETED
-    architecture, _ = launch.device_class(sets.device)
-    return launch.candidates(kernel, f"{operand_kind(sets.dtype)}/{block}", architecture)[0]
 
 
 def _constants(
@@ -105,8 +107,14 @@ def _constants(
     erase: EraseOptions | None,
 ) -> dict[str, Any]:
     """Tile and options of one launch."""
-    config = _config(kernel, query.sets, source_bucket.block)
-    sets, stride = packing(query.sets.shape[1], query_bucket.block, config.rows, query.vary)
+    kind, cols = operand_kind(query.sets.dtype), source_bucket.block
+    architecture, _ = launch.device_class(query.sets.device)
+    config = _INTERPRETED
+    if not interpreting():
+        config = launch.candidates(kernel, f"{kind}/{cols}", architecture)[0]
+    sets, stride = packing(
+        query.sets.shape[1], query_bucket.block, config.rows, cols, query.vary
+    )
     rule, _, low, _, renormalize = erase or ("", 0.0, True, 1, True)
     return {
         "QUERY_VARY": query.vary,
@@ -115,30 +123,30 @@ def _constants(
         "RULE": rule,
         "LOW": low,
         "RENORMALIZE": renormalize,
-        "PRECISION": product_precision(query.sets.dtype),
+        "PRECISION": tile_precision(kernel, kind, cols, architecture),
         "SETS": sets,
         "STRIDE": stride,
         "GROUP": GROUP,
         "BLOCK_G": padded(sets, 1),
         "BLOCK_M": config.rows,
-        "BLOCK_N": source_bucket.block,
+        "BLOCK_N": cols,
         "BLOCK_D": config.cols,
         **config.options,
     }
 
 
-def product_precision(dtype: torch.dtype) -> str:
-    """How fp32 operands are multiplied: "highest" asks for three tf32 products, not for one.
+def product_precision(kind: str) -> str:
+    """How operands of a kind are multiplied: "ieee" asks for three tf32 products, not for one.
 
     Half inputs keep G and a in fp32 as well, for |context|^2 is a difference of large terms.
     """
-    return "tf32x3" if dtype == torch.float32 and precision() == "ieee" else "tf32"
+    return "tf32x3" if kind == "ieee" else "tf32"
 
 
-def gram_block(sources: int, dtype: torch.dtype) -> int:
-    """Padded G: 32 rows for three tf32 products, whose 64 x 64 gradient spills on sm_80."""
-    exact = product_precision(dtype) == "tf32x3"
-    return padded(sources, SMALLEST_SOURCE if exact else LARGEST_FRAGMENT_SET)
+def tile_precision(kernel: str, kind: str, cols: int, architecture: str) -> str:
+    """``product_precision`` of a tile; full fp32 where three tf32 products would spill."""
+    plain = architecture.startswith("sm_8") and (kernel, cols) == _WITHOUT_MATRIX_UNITS
+    return "ieee" if plain and kind == "ieee" else product_precision(kind)
 
 
 def _gram(source: Side) -> Tensor:
@@ -153,8 +161,8 @@ def _gram(source: Side) -> Tensor:
         width,
         D,
         HAS_LENGTHS=source.vary,
-        PRECISION=product_precision(source.sets.dtype),
-        BLOCK_R=gram_block(R, source.sets.dtype),
+        PRECISION=product_precision(operand_kind(source.sets.dtype)),
+        BLOCK_R=LARGEST_FRAGMENT_SET,
         BLOCK_D=GRAM_STEP,
         **GRAM_OPTIONS,
     )
@@ -357,6 +365,7 @@ def _chunk_backward(
             **constants,
         )
     d_gram = torch.empty_like(gram)
+    precision = product_precision(operand_kind(source.sets.dtype))
     _gram_bwd_kernel[(P,)](
         attention,
         d_square,
@@ -364,9 +373,9 @@ def _chunk_backward(
         Q * L,
         P,
         W // _WIDTH,
-        PRECISION=product_precision(source.sets.dtype),
-        BLOCK_R=gram_block(W, source.sets.dtype),
-        BLOCK_N=GRAM_QUERIES,
+        PRECISION=precision,
+        BLOCK_R=LARGEST_FRAGMENT_SET,
+        BLOCK_N=GRAM_QUERIES[precision],
         **GRAM_OPTIONS,
     )
     flat_query, flat_source = query.sets.view(Q * L, D), source.sets.view(P * W, D)

@@ -232,11 +232,12 @@ def cases(architecture: str) -> Iterator[Case]:
         if key != "half":
             yield _weights_case(architecture, kind, config, copies[0], int8=True)
     for key, config in configurations("chunk_rows", architecture):
-        kind = "half" if key == "int8" else key
-        cols = launch.Config(*launch.table("chunk_weights")[key][architecture][0]).cols
-        if key in ("int8", "tf32"):
+        kind = "half" if key == "int8" else key.partition("/")[0]
+        weights = "int8" if key == "int8" else kind
+        cols = launch.Config(*launch.table("chunk_weights")[weights][architecture][0]).cols
+        if key in ("int8", "ieee/int8", "tf32"):
             yield _rows_case(architecture, kind, config, cols, "none", copies[0], int8=True)
-        if key == "int8":
+        if key.endswith("int8"):
             continue
         yield _rows_case(architecture, kind, config, cols, "without", copies[0])
         for desc in copies:

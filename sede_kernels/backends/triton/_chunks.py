@@ -56,7 +56,8 @@ def chunk_sums(
     # To widen 8-bit rows costs registers.
     key = "int8" if kind == "half" and row_scale is not None else kind
     first = launch.candidates("chunk_weights", key, architecture)[0]
-    second = launch.candidates("chunk_rows", key, architecture)[0]
+    wide = "ieee/int8" if kind == "ieee" and row_scale is not None else key
+    second = launch.candidates("chunk_rows", wide, architecture)[0]
     chunk = chunk_size(B, K, A, dtype.itemsize, first.cols)
     desc = has_descriptors(architecture) and describable(query) and describable(bank)
     weight = query.new_empty((A, B, chunk), dtype=dtype)

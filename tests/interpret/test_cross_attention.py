@@ -99,6 +99,23 @@ def test_buckets_of_lengths(direction: str) -> None:
     check(regions[:2], words, direction=direction, word_lengths=torch.full((7,), 16))
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_36_regions_in_full_float32(direction: str) -> None:
+    """The usual detector output at torch's default precision, as sources and as queries."""
+    assert torch.get_float32_matmul_precision() == "highest"
+    check(unit(2, 36, 20), unit(3, 33, 20), direction=direction, erase="prob")
+
+
+def test_sets_are_dense_only_beside_32_columns() -> None:
+    """64 columns with dense sets are not in the resource report: they spill."""
+    from sede_kernels.backends.triton.cross_attention import packing
+
+    assert packing(36, 64, 128, 32, vary=False) == (3, 36)
+    assert packing(18, 32, 128, 32, vary=False) == (7, 18)
+    assert packing(18, 32, 64, 64, vary=False) == (2, 32)
+    assert packing(36, 64, 128, 32, vary=True) == (2, 64)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_half_precision(dtype: torch.dtype, direction: str) -> None:

@@ -31,8 +31,8 @@ SMALLEST_SOURCE, SMALLEST_QUERY = 32, 16
 MOST_PACKED = 8
 #: Source sets that run before the next tile of queries.
 GROUP = 8
-#: A step of the kernel of G (columns of D) and of that of its gradient (queries; three tf32 products
-#: of more would spill); their launch options.
+#: A step of the kernel of G (columns of D) and of that of its gradient (queries: three tf32
+#: products of more would spill); their launch options.
 GRAM_STEP = 32
 GRAM_QUERIES = {"tf32": 64, "tf32x3": 32}
 GRAM_OPTIONS = {"num_warps": 8, "num_stages": 2}
@@ -112,9 +112,7 @@ def _constants(
     config = _INTERPRETED
     if not interpreting():
         config = launch.candidates(kernel, f"{kind}/{cols}", architecture)[0]
-    sets, stride = packing(
-        query.sets.shape[1], query_bucket.block, config.rows, cols, query.vary
-    )
+    sets, stride = packing(query.sets.shape[1], query_bucket.block, config.rows, cols, query.vary)
     rule, _, low, _, renormalize = erase or ("", 0.0, True, 1, True)
     return {
         "QUERY_VARY": query.vary,

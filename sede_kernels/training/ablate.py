@@ -19,7 +19,6 @@ from tqdm import tqdm
 from sede_kernels.training.data.precomp import find_folder
 from sede_kernels.training.files import UserError, data_home, require, write_json, write_text
 from sede_kernels.training.measured import NEEDS, measure
-from sede_kernels.training.models import MODELS
 from sede_kernels.training.records import Record, append, read
 from sede_kernels.training.report import Run, figure, markdown, read_runs
 from sede_kernels.training.search import GRIDS, best_trial, trial_jobs
@@ -88,31 +87,34 @@ def ablate(plan: Plan) -> list[Run]:
 def search(plan: Plan) -> dict[str, Any]:
     """Try settings on dev, the same number for the base and for each module, and write the choice.
 
+    ``variants`` are the parts to search; a part that is not keeps what an earlier search in the
+    same folder chose. Trials on file count, so that the next call can try other values.
+
     Returns:
         What ``settings.json`` holds: by model, the choice of ``base``, ``age``, ``lsns``, ``wil``.
     """
-    path = plan.out / "search.jsonl"
-    chosen: dict[str, dict[str, Any]] = {model: {} for model in plan.models}
+    path, file = plan.out / "search.jsonl", plan.out / "settings.json"
+    earlier = _read_settings(file if file.exists() else None)
+    chosen: dict[str, dict[str, Any]] = {**earlier}
+    chosen |= {model: dict(earlier.get(model, {})) for model in plan.models}
     grid(plan.models, tuple(VARIANTS), (0,), plan.flags, {})  # complains before anything runs
-    for part in GRIDS:
+    for part in (name for name in GRIDS if name in plan.variants):
         trials = {
-            model: trial_jobs(
-                model, part, plan.trials, plan.flags, chosen[model], MODELS[model].passes
-            )
+            model: trial_jobs(model, part, plan.trials, plan.flags, chosen[model])
             for model in plan.models
         }
         every = [job for jobs in trials.values() for job in jobs]
         _check_data(every)
         failures = _run_missing(every, path, plan, keep=0)
-        runs = {run.config: run for run in read_runs(_records(path))}
+        runs = read_runs(_records(path))
         for model, jobs in trials.items():
-            done = [runs[job.config] for job in jobs if job.config in runs]
-            if not done:
-                raise UserError(f"no trial of {model} {part} finished: {failures[0]}")
-            chosen[model][part] = best_trial(part, done)
+            try:
+                chosen[model][part], done = best_trial(part, jobs, runs)
+            except ValueError:
+                raise UserError(f"no trial of {model} {part} finished: {failures[0]}") from None
             best = max(run.dev for run in done)
             print(f"{model} {part}: {chosen[model][part]}  dev rSum {best:.1f} of {len(done)}")
-    write_json(plan.out / "settings.json", chosen)
+        write_json(file, chosen)
     return chosen
 
 

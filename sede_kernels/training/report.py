@@ -1,7 +1,7 @@
 """Tables and figure of an ablation, from its records."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -90,15 +90,20 @@ def settings_of(run: Run) -> tuple[str, int, int, int]:
     return run.config.data, run.config.batch_size, run.config.epochs, run.config.dim
 
 
-def rows(runs: Sequence[Run]) -> list[Row]:
-    """One row a model and variant of runs that share a table; pairs share all but the modules."""
-    bases = {run.config: run for run in runs if run.variant == "base"}
+def rows(runs: Sequence[Run], bases: Sequence[Run] = ()) -> list[Row]:
+    """One row a model and variant of runs that share a table; pairs share all but the modules.
+
+    Args:
+        runs: of one table.
+        bases: base runs of any number of epochs, for the column of equal time.
+    """
+    known = {run.config: run for run in (*bases, *runs) if run.variant == "base"}
     found = []
     for model in dict.fromkeys(run.config.model for run in runs):
         for variant in VARIANTS:
             mine = [r for r in runs if (r.config.model, r.variant) == (model, variant)]
             if mine:
-                found.append(_row(model, variant, mine, bases))
+                found.append(_row(model, variant, mine, known))
     return found
 
 
@@ -112,9 +117,9 @@ def _row(model: str, variant: str, mine: list[Run], bases: dict[TrainConfig, Run
     for run, base in pairs:
         gains["best"].append(run.test() - base.test())
         gains["last"].append(run.last_test - base.last_test)
-        fitting = int(CLOCK_NOISE * len(base.epochs) / cost)
-        if fitting:
-            gains["time"].append(run.test(fitting) - base.test())
+        longer = _as_long(base.config, cost, bases)
+        if longer is not None:
+            gains["time"].append(run.test() - longer.test())
     return Row(
         model,
         variant,
@@ -127,12 +132,26 @@ def _row(model: str, variant: str, mine: list[Run], bases: dict[TrainConfig, Run
     )
 
 
+def _as_long(base: TrainConfig, cost: float, bases: dict[TrainConfig, Run]) -> Run | None:
+    """The base with the fewest epochs that take at least ``cost`` times as long, if there is one.
+
+    Its schedule is its own: a run stopped in mid schedule would be worse than its time allows.
+    """
+    enough = [
+        run
+        for config, run in bases.items()
+        if replace(config, epochs=base.epochs) == base
+        and config.epochs * CLOCK_NOISE >= cost * base.epochs
+    ]
+    return min(enough, key=lambda run: run.config.epochs, default=None)
+
+
 def markdown(runs: Sequence[Run]) -> str:
     """All tables, one for each data set, batch size, number of epochs and width."""
     parts = []
     for settings in sorted({settings_of(run) for run in runs}):
         data, batch, epochs, dim = settings
-        table = rows([run for run in runs if settings_of(run) == settings])
+        table = rows([run for run in runs if settings_of(run) == settings], runs)
         parts.append(f"### {data}, batch {batch}, {epochs} epochs, width {dim}\n")
         parts.append(
             "| model | variant | seeds | dev rSum | test rSum | to base: best on dev "
@@ -211,6 +230,8 @@ def _facts(table: Sequence[Row]) -> list[str]:
 def figure(runs: Sequence[Run], path: Path) -> None:
     """Draw the paired differences to base: a dot a seed, the mean and its 95 % interval.
 
+    Nothing is drawn, and no file written, where no run has its base.
+
     Args:
         runs: of any number of settings; one panel a model and setting.
         path: ``.png`` or ``.svg``.
@@ -219,9 +240,13 @@ def figure(runs: Sequence[Run], path: Path) -> None:
     from matplotlib.figure import Figure
 
     tables = [
-        (settings, rows([run for run in runs if settings_of(run) == settings]))
+        (settings, table)
         for settings in sorted({settings_of(run) for run in runs})
+        if (table := rows([run for run in runs if settings_of(run) == settings], runs))
+        and any(row.gains for row in table)
     ]
+    if not tables:
+        return
     models = sorted({run.config.model for run in runs})
     mpl.rcParams["svg.hashsalt"] = "sede"
     page = Figure(figsize=(3.3 * len(models) + 1.0, 2.3 * len(tables) + 0.5), layout="constrained")

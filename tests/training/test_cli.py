@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from sede_kernels.training import files
 from sede_kernels.training.cli import main
 from sede_kernels.training.config import TrainConfig, from_mapping
+from sede_kernels.training.data.text import pad
 from sede_kernels.training.files import UserError
+from sede_kernels.training.run import load_best
 
 from .conftest import LIMIT, write_family_folder
 from .test_resume import command
@@ -118,6 +123,45 @@ def test_family_folder_trains_and_scores(tmp_path, capfd):
     assert "features but no pictures" in fails(
         capfd, "eval", out, "--visualize", tmp_path / "p.png"
     )
+
+
+def test_coco_layout_scores_testall_whole_and_by_folds(tmp_path, capfd):
+    """As COCO's folders: ``testall`` holds each image five times, once a caption; 1K is 5 folds."""
+    folder = write_family_folder(tmp_path / "coco_precomp", images=20, regions=4, width=8)
+    rng = np.random.default_rng(3)
+    features = rng.standard_normal((20, 4, 8), dtype=np.float32)
+    np.save(folder / "testall_ims.npy", np.repeat(features, 5, axis=0))
+    captions = [f"A dog number {i} of {k}." for i in range(20) for k in range(5)]
+    (folder / "testall_caps.txt").write_text("\n".join(captions) + "\n")
+    (folder / "testall_ids.txt").write_text("".join(f"{9000 - i}\n" for i in range(100)))
+    run = tmp_path / "run"
+    words = ["--model", "vse", "--epochs", "1", "--dim", "16", "--word-dim", "8", "--batch-size"]
+    assert main(["train", "--data", str(folder), *words, "40", "--out", str(run)]) == 0
+
+    def recall_at_1(*more: str) -> tuple[float, ...]:
+        capfd.readouterr()
+        assert main(["eval", str(run), "--part", "testall", *more]) == 0
+        text = capfd.readouterr().out
+        assert "testall: 20 images, 100 captions" in text
+        (line,) = [line for line in text.splitlines() if line.startswith("vse ")]
+        numbers = re.findall(r"\d+\.\d", line)
+        return float(numbers[0]), float(numbers[3])
+
+    _, model, vocabulary = load_best(run)
+    model.eval()
+    with torch.inference_mode():
+        images = model.image_encoder(torch.from_numpy(features)).vector
+        texts = [model.text_encoder(*pad([vocabulary.encode(c)])).vector for c in captions]
+    scores = (images @ torch.cat(texts).t()).numpy()
+
+    def by_hand(block: np.ndarray) -> tuple[float, float]:
+        owner = np.arange(block.shape[1]) // 5
+        found = (owner[block.argmax(1)] == np.arange(len(block))).mean()
+        return 100 * found, 100 * (block.argmax(0) == owner).mean()
+
+    assert recall_at_1() == pytest.approx(by_hand(scores), abs=0.051)
+    folds = [by_hand(scores[4 * f : 4 * f + 4, 20 * f : 20 * f + 20]) for f in range(5)]
+    assert recall_at_1("--folds", "5") == pytest.approx(np.mean(folds, axis=0), abs=0.051)
 
 
 def test_broken_folder_is_found_before_training(icons, tmp_path, capfd):

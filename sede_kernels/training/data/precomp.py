@@ -100,7 +100,8 @@ def load_part(folder: Path, part: str, text_embeddings: str = "") -> Part:
 
     With ``<part>_index.txt`` each caption has an image row. Without it, ids of which there is one
     a caption tell the images apart; else captions / images must be whole (1 or 5, usually), in
-    order. Feature files that repeat each image for every caption are recognised. With
+    order. Feature files that repeat each image for every caption are recognised, whether their
+    ids number images or captions. With
     ``text_embeddings`` each caption also has a row in ``<part>_<text_embeddings>.npy``.
 
     Raises:
@@ -201,6 +202,7 @@ def _match(
 ) -> tuple[Ints, Ints]:
     """Rows of the distinct images, and the image of each caption."""
     images = len(features)
+    copies = images == captions and _repeats(features, 5)
     index = _read_numbers(folder / f"{part}_index.txt")
     if index is not None:
         if len(index) != captions or index.min() < 0 or index.max() >= images:
@@ -219,7 +221,8 @@ def _match(
     if ids is not None and len(ids) == captions:
         _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
         rank = np.argsort(np.argsort(first))  # ids numbered by first appearance
-        if images == captions or len(first) == images:
+        numbers_captions = copies and len(first) == captions  # ids of captions, as COCO has
+        if (images == captions or len(first) == images) and not numbers_captions:
             rows = np.sort(first) if images == captions else np.arange(images)
             return rows, rank[inverse]
     if captions % images:
@@ -228,7 +231,7 @@ def _match(
             f"{part}_ims.npy: expected 1 or 5 captions an image, or a {part}_index.txt."
         )
     each = captions // images
-    if each == 1 and _repeats(features, 5):
+    if copies:
         return np.arange(0, images, 5), np.arange(captions) // 5
     return np.arange(images), np.arange(captions) // each
 

@@ -61,6 +61,53 @@ def _gram_kernel(
     tl.store(gram + at, g, mask=inside)
 
 
+@triton.jit
+def _places(
+    query_bounds,
+    source_bounds,
+    Q,
+    P,
+    query_bucket,
+    source_bucket,
+    QUERY_VARY: tl.constexpr,
+    SOURCE_VARY: tl.constexpr,
+    SETS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """(place of the source set, end, first place of the query sets, end) of this program.
+
+    Programs go through GROUP source sets before the next tile of queries, which both stay in L2.
+    """
+    tiles = tl.cdiv(Q, SETS)
+    group = tl.program_id(0) // (GROUP * tiles)
+    within = tl.program_id(0) % (GROUP * tiles)
+    size = tl.minimum(P - group * GROUP, GROUP)
+    source_first, source_end = set_range(source_bounds, source_bucket, P, SOURCE_VARY)
+    query_first, query_end = set_range(query_bounds, query_bucket, Q, QUERY_VARY)
+    source_place = source_first + group * GROUP + within % size
+    return source_place, source_end, query_first + (within // size) * SETS, query_end
+
+
+@triton.jit
+def _query_rows(
+    query_place,
+    query_end,
+    order,
+    lengths,
+    L,
+    VARY: tl.constexpr,
+    SETS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Of each row [M]: place of its set in the tile, existing, valid, row of ``query``."""
+    row = tl.arange(0, BLOCK_M)
+    place, fragment = row // STRIDE, row % STRIDE
+    present = (place < SETS) & (query_place + place < query_end)
+    q, length = set_at(query_place + place, present, order, lengths, L, VARY)
+    return place, present & (fragment < L), fragment < length, q.to(tl.int64) * L + fragment
+
+
 @triton.jit(do_not_specialize=["query_bucket", "source_bucket", "threshold_high", "threshold_low",
                                "keep_min"])  # fmt: skip
 def _cross_attention_fwd_kernel(
@@ -105,31 +152,21 @@ def _cross_attention_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Program i: one tile of SETS query sets against one source set.
-
-    Programs go through GROUP source sets before the next tile of queries, which both stay in L2.
-    """
-    tiles = tl.cdiv(Q, SETS)
-    group = tl.program_id(0) // (GROUP * tiles)
-    within = tl.program_id(0) % (GROUP * tiles)
-    size = tl.minimum(P - group * GROUP, GROUP)
-    first, end = set_range(source_bounds, source_bucket, P, SOURCE_VARY)
-    source_place = first + group * GROUP + within % size
-    query_first, query_end = set_range(query_bounds, query_bucket, Q, QUERY_VARY)
-    query_place = query_first + (within // size) * SETS
-    if (source_place >= end) | (query_place >= query_end):
+    """Program i: one tile of SETS query sets against one source set."""
+    source_place, source_end, query_place, query_end = _places(
+        query_bounds, source_bounds, Q, P, query_bucket, source_bucket, QUERY_VARY, SOURCE_VARY,
+        SETS, GROUP,
+    )  # fmt: skip
+    if (source_place >= source_end) | (query_place >= query_end):
         return
     p, source_length = set_at(
-        source_place, source_place < end, source_order, source_lengths, R, SOURCE_VARY
+        source_place, source_place < source_end, source_order, source_lengths, R, SOURCE_VARY
     )
     index = tl.arange(0, BLOCK_N)
     col_valid = index < source_length
-    row = tl.arange(0, BLOCK_M)
-    place, fragment = row // STRIDE, row % STRIDE
-    present = (place < SETS) & (query_place + place < query_end)
-    q, length = set_at(query_place + place, present, query_order, query_lengths, L, QUERY_VARY)
-    row_valid = fragment < length
-    rows = q.to(tl.int64) * L + fragment
+    place, _, row_valid, rows = _query_rows(
+        query_place, query_end, query_order, query_lengths, L, QUERY_VARY, SETS, STRIDE, BLOCK_M
+    )
     cols = p.to(tl.int64) * R + index
     s = scores(query, source, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D)
     a, _ = attend(leaky(s), col_valid, place, smoothing, SETS, STRIDE, BLOCK_G)
@@ -201,27 +238,20 @@ def _cross_attention_bwd_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Program i: dS of one tile, as in the forward; also what the gradient of G needs."""
-    tiles = tl.cdiv(Q, SETS)
-    group = tl.program_id(0) // (GROUP * tiles)
-    within = tl.program_id(0) % (GROUP * tiles)
-    size = tl.minimum(P - group * GROUP, GROUP)
-    first, end = set_range(source_bounds, source_bucket, P, SOURCE_VARY)
-    source_place = first + group * GROUP + within % size
-    query_first, query_end = set_range(query_bounds, query_bucket, Q, QUERY_VARY)
-    query_place = query_first + (within // size) * SETS
-    if (source_place >= end) | (query_place >= query_end):
+    source_place, source_end, query_place, query_end = _places(
+        query_bounds, source_bounds, Q, P, query_bucket, source_bucket, QUERY_VARY, SOURCE_VARY,
+        SETS, GROUP,
+    )  # fmt: skip
+    if (source_place >= source_end) | (query_place >= query_end):
         return
     p, source_length = set_at(
-        source_place, source_place < end, source_order, source_lengths, R, SOURCE_VARY
+        source_place, source_place < source_end, source_order, source_lengths, R, SOURCE_VARY
     )
     index = tl.arange(0, BLOCK_N)
     col_valid = index < source_length
-    row = tl.arange(0, BLOCK_M)
-    place, fragment = row // STRIDE, row % STRIDE
-    present = (place < SETS) & (query_place + place < query_end)
-    q, length = set_at(query_place + place, present, query_order, query_lengths, L, QUERY_VARY)
-    row_valid = fragment < length
-    rows = q.to(tl.int64) * L + fragment
+    place, exists, row_valid, rows = _query_rows(
+        query_place, query_end, query_order, query_lengths, L, QUERY_VARY, SETS, STRIDE, BLOCK_M
+    )
     W = W8 * 8
     cols = p.to(tl.int64) * W + index
     s = scores(query, source, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D)
@@ -233,7 +263,7 @@ def _cross_attention_bwd_kernel(
             RENORMALIZE,
         )  # fmt: skip
     at = (rows * P + p)[:, None] * W + index[None, :]
-    inside = ((fragment < L) & present)[:, None] & (index < W)[None, :]
+    inside = exists[:, None] & (index < W)[None, :]
     valid = row_valid[:, None] & col_valid[None, :]
     tl.store(attention + at, tl.where(valid, a, 0.0).to(query.dtype.element_ty), mask=inside)
     size_of_query = tl.load(query_norm + rows, mask=row_valid, other=0.0)

@@ -16,7 +16,7 @@ SEED = 1000  # of the trials; the seeds of the table are others
 
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "base": {
-        "lr": (1e-3, 2e-3, 4e-3),
+        "lr": (1e-3, 2e-3, 4e-3, 8e-3),
         "temperature": (0.02, 0.03, 0.05, 0.1),
         "dropout": (0.0, 0.1, 0.2, 0.4),
     },

@@ -248,7 +248,7 @@ def test_records_survive_damage(tmp_path):
 def test_trials_are_spread_and_start_with_the_usual_setting():
     assert candidates("base", 1, "vsrn") == [{"lr": 2e-3, "temperature": 0.05, "dropout": 0.2}]
     every = candidates("base", 99, "vsrn")
-    assert len(every) == 3 * 4 * 4
+    assert len(every) == 4 * 4 * 4
     assert all(every.count(point) == 1 for point in every)
     assert {point["temperature"] for point in every[1:5]} == {0.02, 0.03, 0.05, 0.1}
     rules = candidates("age", 99, "scan", {"erase"})

@@ -28,6 +28,36 @@ SEDE_INLINE VecD low_half(const float* p) {
 #endif
 }
 SEDE_INLINE VecD high_half(const float* p) { return low_half(p + kLanes / 2); }
+#if defined(__AVX512F__)
+SEDE_INLINE VecD low_half(VecF v) {
+  return (VecD)_mm512_maskz_cvtps_pd(0xff, _mm512_castps512_ps256((__m512)v));
+}
+SEDE_INLINE VecD high_half(VecF v) {
+  return (VecD)_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 1));
+}
+#else
+SEDE_INLINE VecD low_half(VecF v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  return low_half(lanes);
+}
+SEDE_INLINE VecD high_half(VecF v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  return high_half(lanes);
+}
+#endif
+
+SEDE_INLINE VecF square_root(VecF v) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
+#else
+  float lanes[kLanes];
+  store(lanes, v);
+  for (float& x : lanes) x = __builtin_sqrtf(x);
+  return load<VecF>(lanes);
+#endif
+}
 
 // One byte a lane: 1 where the mask is set.
 SEDE_INLINE void store_bytes(unsigned char* p, VecI mask) {
@@ -71,6 +101,26 @@ SEDE_INLINE std::int32_t lane_sum(VecI v) {
     VecI from;
     for (int n = 0; n < kLanes; ++n) from[n] = n ^ step;
     v += __builtin_shuffle(v, from);
+  }
+  return v[0];
+}
+// Lanes of a mask that are set.
+SEDE_INLINE int count_set(VecI mask) {
+#if defined(__AVX512F__)
+  return __builtin_popcount(_mm512_movepi32_mask((__m512i)mask));
+#elif defined(__AVX2__)
+  return __builtin_popcount(unsigned(_mm256_movemask_ps((__m256)mask)));
+#else
+  return -lane_sum(mask);
+#endif
+}
+SEDE_INLINE std::int32_t lane_least(VecI v) {
+#pragma GCC unroll 4
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    VecI from;
+    for (int n = 0; n < kLanes; ++n) from[n] = n ^ step;
+    const VecI other = __builtin_shuffle(v, from);
+    v = other < v ? other : v;
   }
   return v[0];
 }

@@ -1,5 +1,5 @@
 // Erasing on rows in memory: each row is read once into scratch, judged there, and written once.
-#include "erase_row.h"
+#include "erase_short.h"
 #include "rows.h"
 
 namespace sede {
@@ -95,6 +95,54 @@ void forward_rows(const EraseForward& op, const S* in, S* out, index_t begin, in
   }
 }
 
+// The same with the row in registers; what ShortRow leaves undecided goes through memory.
+template <int V, class S>
+void forward_short(const EraseForward& op, const S* in, S* out, index_t begin, index_t end,
+                   char* memory) {
+  const EraseScratch s(memory, op.length);
+  const index_t length = op.length, readable = op.rows * length, writable = end * length;
+  ShortRow<V> row;
+  row.set_length(length);
+  for (index_t r = begin; r < end; ++r) {
+    const index_t at = r * length;
+    if (op.lengths) row.set_length(op.lengths[r]);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const VecF x = read_vector(in + at + v * kLanes, readable - at - v * kLanes);
+      row.x[v] = row.inside[v] ? x : VecF{};
+    }
+    if (__builtin_expect(!row.judge(op.rule), 0)) {
+      for (int v = 0; v < V; ++v) store(s.row + v * kLanes, row.x[v]);
+      keep_row(op.rule, s.row, row.length, V * kLanes, s.keep, s.keys);
+      for (int v = 0; v < V; ++v) row.keep[v] = load<VecI>(s.keep + v * kLanes);
+    }
+    VecF kept[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) kept[v] = (VecF)((VecI)row.x[v] & row.keep[v]);
+    const float total = op.rule.renormalize ? float(ShortRow<V>::sum(kept)) : 1.0f;
+    const float divisor = total != 0.0f ? total : 1.0f;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const index_t n = at + v * kLanes;
+      write_vector(out + n, kept[v] / divisor, writable - n);
+      write_mask(op.mask + n, row.keep[v], writable - n);
+    }
+  }
+}
+
+template <class S>
+void forward_as(const EraseForward& op, index_t begin, index_t end, char* memory) {
+  const auto* in = (const S*)op.attention;
+  auto* out = (S*)op.out;
+  switch (whole_vectors(op.length) / kLanes) {
+    case 1: return forward_short<1>(op, in, out, begin, end, memory);
+    case 2: return forward_short<2>(op, in, out, begin, end, memory);
+    case 3: return forward_short<3>(op, in, out, begin, end, memory);
+    case kShortVecs: return forward_short<kShortVecs>(op, in, out, begin, end, memory);
+    default: return forward_rows(op, in, out, begin, end, memory);
+  }
+}
+
 template <class S>
 void backward_rows(const EraseBackward& op, const S* grad, const S* in, S* out, index_t begin,
                    index_t end, char* memory) {
@@ -129,12 +177,9 @@ void backward_rows(const EraseBackward& op, const S* grad, const S* in, S* out, 
 
 void forward(const EraseForward& op, index_t begin, index_t end, char* memory) {
   switch (op.dtype) {
-    case DType::bf16:
-      return forward_rows(op, (const Bf16*)op.attention, (Bf16*)op.out, begin, end, memory);
-    case DType::f16:
-      return forward_rows(op, (const F16*)op.attention, (F16*)op.out, begin, end, memory);
-    default:
-      return forward_rows(op, (const float*)op.attention, (float*)op.out, begin, end, memory);
+    case DType::bf16: return forward_as<Bf16>(op, begin, end, memory);
+    case DType::f16: return forward_as<F16>(op, begin, end, memory);
+    default: return forward_as<float>(op, begin, end, memory);
   }
 }
 

@@ -124,6 +124,16 @@ SEDE_INLINE std::int32_t lane_least(VecI v) {
   }
   return v[0];
 }
+SEDE_INLINE float lane_greatest(VecF v) {
+#pragma GCC unroll 4
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    VecI from;
+    for (int n = 0; n < kLanes; ++n) from[n] = n ^ step;
+    const VecF other = __builtin_shuffle(v, from);
+    v = other > v ? other : v;
+  }
+  return v[0];
+}
 // Through memory, or the compiler keeps v there for all of its life.
 SEDE_INLINE std::int32_t lane_min(VecI v) {
   std::int32_t lanes[kLanes];

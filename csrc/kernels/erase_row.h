@@ -125,12 +125,14 @@ __attribute__((noinline)) float quantile_of(const std::int32_t* keys, index_t pa
 }
 
 // The greatest float that is not above x: for floats, a > x and a > round_down(x) are the same.
+// Which way x was rounded is a coin's toss, so no branch asks for it.
 SEDE_INLINE float round_down(double x) {
   const float near = float(x);
-  if (!(double(near) > x)) return near;
+  const std::int32_t over = double(near) > x;
   std::int32_t bits;
   __builtin_memcpy(&bits, &near, 4);
-  bits = near > 0.0f ? bits - 1 : near < 0.0f ? bits + 1 : std::int32_t(0x80000001u);
+  bits += near < 0.0f ? over : -over;
+  if (near == 0.0f) bits = over ? std::int32_t(0x80000001u) : 0;
   float below;
   __builtin_memcpy(&below, &bits, 4);
   return below;

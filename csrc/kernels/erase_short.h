@@ -47,12 +47,15 @@ struct ShortRow {
   }
 
   SEDE_INLINE float peak() const {
-    VecI keys[V];
-    order_keys(keys);
-    VecI greatest = keys[0];
+    VecF greatest = splat<VecF>(kNegInf<float>);
+    VecI odd{};
 #pragma GCC unroll 4
-    for (int v = 1; v < V; ++v) greatest = keys[v] > greatest ? keys[v] : greatest;
-    return key_value(~lane_least(~greatest));
+    for (int v = 0; v < V; ++v) {
+      const VecF own = inside[v] ? x[v] : splat<VecF>(kNegInf<float>);
+      greatest = own > greatest ? own : greatest;
+      odd |= x[v] != x[v];
+    }
+    return any(odd) ? __builtin_nanf("") : lane_greatest(greatest);
   }
 
   // How many fragments are greater than each; `length` or more outside.

@@ -15,6 +15,26 @@ namespace {
 
 constexpr index_t kLanes = Simd<float>::width;
 
+SEDE_INLINE VecI lane_numbers() {
+  VecI v;
+  for (int n = 0; n < kLanes; ++n) v[n] = n;
+  return v;
+}
+SEDE_INLINE VecL long_lane_numbers() {
+  VecL v;
+  for (int n = 0; n < kLanes / 2; ++n) v[n] = n;
+  return v;
+}
+// Lanes that are `step` apart change places. The indices are an expression in vectors, which the
+// compiler folds to constants; those that a loop sets one by one it builds at run time.
+template <class V>
+SEDE_INLINE V exchange(V v, int step) {
+  return __builtin_shuffle(v, lane_numbers() ^ step);
+}
+SEDE_INLINE VecD exchange(VecD v, int step) {
+  return __builtin_shuffle(v, long_lane_numbers() ^ std::int64_t(step));
+}
+
 // Half a vector of floats at p as doubles.
 SEDE_INLINE VecD low_half(const float* p) {
 #if defined(__AVX512F__)
@@ -89,18 +109,14 @@ SEDE_INLINE VecI load_bytes(const unsigned char* p) {
 SEDE_INLINE double lane_sum(VecD v) {
 #pragma GCC unroll 4
   for (int step = kLanes / 4; step > 0; step /= 2) {
-    VecL from;
-    for (int n = 0; n < kLanes / 2; ++n) from[n] = n ^ step;
-    v += __builtin_shuffle(v, from);
+    v += exchange(v, step);
   }
   return v[0];
 }
 SEDE_INLINE std::int32_t lane_sum(VecI v) {
 #pragma GCC unroll 4
   for (int step = kLanes / 2; step > 0; step /= 2) {
-    VecI from;
-    for (int n = 0; n < kLanes; ++n) from[n] = n ^ step;
-    v += __builtin_shuffle(v, from);
+    v += exchange(v, step);
   }
   return v[0];
 }
@@ -117,9 +133,7 @@ SEDE_INLINE int count_set(VecI mask) {
 SEDE_INLINE std::int32_t lane_least(VecI v) {
 #pragma GCC unroll 4
   for (int step = kLanes / 2; step > 0; step /= 2) {
-    VecI from;
-    for (int n = 0; n < kLanes; ++n) from[n] = n ^ step;
-    const VecI other = __builtin_shuffle(v, from);
+    const VecI other = exchange(v, step);
     v = other < v ? other : v;
   }
   return v[0];
@@ -127,9 +141,7 @@ SEDE_INLINE std::int32_t lane_least(VecI v) {
 SEDE_INLINE float lane_greatest(VecF v) {
 #pragma GCC unroll 4
   for (int step = kLanes / 2; step > 0; step /= 2) {
-    VecI from;
-    for (int n = 0; n < kLanes; ++n) from[n] = n ^ step;
-    const VecF other = __builtin_shuffle(v, from);
+    const VecF other = exchange(v, step);
     v = other > v ? other : v;
   }
   return v[0];

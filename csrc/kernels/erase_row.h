@@ -13,12 +13,6 @@ constexpr std::int32_t kNoKey = -2147483647 - 1;  // below every key: not a cand
 
 SEDE_INLINE index_t whole_vectors(index_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-SEDE_INLINE VecI lane_numbers() {
-  VecI v;
-  for (int n = 0; n < kLanes; ++n) v[n] = n;
-  return v;
-}
-
 // -1 in the lanes n of a vector with first + n < end.
 SEDE_INLINE VecI lanes_below(index_t first, index_t end) {
   return lane_numbers() < std::int32_t(end - first < kLanes ? end - first : kLanes);

@@ -26,11 +26,12 @@ void slice(const SliceCall<T>& call) {
     next = fill_tile(op, next, call.bank_end, tile);
     if (tile.count == 0) break;
     const index_t rows = round_up(tile.count, kTileRows);
+    Ahead ahead = next_tile(call, next, dim);
     for (index_t q = 0; q < queries; q += P) {
       T* panel = scratch.panels[0] + q / P * scratch.panel_size;
       T* second = scratch.panels[1] + q / P * scratch.panel_size;
       similarities(tile.rows, tile.stride, rows, (const T*)call.packed_query + q * dim, dim,
-                   queries - q, call.tiling.depth, panel);
+                   queries - q, call.tiling.depth, panel, &ahead);
       for (index_t v = 0; v < P && q + v < queries; v += W)
         weigh_lanes(w, q + v, panel + v, second + v);
     }

@@ -93,11 +93,12 @@ void slice(const SliceCall<float>& call) {
     else
       bank.fill((const Bf16*)op.bank.data, op.bank, tile);
     const index_t rows = round_up(tile.count, kTileRows);
+    Ahead ahead = next_tile(call, next, pairs);
     for (index_t q = 0; q < queries; q += P) {
       float* panel = scratch.panels[0] + q / P * scratch.panel_size;
       float* second = scratch.panels[1] + q / P * scratch.panel_size;
       similarities(bank.along_dim, bank.dim_stride, rows, (const Pair*)call.packed_query + q * pairs,
-                   pairs, queries - q, call.tiling.depth, panel);
+                   pairs, queries - q, call.tiling.depth, panel, &ahead);
       for (index_t v = 0; v < P && q + v < queries; v += W)
         weigh_lanes(w, q + v, panel + v, second + v);
       if (op.accumulators > 0) pair_weights(panel, tile.count);

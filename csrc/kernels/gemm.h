@@ -88,17 +88,30 @@ void tile_rows(index_t rows, const T* a, index_t a_row, index_t a_step, const T*
   if (rows) tile<T, 1, V>(a, a_row, a_step, b, b_step, c, c_row, steps, add);
 }
 
+// Memory that will be read next, fetched into L2 a few lines a register tile: all at once, the fetches
+// would wait for each other, and the arithmetic for them.
+struct Ahead {
+  const char *at, *end;
+  index_t lines;  // a register tile
+
+  SEDE_INLINE void some() {
+    for (index_t n = 0; n < lines && at < end; ++n, at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // C[rows][columns] (+)= A B for any number of rows; columns is a multiple of the vector length.
 // B's columns are walked outside, so that one slice of B stays in L1 for all rows of A.
 template <class T, class S>
 void product(index_t rows, index_t columns, const T* a, index_t a_row, index_t a_step, const T* b,
-             index_t b_step, S* c, index_t c_row, index_t steps, bool add) {
+             index_t b_step, S* c, index_t c_row, index_t steps, bool add, Ahead* ahead = nullptr) {
   constexpr int W = Simd<T>::width;
   index_t column = 0;
   for (; column + kPanelVecs * W <= columns; column += kPanelVecs * W)
-    for (index_t r = 0; r < rows; r += kTileRows)
+    for (index_t r = 0; r < rows; r += kTileRows) {
+      if (ahead) ahead->some();
       tile_rows<T, kPanelVecs>(rows - r, a + r * a_row, a_row, a_step, b + column, b_step,
                                c + r * c_row + column, c_row, steps, add);
+    }
   for (; column < columns; column += W)
     for (index_t r = 0; r < rows; r += kTileRows)
       tile_rows<T, 1>(rows - r, a + r * a_row, a_row, a_step, b + column, b_step,
@@ -109,14 +122,15 @@ void product(index_t rows, index_t columns, const T* a, index_t a_row, index_t a
 // blocked over D so that the block of the packed query stays in L1.
 template <class T, class S>
 void similarities(const T* bank, index_t bank_row, index_t rows, const T* query, index_t dim,
-                  index_t queries, index_t depth, S* panel) {
+                  index_t queries, index_t depth, S* panel, Ahead* ahead = nullptr) {
   constexpr index_t W = Simd<T>::width, P = kPanel<T>;
   const index_t columns = queries > W ? P : W;
   if (dim == 0)
     for (index_t n = 0; n < rows * P; ++n) panel[n] = S(0);
   for (index_t d = 0; d < dim; d += depth) {
     const index_t steps = dim - d < depth ? dim - d : depth;
-    product(rows, columns, bank + d, bank_row, 1, query + d * P, P, panel, P, steps, d > 0);
+    product(rows, columns, bank + d, bank_row, 1, query + d * P, P, panel, P, steps, d > 0,
+            ahead);
   }
 }
 

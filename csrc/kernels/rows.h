@@ -76,6 +76,12 @@ SEDE_INLINE void with_type(DType dtype, const void* data, F f) {
   }
 }
 
+SEDE_INLINE index_t bytes_of(DType dtype) {
+  index_t bytes = 0;
+  with_type(dtype, nullptr, [&](auto* data) { bytes = sizeof(*data); });
+  return bytes;
+}
+
 // One row of a matrix as T.
 template <class T>
 void read_row(const Matrix& m, index_t row, T* out, index_t out_step) {

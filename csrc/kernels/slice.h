@@ -98,6 +98,20 @@ void start_state(const SliceState<T>& state, const BankLse& op) {
   for (index_t n = 0; n < state.padded * op.accumulators; ++n) state.mass[n] = T(0);
 }
 
+// Dense bank rows `next` .. of the next tile, spread over the register tiles of the similarities;
+// nothing for rows with gaps.
+template <class T>
+Ahead next_tile(const SliceCall<T>& call, index_t next, index_t steps) {
+  const Matrix& m = call.op->bank;
+  if (m.col_stride != 1 || m.row_stride != m.cols) return {nullptr, nullptr, 0};
+  const index_t row = m.cols * bytes_of(m.dtype);
+  const index_t left = call.bank_end - next, rows = call.tiling.bank_rows;
+  const char* at = (const char*)m.data + next * row;
+  const index_t tiles = (call.tiling.bank_rows / kTileRows) * ((steps - 1) / call.tiling.depth + 1) *
+                        ((call.queries - 1) / kPanel<T> + 1);
+  return {at, at + (left < rows ? left : rows) * row, rows * row / 64 / tiles + 1};
+}
+
 template <class T>
 void clear_accumulators(const SliceCall<T>& call) {
   for (int a = 0; a < call.op->accumulators; ++a)

@@ -32,8 +32,9 @@ Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, inde
                index_t slice_bytes) {
   Plan plan;
   const index_t row_bytes = std::max<index_t>(dim, 1) * element + 64;
-  // A quarter of L2 for the bank tile; the queries and the accumulators stream through the rest.
-  plan.tiling.bank_rows = std::clamp<index_t>(l2_bytes / 4 / row_bytes / 8 * 8, 16, 128);
+  // Three eighths of L2 for the bank tile; queries, accumulators and the next tile stream through the
+  // rest. Each tile loads and stores the accumulators once, so that few rows would cost much.
+  plan.tiling.bank_rows = std::clamp<index_t>(l2_bytes / 8 * 3 / row_bytes / 8 * 8, 16, 128);
   // Half of L1 for the block of the packed query.
   plan.tiling.depth = std::max<index_t>(l1_bytes / 2 / (panel * element) / 16 * 16, 16);
   plan.query_block = std::min(kQueryBlock, (queries + panel - 1) / panel * panel);

@@ -26,7 +26,7 @@ void slice(const SliceCall<T>& call) {
     next = fill_tile(op, next, call.bank_end, tile);
     if (tile.count == 0) break;
     const index_t rows = round_up(tile.count, kTileRows);
-    Ahead ahead = next_tile(call, next, dim);
+    Ahead ahead = next_tile<T>(call, next, dim);
     for (index_t q = 0; q < queries; q += P) {
       T* panel = scratch.panels[0] + q / P * scratch.panel_size;
       T* second = scratch.panels[1] + q / P * scratch.panel_size;

@@ -93,7 +93,7 @@ void slice(const SliceCall<float>& call) {
     else
       bank.fill((const Bf16*)op.bank.data, op.bank, tile);
     const index_t rows = round_up(tile.count, kTileRows);
-    Ahead ahead = next_tile(call, next, pairs);
+    Ahead ahead = next_tile<float>(call, next, pairs);
     for (index_t q = 0; q < queries; q += P) {
       float* panel = scratch.panels[0] + q / P * scratch.panel_size;
       float* second = scratch.panels[1] + q / P * scratch.panel_size;

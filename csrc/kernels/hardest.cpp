@@ -107,10 +107,11 @@ void slice(const HardestCall<T>& call) {
   for (index_t next = call.bank_begin; next < call.bank_end;) {
     next = fill_tile(op, next, call.bank_end, tile);
     if (tile.count == 0) break;
+    Ahead ahead = next_tile<T>(call, next, dim);
     for (index_t q = 0; q < queries; q += P) {
       similarities(tile.rows, tile.stride, round_up(tile.count, kTileRows),
                    (const T*)call.packed_query + q * dim, dim, queries - q, call.tiling.depth,
-                   scratch.panels[0]);
+                   scratch.panels[0], &ahead);
       for (index_t v = 0; v < P && q + v < queries; v += W)
         collect(w, q + v, scratch.panels[0] + v, w.filters(), heaps);
     }

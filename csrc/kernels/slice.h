@@ -100,8 +100,8 @@ void start_state(const SliceState<T>& state, const BankLse& op) {
 
 // Dense bank rows `next` .. of the next tile, spread over the register tiles of the similarities;
 // nothing for rows with gaps.
-template <class T>
-Ahead next_tile(const SliceCall<T>& call, index_t next, index_t steps) {
+template <class T, class Call>
+Ahead next_tile(const Call& call, index_t next, index_t steps) {
   const Matrix& m = call.op->bank;
   if (m.col_stride != 1 || m.row_stride != m.cols) return {nullptr, nullptr, 0};
   const index_t row = m.cols * bytes_of(m.dtype);

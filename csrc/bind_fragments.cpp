@@ -58,7 +58,7 @@ sede::CrossAttention cross_attention_call(const Block& block, const Settings& se
   Address s, starts, lane_lengths, gram, query_norm;
   std::tie(s, op.sets, op.fragments, op.lanes, starts, lane_lengths, op.lane_source, gram,
            op.row_gram, query_norm) = block;
-  op.s = pointer<float>(s);
+  op.s = pointer<const float>(s);
   op.starts = pointer<const index_t>(starts);
   op.lane_lengths = pointer<const index_t>(lane_lengths);
   op.gram = pointer<const float>(gram);
@@ -79,9 +79,10 @@ void cross_attention(const Block& block, const Settings& settings, Address out) 
 }
 
 void cross_attention_backward(const Block& block, const Settings& settings, Address grad,
-                              Address d_gram, Address d_norm, index_t blocks) {
+                              Address ds, Address d_gram, Address d_norm, index_t blocks) {
   sede::CrossAttention op = cross_attention_call(block, settings);
   op.grad = pointer<const float>(grad);
+  op.ds = pointer<float>(ds);
   op.d_gram = pointer<float>(d_gram);
   op.d_norm = pointer<float>(d_norm);
   py::gil_scoped_release release;

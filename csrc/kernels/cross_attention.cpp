@@ -83,10 +83,11 @@ struct Pair {
     present = lengths > 0;
   }
 
-  SEDE_INLINE float* s(index_t i, index_t j) const {
+  SEDE_INLINE index_t at(index_t i, index_t j) const {
     const index_t row = first + (LANE_SOURCE ? j : i), fragment = LANE_SOURCE ? i : j;
-    return op.s + (row * op.fragments + fragment) * op.lanes + vector;
+    return (row * op.fragments + fragment) * op.lanes + vector;
   }
+  SEDE_INLINE const float* s(index_t i, index_t j) const { return op.s + at(i, j); }
   SEDE_INLINE VecI valid_source(index_t i) const {
     return LANE_SOURCE ? lengths > std::int32_t(i) : ~VecI{};
   }
@@ -293,14 +294,14 @@ struct Pair {
   void backward(float* d_gram, float* d_norm) {
     for (index_t i = 0; i < n; ++i) t.inner[i] = VecF{};
     spread_grad([&](index_t j, VecF g) { query_backward(j, g, d_norm); });
-    gram_backward(d_gram);
+    if (d_gram) gram_backward(d_gram);
     for (index_t i = 0; i < n; ++i) {
       const VecF scale = 1.0f / (t.norm[i] + kNormEps);
       const VecF inner = t.norm[i] > 0.0f ? t.inner[i] * scale * scale / t.norm[i] : VecF{};
       for (index_t j = 0; j < m; ++j) {
         const VecF x = load<VecF>(s(i, j));
         const VecF d = t.gram_a[j * n + i] * scale - leaky(x) * inner;
-        store(s(i, j), t.dot[j] * t.a[j * n + i] + (x > 0.0f ? d : d * kLeak));
+        store(op.ds + at(i, j), t.dot[j] * t.a[j * n + i] + (x > 0.0f ? d : d * kLeak));
       }
     }
   }
@@ -318,7 +319,8 @@ void forward_set(const CrossAttention& op, index_t set, char* memory) {
 template <bool LANE_SOURCE>
 void backward_set(const CrossAttention& op, index_t set, index_t block, char* memory) {
   const index_t plane = op.fragments * op.lanes;
-  float* d_gram = op.d_gram + (LANE_SOURCE ? block * plane * op.fragments : 0);
+  float* d_gram = op.d_gram;
+  if (LANE_SOURCE && d_gram) d_gram += block * plane * op.fragments;
   float* d_norm = op.d_norm + (LANE_SOURCE ? 0 : block * plane);
   for (index_t v = 0; v < op.lanes; v += kLanes) {
     Pair<LANE_SOURCE> pair(op, set, v, memory);

@@ -10,7 +10,7 @@ namespace sede {
 enum class Aggregate : int { lse = 0, mean = 1, max = 2, sum = 3 };
 
 struct CrossAttention {
-  float* s;                     // [rows][fragments][lanes]; the backward replaces it by dS
+  const float* s;               // [rows][fragments][lanes]
   index_t sets, fragments, lanes;  // lanes: a multiple of 16
   const index_t* starts;        // [sets + 1]: rows of each row set
   const index_t* lane_lengths;  // [lanes], 0 for lanes that hold no set
@@ -28,7 +28,8 @@ struct CrossAttention {
   // Backward only. The Gram gradient is left in its lower triangle, the diagonal halved, so that
   // adding the transpose completes it.
   const float* grad;            // [sets][lanes]
-  float* d_gram;                // added to; lane sources: [blocks] of it, one a task
+  float* ds;                    // [rows][fragments][lanes], may be s
+  float* d_gram;                // added to; lane sources: [blocks] of it, one a task; null: not wanted
   float* d_norm;                // factor of the query in its own gradient, added to; lane queries:
                                 // [blocks] of it
 };

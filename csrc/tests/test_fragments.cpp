@@ -205,7 +205,7 @@ void test_similarity(bool lane_source, Aggregate aggregate, bool erase) {
   for (index_t n = 0; n < b.sets(); ++n)
     for (index_t v = 0; v < Block::lanes; ++v)
       near(double(out[std::size_t(n * Block::lanes + v)]), b.similarity(n, v), 1e-5, "similarity");
-  op.grad = grad.data(), op.d_gram = d_gram.data(), op.d_norm = d_norm.data();
+  op.grad = grad.data(), op.ds = s.data(), op.d_gram = d_gram.data(), op.d_norm = d_norm.data();
   sede::cross_attention_backward(op, blocks);
 
   auto slope = [&](double& x) {

@@ -26,6 +26,7 @@ FILES = {
     "erase": "erase",
     "erase_backward": "erase",
     "cross_attention": "cross_attention",
+    "cross_attention_kept": "cross_attention",
     "cross_attention_backward": "cross_attention",
 }
 

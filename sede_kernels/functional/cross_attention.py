@@ -2,6 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from sede_kernels import ops, reference
@@ -89,7 +90,9 @@ def cross_attention_similarity(
 
     Cost:
         2 BRCLD FLOPs forward and O(R^2) more a word (t2i); S exists one block at a time, so memory
-        is bounded for any B and C; the backward recomputes S.
+        is bounded for any B and C. The backward of the CPU kernels keeps an S of up to 64 MB and
+        computes a larger one again, as the other backends always do; a side that needs no gradient
+        costs it nothing.
 
     Gradients:
         regions and words; the erasing mask is a constant.
@@ -151,6 +154,7 @@ def cross_attention_similarity(
             aggregate_scale=scale,
             erase=keywords if rule else None,
         ).to(result_dtype(regions))
+    keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
     similarity: Tensor = ops.cross_attention.cross_attention(
         regions,
         words,
@@ -161,6 +165,7 @@ def cross_attention_similarity(
         aggregate,
         scale,
         *erase_arguments,
+        keep,
         chosen,
-    )
+    )[0]
     return similarity

@@ -1,4 +1,8 @@
-"""Region-word similarity of all image-caption pairs (SCAN, BFAN) without the context vectors."""
+"""Region-word similarity of all image-caption pairs (SCAN, BFAN) without the context vectors.
+
+A backend may keep S for the backward, where the caller will want one (``keep``) and S is small: its
+``cross_attention_kept`` says how many elements, from the shapes alone.
+"""
 
 import torch
 from torch import Tensor
@@ -13,6 +17,11 @@ def _erase_options(
     rule: str, threshold: float, low: bool, keep_min: int, renormalize: bool
 ) -> EraseOptions | None:
     return (rule, threshold, low, keep_min, renormalize) if rule else None
+
+
+def _room(regions: Tensor, words: Tensor, keep: bool, backend: str) -> Tensor:
+    size = resolve("cross_attention_kept", backend, regions, words)(regions, words) if keep else 0
+    return regions.new_empty((size,), dtype=result_dtype(regions))
 
 
 @torch.library.custom_op("sede::cross_attention", mutates_args=())
@@ -30,10 +39,12 @@ def cross_attention(
     erase_low: bool,
     erase_keep_min: int,
     erase_renormalize: bool,
+    keep: bool,
     backend: str,
-) -> Tensor:
-    """Similarities [B, C]; ``erase_rule`` is empty where nothing is erased."""
+) -> tuple[Tensor, Tensor]:
+    """(similarities [B, C], kept S, flat); ``erase_rule`` is empty where nothing is erased."""
     run = resolve("cross_attention", backend, regions, words)
+    kept = _room(regions, words, keep, backend)
     similarity: Tensor = run(
         regions,
         words,
@@ -46,8 +57,9 @@ def cross_attention(
         erase=_erase_options(
             erase_rule, erase_threshold, erase_low, erase_keep_min, erase_renormalize
         ),
+        kept=kept,
     )
-    return similarity
+    return similarity, kept
 
 
 @cross_attention.register_fake
@@ -65,14 +77,17 @@ def _(
     erase_low: bool,
     erase_keep_min: int,
     erase_renormalize: bool,
+    keep: bool,
     backend: str,
-) -> Tensor:
-    return regions.new_empty((regions.shape[0], words.shape[0]), dtype=result_dtype(regions))
+) -> tuple[Tensor, Tensor]:
+    similarity = regions.new_empty((regions.shape[0], words.shape[0]), dtype=result_dtype(regions))
+    return similarity, _room(regions, words, keep, backend)
 
 
 @torch.library.custom_op("sede::cross_attention_backward", mutates_args=())
 def cross_attention_backward(
     grad: Tensor,
+    kept: Tensor,
     regions: Tensor,
     words: Tensor,
     region_lengths: Tensor | None,
@@ -86,9 +101,11 @@ def cross_attention_backward(
     erase_low: bool,
     erase_keep_min: int,
     erase_renormalize: bool,
+    for_regions: bool,
+    for_words: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """(d_regions [B, R, D], d_words [C, L, D]), similarities recomputed block by block."""
+    """(d_regions [B, R, D], d_words [C, L, D]); one that is not asked for is empty."""
     run = resolve("cross_attention_backward", backend, regions, words)
     d_regions, d_words = run(
         grad,
@@ -103,6 +120,8 @@ def cross_attention_backward(
         erase=_erase_options(
             erase_rule, erase_threshold, erase_low, erase_keep_min, erase_renormalize
         ),
+        kept=kept,
+        wanted=(for_regions, for_words),
     )
     return d_regions, d_words
 
@@ -110,6 +129,7 @@ def cross_attention_backward(
 @cross_attention_backward.register_fake
 def _(
     grad: Tensor,
+    kept: Tensor,
     regions: Tensor,
     words: Tensor,
     region_lengths: Tensor | None,
@@ -123,30 +143,37 @@ def _(
     erase_low: bool,
     erase_keep_min: int,
     erase_renormalize: bool,
+    for_regions: bool,
+    for_words: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     dtype = result_dtype(regions)
-    return regions.new_empty(regions.shape, dtype=dtype), words.new_empty(words.shape, dtype=dtype)
+    d_regions = regions.new_empty(regions.shape if for_regions else (0,), dtype=dtype)
+    return d_regions, words.new_empty(words.shape if for_words else (0,), dtype=dtype)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    regions, words, region_lengths, word_lengths, *options = inputs
+    regions, words, region_lengths, word_lengths, *options, _, backend = inputs
+    _, kept = output
+    ctx.mark_non_differentiable(kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(regions, words, region_lengths, word_lengths)
+    ctx.save_for_backward(kept, regions, words, region_lengths, word_lengths)
     ctx.options = options
+    ctx.backend = backend
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    grads = [None] * 14
-    if grad is None:
+def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+    grads = [None] * 15
+    wanted = ctx.needs_input_grad[:2]
+    if grad is None or not any(wanted):
         return tuple(grads)
-    regions, words, region_lengths, word_lengths = ctx.saved_tensors
+    kept, regions, words, *lengths = ctx.saved_tensors
     d_regions, d_words = cross_attention_backward(
-        grad.contiguous(), regions, words, region_lengths, word_lengths, *ctx.options
+        grad.contiguous(), kept, regions, words, *lengths, *ctx.options, *wanted, ctx.backend
     )
-    if ctx.needs_input_grad[0]:
+    if wanted[0]:
         grads[0] = d_regions.to(regions.dtype)
-    if ctx.needs_input_grad[1]:
+    if wanted[1]:
         grads[1] = d_words.to(words.dtype)
     return tuple(grads)
 

@@ -131,12 +131,25 @@ def test_fp16_keeps_small_gradients() -> None:
     results = []
     for factor in (1.0, 2.0**-30):
         grads = torch.ops.sede.cross_attention_backward(
-            torch.full((3, 5), factor), v, e, None, None,
-            "t2i", 9.0, "lse", 6.0, "", 0.0, True, 1, True, "triton",
+            torch.full((3, 5), factor), torch.empty(0), v, e, None, None,
+            "t2i", 9.0, "lse", 6.0, "", 0.0, True, 1, True, True, True, "triton",
         )  # fmt: skip
         results.append([grad / factor for grad in grads])
     for large, small in zip(*results, strict=True):
         torch.testing.assert_close(small, large, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_one_side_alone(direction: str) -> None:
+    """What the backward leaves out for a side without a gradient is of that side alone."""
+    regions, words, grad = unit(2, 4, 8), unit(3, 4, 8), torch.randn(2, 3)
+    _, *both = run("triton", torch.float32, regions, words, grad, direction=direction)
+    for side, want in enumerate(both):
+        inputs = [regions.clone(), words.clone()]
+        inputs[side].requires_grad_()
+        similarity = cross_attention_similarity(*inputs, direction=direction, backend="triton")
+        similarity.backward(grad)
+        assert torch.equal(inputs[side].grad, want) and inputs[1 - side].grad is None
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)

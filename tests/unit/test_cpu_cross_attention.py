@@ -141,6 +141,40 @@ def test_many_blocks(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
+@pytest.mark.parametrize("size", ["images-in-lanes", "captions-in-lanes"])
+def test_what_the_forward_keeps(size: str, direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S kept or computed again, once or twice: the same gradients; each side alone as well."""
+    B, C, R, L, D = SIZES[size]
+    regions, words, weight = unit(B, R, D), unit(C, L, D), torch.randn(B, C)
+    lengths = lengths_from(1, L, C)
+
+    def gradients(*sides: Tensor) -> list[Tensor]:
+        """Gradients of these sides, twice from one forward."""
+        for side in (regions, words):
+            side.requires_grad_(any(side is one for one in sides))
+        similarity = cross_attention_similarity(
+            regions, words, word_lengths=lengths, direction=direction, erase="mean", backend="cpu"
+        )
+        loss = (similarity * weight).sum()
+        return [
+            grad
+            for keep in (True, False)
+            for grad in torch.autograd.grad(loss, sides, retain_graph=keep)
+        ]
+
+    assert cross_attention.cross_attention_kept(regions, words) > 0
+    kept = gradients(regions, words)
+    alone = [grad for side in (regions, words) for grad in gradients(side)]
+    monkeypatch.setattr(cross_attention, "_KEPT_ELEMENTS", 0)
+    assert cross_attention.cross_attention_kept(regions, words) == 0
+    again = gradients(regions, words)
+    for grad, want in zip(kept + again, again[:2] * 4, strict=True):
+        torch.testing.assert_close(grad, want, rtol=0, atol=0)
+    for grad, want in zip(alone, [again[0]] * 2 + [again[1]] * 2, strict=True):
+        torch.testing.assert_close(grad, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
 def test_extremes(direction: str) -> None:
     """Huge, tiny and zero vectors, and a smoothing that underflows a static exponent.
 

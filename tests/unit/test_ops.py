@@ -41,7 +41,12 @@ def test_opcheck(backend) -> None:
     opcheck(
         ops.cross_attention.cross_attention,
         (f32(3, 4, 6).requires_grad_(), f32(2, 5, 6).requires_grad_(), None, torch.tensor([3, 5]),
-         "t2i", 9.0, "lse", 6.0, "mean", 0.0, True, 1, True, backend),
+         "t2i", 9.0, "lse", 6.0, "mean", 0.0, True, 1, True, False, backend),
+    )  # fmt: skip
+    opcheck(  # sets of one size, so that all that is kept is written
+        ops.cross_attention.cross_attention,
+        (f32(16, 4, 6).requires_grad_(), f32(16, 5, 6).requires_grad_(), None, None,
+         "t2i", 9.0, "lse", 6.0, "", 0.0, True, 1, True, True, backend),
     )  # fmt: skip
     for dtype in (torch.float32, torch.int8):
         store = MemoryBank(8, 7, dtype=dtype)

@@ -179,6 +179,11 @@ def _tiles(P: int, Q: int, area: int) -> Iterator[tuple[slice, slice]]:
             yield slice(p, p + step_p), slice(q, q + step_q)
 
 
+def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
+    """Elements of S that the forward keeps: none, the backward computes S again."""
+    return 0
+
+
 def cross_attention(
     regions: Tensor,
     words: Tensor,
@@ -190,6 +195,7 @@ def cross_attention(
     aggregate: str,
     aggregate_scale: float,
     erase: EraseOptions | None,
+    kept: Tensor,
 ) -> Tensor:
     """See ``sede_kernels.ops.cross_attention``. S lives in memory one block at a time."""
     options = Options(smoothing, aggregate, aggregate_scale, erase)
@@ -222,6 +228,8 @@ def cross_attention_backward(
     aggregate: str,
     aggregate_scale: float,
     erase: EraseOptions | None,
+    kept: Tensor,
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """See ``sede_kernels.ops.cross_attention``."""
     options = Options(smoothing, aggregate, aggregate_scale, erase)
@@ -243,4 +251,5 @@ def cross_attention_backward(
                 d_p, d_q = _backward(part, block, source[p], query[q], options)
                 d_source[p] += d_p
                 d_query[q] += d_q
-        return (d_query, d_source) if swap else (d_source, d_query)
+        grads = (d_query, d_source) if swap else (d_source, d_query)
+        return grads[0] if wanted[0] else v.new_empty(0), grads[1] if wanted[1] else v.new_empty(0)

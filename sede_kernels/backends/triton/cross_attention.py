@@ -187,6 +187,11 @@ def _numbers(
     return (smoothing, scale, *double_halves(threshold), min(keep_min, sources))
 
 
+def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
+    """Elements of S that the forward keeps: none, the backward computes S again."""
+    return 0
+
+
 def cross_attention(
     regions: Tensor,
     words: Tensor,
@@ -198,6 +203,7 @@ def cross_attention(
     aggregate: str,
     aggregate_scale: float,
     erase: EraseOptions | None,
+    kept: Tensor,
 ) -> Tensor:
     """See ``sede_kernels.ops.cross_attention``. Memory: G and one norm a query."""
     out = regions.new_zeros((regions.shape[0], words.shape[0]), dtype=torch.float32)
@@ -279,6 +285,8 @@ def cross_attention_backward(
     aggregate: str,
     aggregate_scale: float,
     erase: EraseOptions | None,
+    kept: Tensor,
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """See ``sede_kernels.ops.cross_attention``. S is computed again; dS exists a chunk at a time.
 
@@ -290,9 +298,11 @@ def cross_attention_backward(
     if swap:
         sides, g = sides[::-1], g.T
     (queries, query_lengths), (sources, source_lengths) = sides
-    d_query = torch.zeros(queries.shape, dtype=torch.float32, device=grad.device)
-    d_source = torch.zeros(sources.shape, dtype=torch.float32, device=grad.device)
-    if d_query.numel() and d_source.numel():
+    for_sources, for_queries = wanted[::-1] if swap else wanted
+    empty = torch.empty(0, dtype=torch.float32, device=grad.device)
+    d_query = empty.new_zeros(queries.shape) if for_queries else empty
+    d_source = empty.new_zeros(sources.shape) if for_sources else empty
+    if queries.numel() and sources.numel():
         with on_device(regions), torch.autocast(regions.device.type, enabled=False):
             largest = _range(g, queries.dtype)
             g = g if largest is None else g / largest
@@ -306,8 +316,11 @@ def cross_attention_backward(
                 part = slice(first, first + step)
                 lengths = None if source_lengths is None else source_lengths[part]
                 source = _side(clean[part], lengths, SMALLEST_SOURCE)
-                d_part = _chunk_backward(g[part], query, source, R, norms, d_query, *options)
-                d_source[part] = d_part[:, :R]
+                d_part = _chunk_backward(
+                    g[part], query, source, R, norms, *options, d_query, for_sources
+                )
+                if d_part is not None:
+                    d_source[part] = d_part[:, :R]
             if largest is not None:
                 d_query *= largest
                 d_source *= largest
@@ -320,13 +333,14 @@ def _chunk_backward(
     source: Side,
     sources: int,
     norms: Tensor,
-    d_query: Tensor,
     smoothing: float,
     aggregate: str,
     aggregate_scale: float,
     erase: EraseOptions | None,
-) -> Tensor:
-    """Gradient of some padded source sets; adds theirs to ``d_query``."""
+    d_query: Tensor,
+    for_sources: bool,
+) -> Tensor | None:
+    """Gradient of some padded source sets, if wanted; adds theirs to ``d_query`` if not empty."""
     (Q, L, D), (P, W, _) = query.sets.shape, source.sets.shape
     gram = _gram(source)
     d_scores, attention = query.sets.new_zeros((2, Q * L, P * W))
@@ -362,6 +376,13 @@ def _chunk_backward(
             *_numbers(smoothing, aggregate_scale, erase, sources),
             **constants,
         )
+    flat_query, flat_source = query.sets.view(Q * L, D), source.sets.view(P * W, D)
+    if d_query.numel():
+        rows = d_query.view(Q * L, D)
+        rows += _product(d_scores, flat_source)
+        rows += d_norm.sum(dim=0).unsqueeze(1) * flat_query
+    if not for_sources:
+        return None
     d_gram = torch.empty_like(gram)
     precision = product_precision(operand_kind(source.sets.dtype))
     _gram_bwd_kernel[(P,)](
@@ -376,9 +397,5 @@ def _chunk_backward(
         BLOCK_N=GRAM_QUERIES[precision],
         **GRAM_OPTIONS,
     )
-    flat_query, flat_source = query.sets.view(Q * L, D), source.sets.view(P * W, D)
-    rows = d_query.view(Q * L, D)
-    rows += _product(d_scores, flat_source)
-    rows += d_norm.sum(dim=0).unsqueeze(1) * flat_query
     d_source = _product(d_scores.T, flat_query).view(P, W, D)
     return d_source + 2 * (d_gram @ source.sets.float())

@@ -66,7 +66,7 @@ class TrainConfig:
     bank_hardest: int = _option(
         1, "sets of the bank a query of scan and bfan is compared with; 0: all of them"
     )
-    bank_start: int = _option(0, "first step whose loss sees the banks; they fill before it")
+    bank_start: int = _option(0, "first step whose loss sees the banks; they fill just before it")
     momentum: float = _option(0.99, "of the momentum encoders that feed the banks, 0 to 1")
     erase: str = _option(
         "off", "hide the regions attended least or most", choices=SIDES, bare="low"

@@ -156,9 +156,11 @@ class Trainer:
             image_encoder.update(self.model.image_encoder)
             text_encoder.update(self.model.text_encoder)
             count = max(1, round(config.bank_share * len(captions)))
-            some = tuple(None if t is None else t[:count] for t in text)
-            with torch.autocast(regions.device.type, torch.bfloat16, self.bf16_keys):
-                keys = _float(image_encoder(regions[:count])), _float(text_encoder(*some))
+            # Keys cost a forward pass: none before the steps that fill the banks.
+            if self.step >= config.bank_start - math.ceil(config.bank / count):
+                some = tuple(None if t is None else t[:count] for t in text)
+                with torch.autocast(regions.device.type, torch.bfloat16, self.bf16_keys):
+                    keys = _float(image_encoder(regions[:count])), _float(text_encoder(*some))
 
         warm = self.step >= config.bank_start
         loss = self._loss(regions, text, ids, keys if warm else None)

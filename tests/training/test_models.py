@@ -156,6 +156,26 @@ def test_every_model_takes_every_module(icons, tmp_path, name, modules):
         assert not torch.equal(value, before[parameter]), parameter
 
 
+@pytest.mark.parametrize("name", ["vse", "scan"])
+def test_banks_fill_just_before_they_count(icons, tmp_path, name):
+    """A run with a late bank is the run without one until then, and pays for no keys."""
+    shared = {"data": "icons_100", "model": name, "dim": 16, "word_dim": 8, "threads": 1}
+    late = TrainConfig(**shared, bank=10, bank_start=5, bank_share=0.5)  # 5 keys a step: two steps
+    with_bank = Trainer(late, tmp_path / "bank")
+    without = Trainer(TrainConfig(**shared), tmp_path / "none")
+    filled = []
+    for step in range(7):
+        losses = []
+        for trainer in (with_bank, without):
+            torch.manual_seed(step)  # dropout
+            trainer.model.train()
+            losses.append(trainer.train_step(np.arange(10 * step, 10 * step + 10)))
+            trainer.step += 1
+        assert (losses[0] == losses[1]) == (step < 5), step
+        filled.append(int(with_bank.objective.image_bank.count))
+    assert filled == [0, 0, 0, 5, 10, 10, 10]
+
+
 def test_weights_are_what_the_modules_cost_nothing_of():
     """Erasing, banks and weighting add no parameter to a model."""
     for name in MODELS:

@@ -18,7 +18,12 @@ from sede_kernels.training.loop import StoppedError, Trainer, resume, train
 
 from .conftest import read_log
 
-MODULES = {"erase": "high", "bank": 30, "weighting": 5.0, "bank_start": 8}
+MODULES = {
+    "erase": "high",
+    "bank": 30,
+    "weighting": 5.0,
+    "bank_start": 16,
+}  # the bank fills from step 6 on
 # 70 captions in batches of 3: 24 steps an epoch, the last one of a single caption.
 SMALL = {"data": "icons_100", "batch_size": 3, "dim": 16, "word_dim": 8, "checkpoint_every": 4}
 MODELS = {

@@ -59,10 +59,11 @@ void bank_lse(const MatrixTuple& query, const MatrixTuple& bank, Address row_sca
 
 // In-batch negatives: the keys are the bank, the query ids its ids, and the diagonal is left out.
 sede::BankLse batch(const MatrixTuple& query, const MatrixTuple& key, Address scales, int exponents,
-                    Address query_ids, Address limit, int select) {
+                    Address query_ids, Address limit, int select, Address scores) {
   sede::BankLse op{};
   op.query = matrix(query);
   op.bank = matrix(key);
+  op.scores = pointer(scores);
   op.scales = pointer(scales);
   op.exponents = exponents;
   op.query_ids = op.bank_ids = pointer<const index_t>(query_ids);
@@ -73,9 +74,9 @@ sede::BankLse batch(const MatrixTuple& query, const MatrixTuple& key, Address sc
 }
 
 void batch_lse(const MatrixTuple& query, const MatrixTuple& key, Address scales, int exponents,
-               Address query_ids, Address limit, int select, Address lse, Address moment,
-               Address count, Address top, Address top_index) {
-  sede::BankLse op = batch(query, key, scales, exponents, query_ids, limit, select);
+               Address query_ids, Address limit, int select, Address scores, Address lse,
+               Address moment, Address count, Address top, Address top_index) {
+  sede::BankLse op = batch(query, key, scales, exponents, query_ids, limit, select, scores);
   op.moments = moment != 0;
   op.hardest = top != 0;
   const sede::BankLseOut out{pointer(lse),          pointer(moment), nullptr,
@@ -85,9 +86,9 @@ void batch_lse(const MatrixTuple& query, const MatrixTuple& key, Address scales,
 }
 
 void batch_lse_backward(const MatrixTuple& query, const MatrixTuple& key, Address scales,
-                        int exponents, Address query_ids, Address limit, int select, Address lse,
-                        Address grad, Address query_grad, Address key_grad) {
-  const sede::BankLse op = batch(query, key, scales, exponents, query_ids, limit, select);
+                        int exponents, Address query_ids, Address limit, int select, Address scores,
+                        Address lse, Address grad, Address query_grad, Address key_grad) {
+  const sede::BankLse op = batch(query, key, scales, exponents, query_ids, limit, select, scores);
   py::gil_scoped_release release;
   sede::batch_lse_backward(op, pointer(lse), pointer(grad), pointer(query_grad),
                            pointer(key_grad));

@@ -31,6 +31,8 @@ struct BankLse {
   Select select;
   bool empty_slots;             // a bank id of -1 is an empty slot (else: an unknown id)
   bool skip_diagonal;           // in-batch negatives: slot j is never valid for query i = j
+  void* scores;                 // [panels of queries][K][panel] of s: the pass over in-batch negatives
+                                // writes them, its backward reads them; null: formed again
   bool moments, hardest;
   int accumulators;             // A <= 2
   int accumulate[2];            // indices into scales

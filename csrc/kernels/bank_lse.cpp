@@ -1,9 +1,19 @@
 // The core op on one block of queries and one slice of the bank, tile by tile, in fp32 or fp64.
+#include <cstring>
+
 #include "slice.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
+
+template <class T>
+void keep(const BankLse& op, const BankTile<T>& tile, index_t query, const T* panel) {
+  constexpr index_t P = kPanel<T>;
+  T* scores = (T*)op.scores + query * op.bank.rows;
+  for (index_t j = 0; j < tile.count; ++j)
+    std::memcpy(scores + tile.source[j] * P, panel + j * P, P * sizeof(T));
+}
 
 template <class T>
 void slice(const SliceCall<T>& call) {
@@ -32,6 +42,7 @@ void slice(const SliceCall<T>& call) {
       T* second = scratch.panels[1] + q / P * scratch.panel_size;
       similarities(tile.rows, tile.stride, rows, (const T*)call.packed_query + q * dim, dim,
                    queries - q, call.tiling.depth, panel, &ahead);
+      if (op.scores) keep(op, tile, call.query_begin + q, panel);
       for (index_t v = 0; v < P && q + v < queries; v += W)
         weigh_lanes(w, q + v, panel + v, second + v);
     }

@@ -20,6 +20,7 @@ NAMES = ("auto", "reference", *PACKAGES)
 FILES = {
     "bank_lse": "bank_lse",
     "batch_lse": "batch_lse",
+    "batch_lse_kept": "batch_lse",
     "batch_lse_backward": "batch_lse",
     "hardest": "hardest",
     "enqueue": "enqueue",

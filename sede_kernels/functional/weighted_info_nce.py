@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sede_kernels import ops, reference
+from sede_kernels import reference
 from sede_kernels.bank import MemoryBank
 from sede_kernels.functional._bank_argument import BankTensors, unpack_bank
 from sede_kernels.functional._checks import (
@@ -25,8 +25,8 @@ from sede_kernels.functional._exponents import (
     full_precision,
     log_negatives,
     plan,
-    safe_logaddexp,
 )
+from sede_kernels.functional._negatives import bank_pass, with_batch
 from sede_kernels.ops.bank_lse import result_dtype
 
 NAME = "weighted_info_nce"
@@ -53,76 +53,6 @@ class InfoNCEStats(NamedTuple):
     log_negatives: Tensor
 
 
-class _Negatives(NamedTuple):
-    lse: Tensor  # [E, B]
-    number: Tensor
-    top: Tensor
-    top_index: Tensor
-
-
-def _bank_pass(
-    query: Tensor,
-    bank: BankTensors,
-    ids: Tensor | None,
-    exponents: Exponents,
-    *,
-    limit: Tensor | None,
-    select: str,
-    hardest: bool,
-    backend: str,
-) -> tuple[_Negatives, Tensor]:
-    moments = torch.is_grad_enabled() and exponents.scales.requires_grad
-    lse, _, acc, count, top, top_index = ops.bank_lse.bank_lse(
-        query,
-        bank.rows,
-        bank.row_scale,
-        exponents.scales,
-        exponents.grad_scales,
-        ids,
-        bank.ids,
-        limit,
-        select,
-        exponents.accumulate,
-        moments,
-        hardest,
-        backend,
-    )
-    return _Negatives(lse, count, top, top_index), acc
-
-
-def _with_batch(
-    found: _Negatives,
-    query: Tensor,
-    positive: Tensor,
-    ids: Tensor | None,
-    exponents: Exponents,
-    *,
-    limit: Tensor | None,
-    select: str,
-    hardest: bool,
-    backend: str,
-) -> _Negatives:
-    """The negatives of the bank and those of the batch together."""
-    moments = torch.is_grad_enabled() and exponents.scales.requires_grad
-    lse, _, count, top = ops.batch_lse.batch_lse(
-        query,
-        positive,
-        exponents.scales,
-        exponents.grad_scales,
-        ids,
-        limit,
-        select,
-        moments,
-        hardest,
-        backend,
-    )
-    top_index = found.top_index
-    if hardest:
-        top_index = torch.where(top > found.top, -1, top_index)
-        top = torch.maximum(found.top, top)
-    return _Negatives(safe_logaddexp(found.lse, lse), found.number + count, top, top_index)
-
-
 def _extra_positives(
     query: Tensor,
     positive: Tensor,
@@ -143,7 +73,7 @@ def _extra_positives(
         [0, 1] if differentiable else [1],
         False,
     )
-    found, acc = _bank_pass(
+    found, acc = bank_pass(
         query,
         bank,
         ids,
@@ -160,7 +90,7 @@ def _extra_positives(
         same = (ids.unsqueeze(1) == ids.unsqueeze(0)) & (ids != -1)
         own = torch.eye(ids.shape[0], dtype=torch.bool, device=ids.device)
         weight = (same & ~own).to(q.dtype)
-        batch = _with_batch(
+        batch = with_batch(
             found,
             query,
             positive,
@@ -330,7 +260,7 @@ def weighted_info_nce(
     )
     limit = None if margin is None else positive_s.detach() + margin
     select = "keep" if false_negatives == "keep" else "mask"
-    found, _ = _bank_pass(
+    found, _ = bank_pass(
         query,
         tensors,
         ids,
@@ -341,7 +271,7 @@ def weighted_info_nce(
         backend=chosen,
     )
     if in_batch_negatives:
-        found = _with_batch(
+        found = with_batch(
             found,
             query,
             positive,

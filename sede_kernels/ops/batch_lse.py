@@ -1,7 +1,8 @@
 """In-batch negatives: the same sums over the other rows' keys, with a gradient to both sides.
 
-With s_ij = q_i.k_j, j != i: lse(c), moment(c) as in ``bank_lse``. The backward recomputes s block
-by block, so nothing of size B x B is kept:
+With s_ij = q_i.k_j, j != i: lse(c), moment(c) as in ``bank_lse``. The backward forms s again block
+by block, unless a backend keeps a small s where the caller will want a gradient (``keep``); its
+``batch_lse_kept`` says how many elements, from the shapes alone:
 
     dq_i = sum_c g_i(c) r(c) sum_j P_ij(c) k_j        dk_j = sum_c sum_i g_i(c) r(c) P_ij(c) q_i
 """
@@ -11,6 +12,11 @@ from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
 from sede_kernels.ops.bank_lse import result_dtype
+
+
+def _room(query: Tensor, key: Tensor, keep: bool, backend: str) -> Tensor:
+    size = resolve("batch_lse_kept", backend, query, key)(query, key) if keep else 0
+    return query.new_empty((size,), dtype=result_dtype(query))
 
 
 @torch.library.custom_op("sede::batch_lse", mutates_args=())
@@ -24,14 +30,24 @@ def batch_lse(
     select: str,
     moments: bool,
     hardest: bool,
+    keep: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(lse [E, B], moment [E|0, B], count [B], top [B|0])."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(lse [E, B], moment [E|0, B], count [B], top [B|0], kept s, flat)."""
     run = resolve("batch_lse", backend, query, key)
+    kept = _room(query, key, keep, backend)
     lse, moment, count, top = run(
-        query, key, scales, query_ids, limit, select=select, moments=moments, hardest=hardest
+        query,
+        key,
+        scales,
+        query_ids,
+        limit,
+        select=select,
+        moments=moments,
+        hardest=hardest,
+        kept=kept,
     )
-    return lse, moment, count, top
+    return lse, moment, count, top, kept
 
 
 @batch_lse.register_fake
@@ -45,8 +61,9 @@ def _(
     select: str,
     moments: bool,
     hardest: bool,
+    keep: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = result_dtype(query)
     rows = query.shape[0]
     exponents = scales.shape[0]
@@ -54,13 +71,14 @@ def _(
     moment = query.new_empty((exponents if moments else 0, rows), dtype=dtype)
     count = query.new_empty((rows,), dtype=torch.int64)
     top = query.new_empty((rows if hardest else 0,), dtype=dtype)
-    return lse, moment, count, top
+    return lse, moment, count, top, _room(query, key, keep, backend)
 
 
 @torch.library.custom_op("sede::batch_lse_backward", mutates_args=())
 def batch_lse_backward(
     grad_lse: Tensor,
     lse: Tensor,
+    kept: Tensor,
     query: Tensor,
     key: Tensor,
     scales: Tensor,
@@ -73,7 +91,7 @@ def batch_lse_backward(
     """(dq [B, D], dk [B, D]) from the saved log-sum-exps."""
     run = resolve("batch_lse_backward", backend, query, key)
     grad_query, grad_key = run(
-        grad_lse, lse, query, key, scales, grad_scales, query_ids, limit, select=select
+        grad_lse, lse, query, key, scales, grad_scales, query_ids, limit, select=select, kept=kept
     )
     return grad_query, grad_key
 
@@ -82,6 +100,7 @@ def batch_lse_backward(
 def _(
     grad_lse: Tensor,
     lse: Tensor,
+    kept: Tensor,
     query: Tensor,
     key: Tensor,
     scales: Tensor,
@@ -96,24 +115,25 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    query, key, scales, grad_scales, query_ids, limit, select, _, _, backend = inputs
-    lse, moment, count, top = output
-    ctx.mark_non_differentiable(moment, count, top)
+    query, key, scales, grad_scales, query_ids, limit, select, _, _, _, backend = inputs
+    lse, moment, count, top, kept = output
+    ctx.mark_non_differentiable(moment, count, top, kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, scales, grad_scales, query_ids, limit, lse, moment)
+    ctx.save_for_backward(query, key, scales, grad_scales, query_ids, limit, lse, moment, kept)
     ctx.select = select
     ctx.backend = backend
 
 
 def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
-    query, key, scales, grad_scales, query_ids, limit, lse, moment = ctx.saved_tensors
-    grads = [None] * 10
+    query, key, scales, grad_scales, query_ids, limit, lse, moment, kept = ctx.saved_tensors
+    grads = [None] * 11
     if grad_lse is None:
         return tuple(grads)
     if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
         grad_query, grad_key = batch_lse_backward(
             grad_lse.contiguous(),
             lse,
+            kept,
             query,
             key,
             scales,

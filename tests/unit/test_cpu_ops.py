@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.cpu.bank_lse import bank_lse
-from sede_kernels.backends.cpu.batch_lse import batch_lse, batch_lse_backward
+from sede_kernels.backends.cpu.batch_lse import batch_lse, batch_lse_backward, batch_lse_kept
 from sede_kernels.backends.cpu.enqueue import enqueue
 from sede_kernels.backends.cpu.hardest import hardest
 from sede_kernels.backends.torch_blocked import batch_lse as blocked_batch
@@ -68,6 +68,9 @@ def test_hardest_ties_take_the_lowest_index_and_nan_stays_in_its_row(isa: str) -
     assert not values[[0, 1, 3, 4]].isnan().any()
 
 
+NOTHING = torch.empty(0)
+
+
 @pytest.mark.parametrize("select", ["mask", "positive", "keep"])
 @pytest.mark.parametrize("shape", [(1, 4), (2, 1), (37, 24), (150, 65)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -83,15 +86,29 @@ def test_batch_lse(isa: str, select: str, shape: tuple[int, int], dtype: torch.d
     for query_ids in (None, ids(shape[0], 5, 2, empty=0.3)):
         for limit in (None, middle):
             run = {"select": select, "moments": True, "hardest": True}
-            got = batch_lse(query, key, scales, query_ids, limit, **run)
+            kept = torch.empty(batch_lse_kept(query, key), dtype=dtype)
+            assert kept.numel() >= shape[0] ** 2
+            got = batch_lse(query, key, scales, query_ids, limit, **run, kept=kept)
             wide = [None if t is None else t.double() for t in (query, key, scales)]
             wide_limit = None if limit is None else limit.double()
-            want = blocked_batch.batch_lse(*wide, query_ids, wide_limit, **run)
+            want = blocked_batch.batch_lse(*wide, query_ids, wide_limit, **run, kept=NOTHING)
             for a, b in zip(got, want, strict=True):
                 torch.testing.assert_close(a.double(), b.double(), **tolerance)
-            sides = batch_lse_backward(
-                grad, got[0], query, key, scales, grad_scales, query_ids, limit, select=select
-            )
+            sides = [
+                batch_lse_backward(
+                    grad,
+                    got[0],
+                    query,
+                    key,
+                    scales,
+                    grad_scales,
+                    query_ids,
+                    limit,
+                    select=select,
+                    kept=s,
+                )
+                for s in (NOTHING, kept)
+            ]
             wanted = blocked_batch.batch_lse_backward(
                 grad.double(),
                 want[0],
@@ -100,9 +117,11 @@ def test_batch_lse(isa: str, select: str, shape: tuple[int, int], dtype: torch.d
                 query_ids,
                 wide_limit,
                 select=select,
+                kept=NOTHING,
             )
-            for a, b in zip(sides, wanted, strict=True):
-                torch.testing.assert_close(a.double(), b, **tolerance)
+            for side in sides:
+                for a, b in zip(side, wanted, strict=True):
+                    torch.testing.assert_close(a.double(), b, **tolerance)
 
 
 def ring(size: int, dim: int, dtype: torch.dtype) -> list[Tensor | None]:

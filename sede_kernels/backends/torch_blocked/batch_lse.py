@@ -25,6 +25,11 @@ def _valid(
     return valid if limit is None else valid & (s <= limit.to(s.dtype).unsqueeze(1))
 
 
+def batch_lse_kept(query: Tensor, key: Tensor) -> int:
+    """Elements of s that the forward keeps: none, the backward forms s again."""
+    return 0
+
+
 def batch_lse(
     query: Tensor,
     key: Tensor,
@@ -35,6 +40,7 @@ def batch_lse(
     select: str,
     moments: bool,
     hardest: bool,
+    kept: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``sede_kernels.ops.batch_lse``."""
     dtype = compute_dtype(query)
@@ -66,6 +72,7 @@ def batch_lse_backward(
     limit: Tensor | None,
     *,
     select: str,
+    kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """See ``sede_kernels.ops.batch_lse``."""
     dtype = compute_dtype(query)

@@ -19,6 +19,11 @@ from sede_kernels.backends.triton.bank_lse import sums
 WIDEST_SLICE = {"half": 256, "tf32": 128, "ieee": 64}
 
 
+def batch_lse_kept(query: Tensor, key: Tensor) -> int:
+    """Elements of s that the forward keeps: none, the backward forms s again."""
+    return 0
+
+
 def batch_lse(
     query: Tensor,
     key: Tensor,
@@ -29,6 +34,7 @@ def batch_lse(
     select: str,
     moments: bool,
     hardest: bool,
+    kept: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``sede_kernels.ops.batch_lse``."""
     found = sums(
@@ -58,6 +64,7 @@ def batch_lse_backward(
     limit: Tensor | None,
     *,
     select: str,
+    kept: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """See ``sede_kernels.ops.batch_lse``. One launch a side; s is recomputed tile by tile."""
     B, D = query.shape

@@ -1,0 +1,103 @@
+"""What a loss needs of its negatives: the pass over the bank, and over the rest of the batch."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sede_kernels import ops
+from sede_kernels.functional._bank_argument import BankTensors
+from sede_kernels.functional._exponents import Exponents, safe_logaddexp
+
+
+class Negatives(NamedTuple):
+    """Log-sum-exp at each exponent, how many there are, and the hardest, if asked for."""
+
+    lse: Tensor  # [E, B]
+    number: Tensor
+    top: Tensor
+    top_index: Tensor
+
+
+def bank_pass(
+    query: Tensor,
+    bank: BankTensors,
+    ids: Tensor | None,
+    exponents: Exponents,
+    *,
+    limit: Tensor | None,
+    select: str,
+    hardest: bool,
+    backend: str,
+) -> tuple[Negatives, Tensor]:
+    """The negatives of the bank, and their weighted row sums (A, B, D)."""
+    if bank.rows.shape[0] == 0:
+        return _no_negatives(query, exponents, hardest=hardest)
+    moments = torch.is_grad_enabled() and exponents.scales.requires_grad
+    lse, _, acc, count, top, top_index = ops.bank_lse.bank_lse(
+        query,
+        bank.rows,
+        bank.row_scale,
+        exponents.scales,
+        exponents.grad_scales,
+        ids,
+        bank.ids,
+        limit,
+        select,
+        exponents.accumulate,
+        moments,
+        hardest,
+        backend,
+    )
+    return Negatives(lse, count, top, top_index), acc
+
+
+def _no_negatives(
+    query: Tensor, exponents: Exponents, *, hardest: bool
+) -> tuple[Negatives, Tensor]:
+    """What a pass over an empty bank finds."""
+    rows, dim = query.shape
+    top_rows = rows if hardest else 0
+    nothing = exponents.grad_scales.new_full((1,), -torch.inf)
+    found = Negatives(
+        nothing.expand(exponents.scales.shape[0], rows),
+        torch.zeros(rows, dtype=torch.int64, device=query.device),
+        nothing.expand(top_rows),
+        torch.full((top_rows,), -1, dtype=torch.int64, device=query.device),
+    )
+    return found, nothing.new_zeros(1).expand(len(exponents.accumulate), rows, dim)
+
+
+def with_batch(
+    found: Negatives,
+    query: Tensor,
+    positive: Tensor,
+    ids: Tensor | None,
+    exponents: Exponents,
+    *,
+    limit: Tensor | None,
+    select: str,
+    hardest: bool,
+    backend: str,
+) -> Negatives:
+    """The negatives of the bank and those of the batch together."""
+    moments = torch.is_grad_enabled() and exponents.scales.requires_grad
+    keep = torch.is_grad_enabled() and (query.requires_grad or positive.requires_grad)
+    lse, _, count, top, _ = ops.batch_lse.batch_lse(
+        query,
+        positive,
+        exponents.scales,
+        exponents.grad_scales,
+        ids,
+        limit,
+        select,
+        moments,
+        hardest,
+        keep,
+        backend,
+    )
+    top_index = found.top_index
+    if hardest:
+        top_index = torch.where(top > found.top, -1, top_index)
+        top = torch.maximum(found.top, top)
+    return Negatives(safe_logaddexp(found.lse, lse), found.number + count, top, top_index)

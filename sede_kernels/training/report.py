@@ -1,5 +1,6 @@
 """Tables and figure of an ablation, from its records."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,9 +118,9 @@ def _row(model: str, variant: str, mine: list[Run], bases: dict[TrainConfig, Run
     for run, base in pairs:
         gains["best"].append(run.test() - base.test())
         gains["last"].append(run.last_test - base.last_test)
-        longer = _as_long(base.config, cost, bases)
-        if longer is not None:
-            gains["time"].append(run.test() - longer.test())
+        as_long = _base_score(base.config, cost, bases)
+        if as_long is not None:
+            gains["time"].append(run.test() - as_long)
     return Row(
         model,
         variant,
@@ -132,18 +133,26 @@ def _row(model: str, variant: str, mine: list[Run], bases: dict[TrainConfig, Run
     )
 
 
-def _as_long(base: TrainConfig, cost: float, bases: dict[TrainConfig, Run]) -> Run | None:
-    """The base with the fewest epochs that take at least ``cost`` times as long, if there is one.
+def _base_score(base: TrainConfig, cost: float, bases: dict[TrainConfig, Run]) -> float | None:
+    """Test rSum of a base trained ``cost`` times as long, or None where no base was.
 
-    Its schedule is its own: a run stopped in mid schedule would be worse than its time allows.
+    Each base has a schedule of its own: a run stopped in mid schedule would be worse than its time
+    allows. Between two schedules the score is interpolated over the logarithm of the epochs.
     """
-    enough = [
-        run
+    runs = {
+        config.epochs: run
         for config, run in bases.items()
         if replace(config, epochs=base.epochs) == base
-        and config.epochs * CLOCK_NOISE >= cost * base.epochs
-    ]
-    return min(enough, key=lambda run: run.config.epochs, default=None)
+    }
+    epochs = base.epochs * (cost if cost > CLOCK_NOISE else 1.0)
+    longer = min((n for n in runs if n * CLOCK_NOISE >= epochs), default=None)
+    if longer is None:
+        return None
+    shorter = max((n for n in runs if n < longer), default=longer)
+    if epochs >= longer or shorter == longer:
+        return runs[longer].test()
+    share = math.log(epochs / shorter) / math.log(longer / shorter)
+    return (1 - share) * runs[shorter].test() + share * runs[longer].test()
 
 
 def markdown(runs: Sequence[Run]) -> str:

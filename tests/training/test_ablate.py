@@ -223,6 +223,9 @@ def test_equal_time_compares_with_a_base_trained_as_long_on_its_own_schedule():
     every = [wil, base, shorter, longer, longest, other_seed]
     assert rows([wil, base], every)[1].gains["time"].mean == 30 - 26
     assert "| +4.0 | 1.50x |" in markdown(every)
+    # Between the schedules of 3 and 9 epochs: half way in the logarithm of the time.
+    slow = run("wil", 0, [1, 3], [1, 30], 1.5 * 3**0.5)
+    assert rows([slow, base], every)[1].gains["time"].mean == pytest.approx(30 - (26 + 28) / 2)
     # Within the noise of the clock the base itself is long enough.
     quick = run("wil", 0, [1, 3], [1, 30], 1.01)
     assert rows([quick, base], every)[1].gains["time"].mean == 30 - 20

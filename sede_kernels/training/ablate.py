@@ -6,7 +6,9 @@ run again. Tables and figure are drawn from those lines.
 
 import json
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -197,10 +199,22 @@ def _here(jobs: Sequence[Job], plan: Plan, keep: int) -> Iterator[tuple[Job, Rec
             yield job, error
 
 
+def _end_with_the_parent() -> None:
+    """A killed command leaves no run behind that nobody will file."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _pool(jobs: Sequence[Job], plan: Plan, keep: int) -> Iterator[tuple[Job, Record | UserError]]:
     """Several runs at a time, a process each; what they print goes to ``log.txt`` of the run."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(plan.jobs, mp_context=context)
+    pool = ProcessPoolExecutor(plan.jobs, mp_context=context, initializer=_end_with_the_parent)
     waiting: dict[Future[Record], Job] = {}
     try:
         for job in jobs:

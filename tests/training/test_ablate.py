@@ -1,6 +1,10 @@
 """The ablation on tiny real icons: restartable, paired, and honest about what it lacks."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +89,32 @@ def test_two_processes_give_the_figures_of_one(icons, tmp_path):
         assert not list((tmp_path / str(jobs) / "runs").glob("*"))
     assert found[0] == found[1]
     assert len(found[0]) == 2
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_command_takes_its_runs_with_it(icons, tmp_path):
+    words = ["ablate", *SMALL, "--models", "vse", "--variants", "base,age", "--seeds", "1"]
+    words += ["--jobs", "2", "--epochs", "100000", "--out", str(tmp_path)]
+    command = subprocess.Popen([sys.executable, "-m", "sede_kernels.training.cli", *words])
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("runs/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    found = Path(f"/proc/{command.pid}/task/{command.pid}/children").read_text().split()
+    children = [int(pid) for pid in found]
+    assert len(children) >= 2 and all(alive(pid) for pid in children)
+    command.kill()
+    command.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in children if alive(pid)]
 
 
 def test_search_gives_every_part_the_same_trials_and_ablate_reads_the_choice(

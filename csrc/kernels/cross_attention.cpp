@@ -1,7 +1,7 @@
 // Norm, softmax, erasing, cosine by the Gram form and aggregation of one row set with every lane.
 #include "cross_attention_api.h"
 
-#include "erase_row.h"
+#include "erase_lanes.h"
 
 namespace sede {
 namespace SEDE_ISA {
@@ -132,23 +132,31 @@ struct Pair {
     if (op.erase) erase(j);
   }
 
-  // Row by row with the code of attention_erase: lanes to rows and back.
   void erase(index_t j) {
-    const index_t padded = whole_vectors(n);
-    float divisor[kLanes];
-    for (index_t lane = 0; lane < kLanes; ++lane) {
-      for (index_t i = 0; i < padded; ++i)
-        t.row[i] = i < n ? ((const float*)(t.softmax + j * n + i))[lane] : 0.0f;
-      const index_t length = LANE_SOURCE ? lengths[lane] : n;
-      const float total = keep_row(op.rule, t.row, length, padded, t.keep, t.keys);
-      divisor[lane] = op.rule.renormalize && total != 0.0f ? total : 1.0f;
-      for (index_t i = 0; i < n; ++i) ((std::int32_t*)(t.kept + j * n + i))[lane] = t.keep[i];
-    }
-    t.kept_sum[j] = load<VecF>(divisor);
+    const VecI counts = LANE_SOURCE ? lengths : splat<VecI>(std::int32_t(n));
+    VecF total;
+    if (!keep_lanes(op.rule, t.softmax + j * n, n, counts, t.kept + j * n, &total))
+      total = keep_rows(j);
+    if (!op.rule.renormalize) total = VecF{};
+    t.kept_sum[j] = total == 0.0f ? splat<VecF>(1.0f) : total;
     for (index_t i = 0; i < n; ++i) {
       const VecF p = (VecF)((VecI)t.softmax[j * n + i] & t.kept[j * n + i]);
       t.a[j * n + i] = p / t.kept_sum[j];
     }
+  }
+
+  // Row by row with the code of attention_erase: lanes to rows and back. The sums of what is kept.
+  VecF keep_rows(index_t j) {
+    const index_t padded = whole_vectors(n);
+    float total[kLanes];
+    for (index_t lane = 0; lane < kLanes; ++lane) {
+      for (index_t i = 0; i < padded; ++i)
+        t.row[i] = i < n ? ((const float*)(t.softmax + j * n + i))[lane] : 0.0f;
+      const index_t length = LANE_SOURCE ? lengths[lane] : n;
+      total[lane] = keep_row(op.rule, t.row, length, padded, t.keep, t.keys);
+      for (index_t i = 0; i < n; ++i) ((std::int32_t*)(t.kept + j * n + i))[lane] = t.keep[i];
+    }
+    return load<VecF>(total);
   }
 
   // gram_a = G a for Q queries at once: one load of G serves them all.

@@ -34,6 +34,9 @@ ERASE = {
     "relative": AttentionErase(rule="relative", threshold=0.5),
     "absolute": AttentionErase(rule="absolute", threshold=0.2, renormalize=False),
     "high": AttentionErase(rule="mean", erase="high"),
+    "one-left": AttentionErase(rule="absolute", threshold=0.95),
+    "one-left-high": AttentionErase(rule="absolute", threshold=1e-4, erase="high"),
+    "two-left": AttentionErase(rule="absolute", threshold=0.95, keep_min=2),
 }
 
 
@@ -111,6 +114,16 @@ def test_erasing_inside(size: str, direction: str, erase: str) -> None:
         region_lengths=lengths_from(3, most_regions, images),
         word_lengths=lengths_from(3, most_words, captions),
     )
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+@pytest.mark.parametrize("erase", ["mean", "prob", "high", "one-left", "two-left"])
+def test_erasing_among_one_fragment(direction: str, erase: str) -> None:
+    lengths = torch.tensor([1, 4, 1, 3, 1] * 4)
+    sides = (unit(5, 6, 12), unit(20, 4, 12)), (unit(20, 4, 12), unit(5, 6, 12))
+    regions, words = sides[direction == "t2i"]
+    of = "region_lengths" if direction == "t2i" else "word_lengths"
+    check(regions, words, direction=direction, erase=ERASE[erase], **{of: lengths})
 
 
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])

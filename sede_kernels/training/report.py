@@ -263,7 +263,8 @@ def figure(runs: Sequence[Run], path: Path) -> None:
     order = [name for name in VARIANTS if name != "base"]
     for (settings, table), line in zip(tables, panels, strict=True):
         for model, panel in zip(models, line, strict=True):
-            panel.set_title(f"{model}, {settings[0]}, batch {settings[1]}", fontsize=9)
+            data, batch, epochs, _ = settings
+            panel.set_title(f"{model}, {data}, batch {batch}, {epochs} epochs", fontsize=9)
             panel.axvline(0, color="#7a7a7a", linewidth=1)
             panel.set_yticks(range(len(order)), [LABELS[name] for name in order])
             panel.set_ylim(len(order) - 0.5, -0.5)

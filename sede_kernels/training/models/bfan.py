@@ -64,8 +64,7 @@ class Bfan(RetrievalModel):
 
     compares_fragments = True
     options = ("focal", "smoothing")
-    # Scoring pairs is most of a step here, unlike one vector a side.
-    defaults: ClassVar[Mapping[str, float]] = {**RetrievalModel.defaults, "bank_share": 0.25}
+    defaults: ClassVar[Mapping[str, float]] = {**RetrievalModel.defaults, "lr": 4e-3}
 
     def __init__(
         self,

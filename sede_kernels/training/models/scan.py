@@ -29,8 +29,7 @@ class Scan(RetrievalModel):
 
     compares_fragments = True
     options = ("direction", "smoothing")
-    # Scoring pairs is most of a step here, unlike one vector a side.
-    defaults: ClassVar[Mapping[str, float]] = {**RetrievalModel.defaults, "bank_share": 0.25}
+    defaults: ClassVar[Mapping[str, float]] = {**RetrievalModel.defaults, "lr": 4e-3}
 
     def __init__(
         self,

@@ -98,7 +98,9 @@ def rows(runs: Sequence[Run], bases: Sequence[Run] = ()) -> list[Row]:
         runs: of one table.
         bases: base runs of any number of epochs, for the column of equal time.
     """
-    known = {run.config: run for run in (*bases, *runs) if run.variant == "base"}
+    # A base has settings of modules too, which do nothing: defaults, of the version that ran it.
+    every = [run for run in (*bases, *runs) if run.variant == "base"]
+    known = {without_modules(run.config): run for run in every}
     found = []
     for model in dict.fromkeys(run.config.model for run in runs):
         for variant in VARIANTS:
@@ -118,7 +120,7 @@ def _row(model: str, variant: str, mine: list[Run], bases: dict[TrainConfig, Run
     for run, base in pairs:
         gains["best"].append(run.test() - base.test())
         gains["last"].append(run.last_test - base.last_test)
-        as_long = _base_score(base.config, cost, bases)
+        as_long = _base_score(without_modules(base.config), cost, bases)
         if as_long is not None:
             gains["time"].append(run.test() - as_long)
     return Row(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,12 @@ def test_equal_time_compares_with_a_base_trained_as_long_on_its_own_schedule():
     # Within the noise of the clock the base itself is long enough.
     quick = run("wil", 0, [1, 3], [1, 30], 1.01)
     assert rows([quick, base], every)[1].gains["time"].mean == 30 - 20
+
+
+def test_a_base_of_an_earlier_default_is_still_the_base():
+    base, wil = run("base", 0, [1], [10], 1.0), run("wil", 0, [1], [15], 1.0)
+    older = replace(base, config=replace(base.config, bank_share=0.25))
+    assert rows([older, wil])[1].gains["best"].mean == 5
 
 
 def test_records_survive_damage(tmp_path):

@@ -161,12 +161,15 @@ def test_the_host_never_waits(dtype):
             query, bank, None, scales, ids, bank_ids, limit,
             select="mask", accumulate=(0,), moments=True, hardest=True,
         )  # fmt: skip
+        kept = torch.empty(batch_module.batch_lse_kept(query, query))
         lse, *_ = batch_module.batch_lse(
-            query, query, scales, ids, limit, select="mask", moments=False, hardest=False
-        )
+            query, query, scales, ids, limit,
+            select="mask", moments=False, hardest=False, kept=kept,
+        )  # fmt: skip
         batch_module.batch_lse_backward(
-            torch.ones(1, 3), lse, query, query, scales, scales, ids, limit, select="mask"
-        )
+            torch.ones(1, 3), lse, query, query, scales, scales, ids, limit,
+            select="mask", kept=kept,
+        )  # fmt: skip
         hardest_module.hardest(query, bank, None, ids, bank_ids, k=2)
         enqueue_module.enqueue(*state, torch.tensor(5), torch.tensor(5), query, ids, normalize=True)
         _, mask = erase_module.erase(

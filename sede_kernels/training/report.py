@@ -262,7 +262,8 @@ def figure(runs: Sequence[Run], path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "sede"
     page = Figure(figsize=(3.3 * len(models) + 1.0, 2.3 * len(tables) + 0.5), layout="constrained")
     panels = page.subplots(len(tables), len(models), sharex=True, sharey=True, squeeze=False)
-    order = [name for name in VARIANTS if name != "base"]
+    drawn = {row.variant for _, table in tables for row in table if row.gains}
+    order = [name for name in VARIANTS if name in drawn]
     for (settings, table), line in zip(tables, panels, strict=True):
         for model, panel in zip(models, line, strict=True):
             data, batch, epochs, _ = settings
@@ -277,9 +278,11 @@ def figure(runs: Sequence[Run], path: Path) -> None:
                     _draw_gain(panel, order.index(row.variant), row)
     for panel in panels[-1]:
         panel.set_xlabel("test rSum, difference to base", fontsize=9)
-    handles = panels[0, 0].get_legend_handles_labels()
-    if handles[0]:
-        unique = dict(zip(handles[1], handles[0], strict=True))
+    unique: dict[str, Any] = {}
+    for panel in panels.flat:
+        handles, labels = panel.get_legend_handles_labels()
+        unique |= dict(zip(labels, handles, strict=True))
+    if unique:
         page.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3, fontsize=8)
     with atomic_file(path) as handle:
         kind = path.suffix.lstrip(".") or "png"

@@ -316,9 +316,8 @@ def cross_attention_backward(
                 part = slice(first, first + step)
                 lengths = None if source_lengths is None else source_lengths[part]
                 source = _side(clean[part], lengths, SMALLEST_SOURCE)
-                d_part = _chunk_backward(
-                    g[part], query, source, R, norms, *options, d_query, for_sources
-                )
+                wanted_of = (d_query, for_sources)
+                d_part = _chunk_backward(g[part], query, source, R, norms, *options, *wanted_of)
                 if d_part is not None:
                     d_source[part] = d_part[:, :R]
             if largest is not None:

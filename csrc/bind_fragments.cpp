@@ -50,19 +50,20 @@ void erase_backward(Address grad, Address attention, Address mask, index_t rows,
 
 // Fields of CrossAttention in their order: addresses and sizes, then the settings.
 using Block = std::tuple<Address, index_t, index_t, index_t, Address, Address, bool, Address, index_t,
-                         Address>;
+                         Address, Address>;
 using Settings = std::tuple<float, int, float, bool, int, double, bool, index_t, bool>;
 
 sede::CrossAttention cross_attention_call(const Block& block, const Settings& settings) {
   sede::CrossAttention op{};
-  Address s, starts, lane_lengths, gram, query_norm;
+  Address s, starts, lane_lengths, gram, query_norm, row_lengths;
   std::tie(s, op.sets, op.fragments, op.lanes, starts, lane_lengths, op.lane_source, gram,
-           op.row_gram, query_norm) = block;
+           op.row_gram, query_norm, row_lengths) = block;
   op.s = pointer<const float>(s);
   op.starts = pointer<const index_t>(starts);
   op.lane_lengths = pointer<const index_t>(lane_lengths);
   op.gram = pointer<const float>(gram);
   op.query_norm = pointer<const float>(query_norm);
+  op.row_lengths = pointer<const index_t>(row_lengths);
   int aggregate, rule;
   std::tie(op.smoothing, aggregate, op.aggregate_scale, op.erase, rule, op.rule.threshold,
            op.rule.low, op.rule.keep_min, op.rule.renormalize) = settings;

@@ -340,3 +340,30 @@ def cross_attention_similarity(
             row.append(_pair(queries, sources, smoothing, aggregate, aggregate_scale, erase))
         rows.append(torch.stack(row) if row else regions.new_zeros(0))
     return torch.stack(rows) if rows else regions.new_zeros(0, words.shape[0])
+
+
+def cross_attention_pairs(
+    regions: Tensor,
+    words: Tensor,
+    *,
+    region_lengths: Tensor | None = None,
+    word_lengths: Tensor | None = None,
+    **options: object,
+) -> Tensor:
+    """(B, N): the similarity above of query b with its N candidates; sides are (B, N or 1, ...)."""
+    pairs = max(regions.shape[1], words.shape[1])
+    rows = []
+    for b in range(regions.shape[0]):
+        row = []
+        for n in range(pairs):
+            r, w = min(n, regions.shape[1] - 1), min(n, words.shape[1] - 1)
+            one = cross_attention_similarity(
+                regions[b, r : r + 1],
+                words[b, w : w + 1],
+                region_lengths=None if region_lengths is None else region_lengths[b, r : r + 1],
+                word_lengths=None if word_lengths is None else word_lengths[b, w : w + 1],
+                **options,  # type: ignore[arg-type]
+            )
+            row.append(one[0, 0])
+        rows.append(torch.stack(row))
+    return torch.stack(rows) if rows else regions.new_zeros(0, pairs)

@@ -29,6 +29,8 @@ FILES = {
     "cross_attention": "cross_attention",
     "cross_attention_kept": "cross_attention",
     "cross_attention_backward": "cross_attention",
+    "cross_attention_pairs": "cross_attention_pairs",
+    "cross_attention_pairs_backward": "cross_attention_pairs",
 }
 
 _AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}

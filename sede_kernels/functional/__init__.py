@@ -3,12 +3,14 @@
 from sede_kernels.functional.attention_erase import attention_erase
 from sede_kernels.functional.bank_queries import bank_lse, hardest_negatives
 from sede_kernels.functional.cross_attention import cross_attention_similarity
+from sede_kernels.functional.cross_attention_pairs import cross_attention_pairs
 from sede_kernels.functional.weighted_info_nce import InfoNCEStats, weighted_info_nce
 
 __all__ = [
     "InfoNCEStats",
     "attention_erase",
     "bank_lse",
+    "cross_attention_pairs",
     "cross_attention_similarity",
     "hardest_negatives",
     "weighted_info_nce",

@@ -1,6 +1,6 @@
 """Region-word similarity of all image-caption pairs."""
 
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,76 @@ def _erase_arguments(
         )
     value = check_erase(name, erase.rule, erase.threshold, erase.keep_min, fragments)
     return erase.rule, value, erase.erase == "low", erase.keep_min, erase.renormalize
+
+
+class CheckedCall(NamedTuple):
+    """Checked arguments: lengths int64, erasing as five plain values (an empty rule: none)."""
+
+    region_lengths: Tensor | None
+    word_lengths: Tensor | None
+    direction: str
+    smoothing: float
+    aggregate: str
+    aggregate_scale: float
+    erase: tuple[str, float, bool, int, bool]
+
+    def reference_keywords(self) -> dict[str, object]:
+        """The same for :mod:`sede_kernels.reference`."""
+        rule, value, low, keep_min, renormalize = self.erase
+        erase = {
+            "rule": rule,
+            "threshold": value,
+            "erase": "low" if low else "high",
+            "keep_min": keep_min,
+            "renormalize": renormalize,
+        }
+        return {**self._asdict(), "erase": erase if rule else None}
+
+
+def check_call(
+    name: str,
+    regions: Tensor,
+    words: Tensor,
+    *,
+    ndim: int,
+    region_lengths: Tensor | None,
+    word_lengths: Tensor | None,
+    direction: str,
+    smoothing: float,
+    aggregate: str,
+    aggregate_scale: float,
+    erase: str | EraseSettings | None,
+) -> CheckedCall:
+    """What the similarities of all pairs and of chosen pairs ask of their arguments alike."""
+    check_float_matrix(name, "regions", regions, ndim=ndim)
+    check_float_matrix(name, "words", words, ndim=ndim)
+    if regions.shape[-1] != words.shape[-1]:
+        sizes = "C, L" if ndim == 3 else "B, N, L"
+        raise ValueError(
+            f"{name}: words must be ({sizes}, {regions.shape[-1]}) to match regions, "
+            f"got {shape_of(words)}."
+        )
+    if regions.dtype != words.dtype:
+        raise TypeError(
+            f"{name}: regions and words must share a dtype, got {regions.dtype} and {words.dtype}."
+        )
+    check_choice(name, "direction", direction, ("t2i", "i2t"))
+    check_choice(name, "aggregate", aggregate, ("lse", "mean", "max", "sum"))
+    smoothing = check_number(name, "smoothing", smoothing, low=0.0, open_low=True)
+    scale = check_number(name, "aggregate_scale", aggregate_scale, low=0.0, open_low=True)
+    (*of_regions, most_regions, _), (*of_words, most_words, _) = regions.shape, words.shape
+    region_counts = check_lengths(
+        name, "region_lengths", region_lengths, tuple(of_regions), most_regions
+    )
+    word_counts = check_lengths(name, "word_lengths", word_lengths, tuple(of_words), most_words)
+    check_same_device(
+        name, regions, words=words, region_lengths=region_counts, word_lengths=word_counts
+    )
+    sources = most_regions if direction == "t2i" else most_words
+    settings = _erase_arguments(name, erase, sources)
+    return CheckedCall(
+        region_counts, word_counts, direction, smoothing, aggregate, scale, settings
+    )
 
 
 def cross_attention_similarity(
@@ -107,65 +177,26 @@ def cross_attention_similarity(
         tensor([[1.]])
     """
     name = "cross_attention_similarity"
-    check_float_matrix(name, "regions", regions, ndim=3)
-    check_float_matrix(name, "words", words, ndim=3)
-    if regions.shape[2] != words.shape[2]:
-        raise ValueError(
-            f"{name}: words must be (C, L, {regions.shape[2]}) to match regions, "
-            f"got {shape_of(words)}."
-        )
-    if regions.dtype != words.dtype:
-        raise TypeError(
-            f"{name}: regions and words must share a dtype, got {regions.dtype} and {words.dtype}."
-        )
-    check_choice(name, "direction", direction, ("t2i", "i2t"))
-    check_choice(name, "aggregate", aggregate, ("lse", "mean", "max", "sum"))
-    smoothing = check_number(name, "smoothing", smoothing, low=0.0, open_low=True)
-    scale = check_number(name, "aggregate_scale", aggregate_scale, low=0.0, open_low=True)
-    region_counts = check_lengths(
-        name, "region_lengths", region_lengths, (regions.shape[0],), regions.shape[1]
+    call = check_call(
+        name,
+        regions,
+        words,
+        ndim=3,
+        region_lengths=region_lengths,
+        word_lengths=word_lengths,
+        direction=direction,
+        smoothing=smoothing,
+        aggregate=aggregate,
+        aggregate_scale=aggregate_scale,
+        erase=erase,
     )
-    word_counts = check_lengths(
-        name, "word_lengths", word_lengths, (words.shape[0],), words.shape[1]
-    )
-    check_same_device(
-        name, regions, words=words, region_lengths=region_counts, word_lengths=word_counts
-    )
-    sources = regions if direction == "t2i" else words
-    erase_arguments = _erase_arguments(name, erase, sources.shape[1])
     chosen = check_backend(name, backend)
     if chosen == "reference":
-        rule, value, low, keep_min, renormalize = erase_arguments
-        keywords: dict[str, object] = {
-            "rule": rule,
-            "threshold": value,
-            "erase": "low" if low else "high",
-            "keep_min": keep_min,
-            "renormalize": renormalize,
-        }
         return reference.cross_attention_similarity(
-            regions,
-            words,
-            region_lengths=region_counts,
-            word_lengths=word_counts,
-            direction=direction,
-            smoothing=smoothing,
-            aggregate=aggregate,
-            aggregate_scale=scale,
-            erase=keywords if rule else None,
+            regions, words, **call.reference_keywords()
         ).to(result_dtype(regions))
     keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
     similarity: Tensor = ops.cross_attention.cross_attention(
-        regions,
-        words,
-        region_counts,
-        word_counts,
-        direction,
-        smoothing,
-        aggregate,
-        scale,
-        *erase_arguments,
-        keep,
-        chosen,
+        regions, words, *call[:-1], *call.erase, keep, chosen
     )[0]
     return similarity

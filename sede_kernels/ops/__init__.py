@@ -4,6 +4,22 @@ Inputs are validated by ``sede_kernels.functional``; every op takes ``backend`` 
 it runs, so a compiled graph is not tied to the machine it was traced on.
 """
 
-from sede_kernels.ops import bank_lse, batch_lse, cross_attention, enqueue, erase, hardest
+from sede_kernels.ops import (
+    bank_lse,
+    batch_lse,
+    cross_attention,
+    cross_attention_pairs,
+    enqueue,
+    erase,
+    hardest,
+)
 
-__all__ = ["bank_lse", "batch_lse", "cross_attention", "enqueue", "erase", "hardest"]
+__all__ = [
+    "bank_lse",
+    "batch_lse",
+    "cross_attention",
+    "cross_attention_pairs",
+    "enqueue",
+    "erase",
+    "hardest",
+]

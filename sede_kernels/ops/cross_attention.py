@@ -13,7 +13,7 @@ from sede_kernels.ops.bank_lse import result_dtype
 EraseOptions = tuple[str, float, bool, int, bool]
 
 
-def _erase_options(
+def erase_options(
     rule: str, threshold: float, low: bool, keep_min: int, renormalize: bool
 ) -> EraseOptions | None:
     return (rule, threshold, low, keep_min, renormalize) if rule else None
@@ -54,7 +54,7 @@ def cross_attention(
         smoothing=smoothing,
         aggregate=aggregate,
         aggregate_scale=aggregate_scale,
-        erase=_erase_options(
+        erase=erase_options(
             erase_rule, erase_threshold, erase_low, erase_keep_min, erase_renormalize
         ),
         kept=kept,
@@ -117,7 +117,7 @@ def cross_attention_backward(
         smoothing=smoothing,
         aggregate=aggregate,
         aggregate_scale=aggregate_scale,
-        erase=_erase_options(
+        erase=erase_options(
             erase_rule, erase_threshold, erase_low, erase_keep_min, erase_renormalize
         ),
         kept=kept,

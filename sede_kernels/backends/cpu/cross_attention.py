@@ -23,7 +23,7 @@ Chunk = tuple[int, int, int, int]  # first set, end, first row, end
 #: Aggregate of csrc/kernels/cross_attention_api.h.
 AGGREGATE_CODES = {"lse": 0, "mean": 1, "max": 2, "sum": 3}
 
-_LANES = 16  # the widest vector, in floats
+LANES = 16  # the widest vector, in floats
 _GROUP_COLUMNS = 2048  # fragments x lanes of a group
 _BLOCK_ELEMENTS = 1 << 21  # of S: 8 MB, within a last-level cache
 _KEPT_ELEMENTS = 1 << 24  # of S, at most, for the backward: 64 MB
@@ -93,9 +93,9 @@ def _cuts(lengths: Tensor) -> list[tuple[int, int, int, int]]:
     cuts, begin = [], 0
     while begin < len(ordered):
         fragments = ordered[begin]
-        most = max(_LANES, _GROUP_COLUMNS // max(fragments, 1) // _LANES * _LANES)
+        most = max(LANES, _GROUP_COLUMNS // max(fragments, 1) // LANES * LANES)
         end = min(len(ordered), begin + most)
-        cuts.append((begin, end, fragments, -(-(end - begin) // _LANES) * _LANES))
+        cuts.append((begin, end, fragments, -(-(end - begin) // LANES) * LANES))
         begin = end
     return cuts
 
@@ -134,7 +134,7 @@ def _rows(sets: Tensor, lengths: Tensor) -> Rows:
     return Rows(values, starts, lengths, valid)
 
 
-def _settings(
+def native_settings(
     smoothing: float, aggregate: str, aggregate_scale: float, erase: EraseOptions | None
 ) -> Settings:
     rule, threshold, low, keep_min, renormalize = erase or ("mean", 0.0, True, 1, True)
@@ -231,6 +231,7 @@ class _Plan:
             gram.data_ptr(),
             self.rows.valid.shape[1],
             norm.data_ptr(),
+            0,  # every row set meets every lane
         )
         return call, [starts, gram, norm]
 
@@ -243,7 +244,7 @@ def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
     """
 
     def lanes(sets: Tensor) -> int:
-        return sets.shape[1] * (-(-sets.shape[0] // _LANES) * _LANES)
+        return sets.shape[1] * (-(-sets.shape[0] // LANES) * LANES)
 
     def rows(sets: Tensor) -> int:
         return sets.shape[1] * sets.shape[0]
@@ -266,7 +267,7 @@ def cross_attention(
     kept: Tensor,
 ) -> Tensor:
     """See ``sede_kernels.ops.cross_attention``."""
-    settings = _settings(smoothing, aggregate, aggregate_scale, erase)
+    settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
     module = _native.module()
     with torch.autocast("cpu", enabled=False):
         plan = _Plan(regions, words, region_lengths, word_lengths, direction)
@@ -300,7 +301,7 @@ def cross_attention_backward(
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """See ``sede_kernels.ops.cross_attention``."""
-    settings = _settings(smoothing, aggregate, aggregate_scale, erase)
+    settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
     with torch.autocast("cpu", enabled=False):
         plan = _Plan(regions, words, region_lengths, word_lengths, direction)
         for_lanes, for_rows = wanted if plan.lanes_are_regions else wanted[::-1]

@@ -47,12 +47,12 @@ class Block:
     gram_a: Tensor
     dot: Tensor
     context: Tensor
-    query_norm: Tensor  # (1, Q, L)
+    query_norm: Tensor  # (P or 1, Q, L)
     sim: Tensor
-    query_valid: Tensor  # (1, Q, L)
+    query_valid: Tensor  # (P or 1, Q, L)
 
 
-def _valid_sets(sets: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+def valid_sets(sets: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """The sets with zeroed padding (it may hold anything), and which fragments are valid."""
     if lengths is None:
         return sets, torch.ones(sets.shape[:2], dtype=torch.bool, device=sets.device)
@@ -67,8 +67,30 @@ def _forward(
     P, R, D = source.shape
     Q, L, _ = query.shape
     s = (source.reshape(P * R, D) @ query.reshape(Q * L, D).T).view(P, R, Q, L)
-    query_mask = query_valid.view(1, 1, Q, L)
-    clipped = F.leaky_relu(s, _LEAK).masked_fill(~query_mask, 0.0)
+    norm = query.norm(dim=2).unsqueeze(0)
+    return attend(s, source, source_valid, norm, query_valid.unsqueeze(0), options)
+
+
+def attend(
+    s: Tensor,
+    source: Tensor,
+    source_valid: Tensor,
+    query_norm: Tensor,
+    query_valid: Tensor,
+    options: Options,
+) -> tuple[Tensor, Block]:
+    """Similarities (P, Q) from S (P, R, Q, L), and the block for the backward.
+
+    Args:
+        s: dot products of sources and queries.
+        source: (P, R, D), zero beyond the lengths.
+        source_valid: (P, R).
+        query_norm: (P or 1, Q, L).
+        query_valid: (P or 1, Q, L).
+        options: the settings.
+    """
+    P, R, Q, L = s.shape
+    clipped = F.leaky_relu(s, _LEAK).masked_fill(~query_valid.unsqueeze(1), 0.0)
     norm = clipped.square().sum(dim=3, keepdim=True).sqrt()
     logits = clipped * (options.smoothing / (norm + _NORM_EPS))
     logits = logits.masked_fill(~source_valid.view(P, R, 1, 1), -torch.inf)
@@ -92,12 +114,12 @@ def _forward(
     dot = (a * s).sum(dim=1)
     # Rounding can leave a tiny negative square.
     context = (a * gram_a).sum(dim=1).clamp(min=0.0).sqrt()
-    query_norm = query.norm(dim=2).unsqueeze(0)
     sim = dot / (query_norm * context).clamp(min=_COSINE_EPS)
-    valid = query_valid.unsqueeze(0)
-    total = _aggregate(sim, valid, options)
-    present = some.view(P, 1) & query_valid.any(dim=1).view(1, Q)
-    block = Block(s, clipped, norm, softmax, a, mask, gram_a, dot, context, query_norm, sim, valid)
+    total = _aggregate(sim, query_valid, options)
+    present = some.view(P, 1) & query_valid.any(dim=2)
+    block = Block(
+        s, clipped, norm, softmax, a, mask, gram_a, dot, context, query_norm, sim, query_valid
+    )
     return total.masked_fill(~present, 0.0), block
 
 
@@ -136,13 +158,26 @@ def _backward(
     """Gradients of the source block (P, R, D) and the query block (Q, L, D)."""
     P, R, D = source.shape
     Q, L, _ = query.shape
+    ds, d_gram, d_query = attend_backward(grad, block, options)
+    flat = ds.reshape(P * R, Q * L)
+    flat_query = query.reshape(Q * L, D)
+    d_source = (flat @ flat_query).view(P, R, D) + 2 * (d_gram @ source)
+    d_queries = (flat.T @ source.reshape(P * R, D)).view(Q, L, D)
+    return d_source, d_queries + d_query.sum(dim=0).unsqueeze(2) * query
+
+
+def attend_backward(
+    grad: Tensor, block: Block, options: Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dS (P, R, Q, L), half of dG (P, R, R), factor of each query in its gradient (P, Q, L))."""
+    P, R, Q, L = block.s.shape
     g = _aggregate_grad(grad, block, options)
     size = block.query_norm * block.context
     free = size > _COSINE_EPS
     d_dot = g / size.clamp(min=_COSINE_EPS)
     radial = torch.where(free, g * block.sim, 0.0)
     # d sim / d |query| = -sim / |query|; d sim / d |context|^2 = -sim / (2 |context|^2).
-    d_query = -(radial / torch.where(free, block.query_norm.square(), 1.0)).sum(dim=0)
+    d_query = -(radial / torch.where(free, block.query_norm.square(), 1.0))
     d_square = -radial / torch.where(free, 2 * block.context.square(), 1.0)
     d_a = d_dot.unsqueeze(1) * block.s + (2 * d_square).unsqueeze(1) * block.gram_a
     ds = d_dot.unsqueeze(1) * block.a
@@ -163,11 +198,7 @@ def _backward(
     d_clipped = d_unit * scale - block.clipped * inner
     d_leaked = torch.where(block.s > 0, d_clipped, _LEAK * d_clipped)
     ds = ds + d_leaked.masked_fill(~block.query_valid.unsqueeze(1), 0.0)
-    flat = ds.reshape(P * R, Q * L)
-    flat_query = query.reshape(Q * L, D)
-    d_source = (flat @ flat_query).view(P, R, D) + 2 * (d_gram @ source)
-    d_queries = (flat.T @ source.reshape(P * R, D)).view(Q, L, D)
-    return d_source, d_queries + d_query.unsqueeze(2) * query
+    return ds, d_gram, d_query
 
 
 def _tiles(P: int, Q: int, area: int) -> Iterator[tuple[slice, slice]]:
@@ -201,8 +232,8 @@ def cross_attention(
     options = Options(smoothing, aggregate, aggregate_scale, erase)
     dtype = compute_dtype(regions, words)
     with torch.autocast(regions.device.type, enabled=False):
-        v, v_valid = _valid_sets(regions.to(dtype), region_lengths)
-        e, e_valid = _valid_sets(words.to(dtype), word_lengths)
+        v, v_valid = valid_sets(regions.to(dtype), region_lengths)
+        e, e_valid = valid_sets(words.to(dtype), word_lengths)
         swap = direction == "i2t"
         source, query = (e, v) if swap else (v, e)
         source_valid, query_valid = (e_valid, v_valid) if swap else (v_valid, e_valid)
@@ -235,8 +266,8 @@ def cross_attention_backward(
     options = Options(smoothing, aggregate, aggregate_scale, erase)
     dtype = compute_dtype(regions, words)
     with torch.autocast(regions.device.type, enabled=False):
-        v, v_valid = _valid_sets(regions.to(dtype), region_lengths)
-        e, e_valid = _valid_sets(words.to(dtype), word_lengths)
+        v, v_valid = valid_sets(regions.to(dtype), region_lengths)
+        e, e_valid = valid_sets(words.to(dtype), word_lengths)
         swap = direction == "i2t"
         source, query = (e, v) if swap else (v, e)
         source_valid, query_valid = (e_valid, v_valid) if swap else (v_valid, e_valid)

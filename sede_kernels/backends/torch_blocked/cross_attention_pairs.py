@@ -1,0 +1,107 @@
+"""Region-word similarity of chosen pairs in plain PyTorch, all at once: there are few."""
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.torch_blocked._blocks import compute_dtype
+from sede_kernels.backends.torch_blocked.cross_attention import (
+    Block,
+    EraseOptions,
+    Options,
+    attend,
+    attend_backward,
+    valid_sets,
+)
+
+
+class _Pairs:
+    """The sides as (B N, F, D), with the roles of the direction."""
+
+    def __init__(
+        self,
+        regions: Tensor,
+        words: Tensor,
+        region_lengths: Tensor | None,
+        word_lengths: Tensor | None,
+        direction: str,
+    ) -> None:
+        dtype = compute_dtype(regions, words)
+        self.shape = (regions.shape[0], max(regions.shape[1], words.shape[1]))
+        sides = [
+            valid_sets(
+                sets.expand(-1, self.shape[1], -1, -1).flatten(0, 1).to(dtype),
+                None if lengths is None else lengths.expand(-1, self.shape[1]).flatten(),
+            )
+            for sets, lengths in ((regions, region_lengths), (words, word_lengths))
+        ]
+        (self.source, self.source_valid), (self.query, self.query_valid) = (
+            sides[::-1] if direction == "i2t" else sides
+        )
+
+    def attend(self, options: Options) -> tuple[Tensor, Block]:
+        """Similarities (B N, 1) and what the backward needs."""
+        s = (self.source @ self.query.transpose(1, 2)).unsqueeze(2)
+        norm = self.query.norm(dim=2).unsqueeze(1)
+        valid = self.query_valid.unsqueeze(1)
+        return attend(s, self.source, self.source_valid, norm, valid, options)
+
+
+def cross_attention_pairs(
+    regions: Tensor,
+    words: Tensor,
+    region_lengths: Tensor | None,
+    word_lengths: Tensor | None,
+    *,
+    direction: str,
+    smoothing: float,
+    aggregate: str,
+    aggregate_scale: float,
+    erase: EraseOptions | None,
+) -> Tensor:
+    """See ``sede_kernels.ops.cross_attention_pairs``."""
+    with torch.autocast(regions.device.type, enabled=False):
+        pairs = _Pairs(regions, words, region_lengths, word_lengths, direction)
+        if pairs.source.numel() == 0 or pairs.query.numel() == 0:
+            return pairs.source.new_zeros(pairs.shape)
+        options = Options(smoothing, aggregate, aggregate_scale, erase)
+        return pairs.attend(options)[0].view(pairs.shape)
+
+
+def cross_attention_pairs_backward(
+    grad: Tensor,
+    regions: Tensor,
+    words: Tensor,
+    region_lengths: Tensor | None,
+    word_lengths: Tensor | None,
+    *,
+    direction: str,
+    smoothing: float,
+    aggregate: str,
+    aggregate_scale: float,
+    erase: EraseOptions | None,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """See ``sede_kernels.ops.cross_attention_pairs``."""
+    with torch.autocast(regions.device.type, enabled=False):
+        pairs = _Pairs(regions, words, region_lengths, word_lengths, direction)
+        source, query = pairs.source, pairs.query
+        d_source, d_query = torch.zeros_like(source), torch.zeros_like(query)
+        if source.numel() and query.numel():
+            options = Options(smoothing, aggregate, aggregate_scale, erase)
+            _, block = pairs.attend(options)
+            present = pairs.source_valid.any(dim=1) & pairs.query_valid.any(dim=1)
+            g = grad.to(source.dtype).flatten().masked_fill(~present, 0.0).unsqueeze(1)
+            ds, d_gram, d_norm = attend_backward(g, block, options)
+            ds = ds.squeeze(2)
+            d_source = ds @ query + 2 * (d_gram @ source)
+            d_query = ds.transpose(1, 2) @ source + d_norm.transpose(1, 2) * query
+        grads = (d_query, d_source) if direction == "i2t" else (d_source, d_query)
+        sides = zip((regions, words), grads, wanted, strict=True)
+        out = [_of_side(d, side) if asked else d.new_empty(0) for side, d, asked in sides]
+    return out[0], out[1]
+
+
+def _of_side(grad: Tensor, side: Tensor) -> Tensor:
+    """(B N, F, D) as the side's shape; summed over N where all pairs share it."""
+    grad = grad.view(side.shape[0], -1, *side.shape[2:])
+    return grad if grad.shape[1] == side.shape[1] else grad.sum(dim=1, keepdim=True)

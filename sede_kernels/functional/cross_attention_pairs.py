@@ -1,0 +1,91 @@
+"""Region-word similarity of each query with its own candidates."""
+
+from torch import Tensor
+
+from sede_kernels import ops, reference
+from sede_kernels.functional._checks import check_backend, shape_of
+from sede_kernels.functional.cross_attention import EraseSettings, check_call
+from sede_kernels.ops.bank_lse import result_dtype
+
+
+def cross_attention_pairs(
+    regions: Tensor,
+    words: Tensor,
+    *,
+    region_lengths: Tensor | None = None,
+    word_lengths: Tensor | None = None,
+    direction: str = "t2i",
+    smoothing: float = 9.0,
+    aggregate: str = "lse",
+    aggregate_scale: float = 6.0,
+    erase: str | EraseSettings | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""``cross_attention_similarity`` of chosen pairs: each query with N candidates of its own.
+
+    For hard negatives that a bank search found, one list a query, and for ranking the best results
+    of a cheaper model again: B N pairs instead of B times all candidates.
+
+    Args:
+        regions: (B, N, R, D) float32, bfloat16, float16 or float64; (B, 1, R, D) where the queries
+            are images, each compared with N captions.
+        words: (B, N, L, D), same dtype and device; (B, 1, L, D) where the queries are captions.
+        region_lengths: (B, N or 1) integers in [0, R], as ``regions``; None: all R are valid.
+        word_lengths: (B, N or 1) integers in [0, L], as ``words``; None: all L are valid.
+        direction, smoothing, aggregate, aggregate_scale, erase: as in
+            :func:`cross_attention_similarity`.
+        backend: ``auto``, ``reference``, ``torch`` or ``cpu``; on a GPU ``auto`` is ``torch``.
+
+    Returns:
+        (B, N) similarities, float32 (float64 for float64 inputs). A pair with an empty side is 0,
+        with a zero gradient.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes, names or numbers out of range.
+        BackendUnavailableError: an explicit backend cannot serve the call.
+
+    Cost:
+        2 BNRLD FLOPs for S and 2 BNR^2(D + L) for the Gram matrices and contexts (t2i; N counts
+        once where the sources are shared). Memory O(BNR(R + L)): meant for few pairs a query.
+
+    Gradients:
+        regions and words; the erasing mask is a constant. The backward computes S again.
+
+    Source:
+        As ``cross_attention_similarity``.
+
+    Example:
+        >>> import torch
+        >>> image, captions = torch.ones(1, 1, 2, 4), torch.ones(1, 3, 1, 4)
+        >>> cross_attention_pairs(image, captions, aggregate="mean")
+        tensor([[1., 1., 1.]])
+    """
+    name = "cross_attention_pairs"
+    call = check_call(
+        name,
+        regions,
+        words,
+        ndim=4,
+        region_lengths=region_lengths,
+        word_lengths=word_lengths,
+        direction=direction,
+        smoothing=smoothing,
+        aggregate=aggregate,
+        aggregate_scale=aggregate_scale,
+        erase=erase,
+    )
+    (batch, of_regions), (others, of_words) = regions.shape[:2], words.shape[:2]
+    if batch != others or (of_regions != of_words and 1 not in (of_regions, of_words)):
+        raise ValueError(
+            f"{name}: regions and words must be (B, N, ...) with the same B and N, or N = 1 on one "
+            f"side, got {shape_of(regions)} and {shape_of(words)}."
+        )
+    chosen = check_backend(name, backend)
+    if chosen == "reference":
+        return reference.cross_attention_pairs(regions, words, **call.reference_keywords()).to(  # type: ignore[arg-type]
+            result_dtype(regions)
+        )
+    similarity: Tensor = ops.cross_attention_pairs.cross_attention_pairs(
+        regions, words, *call[:-1], *call.erase, chosen
+    )
+    return similarity

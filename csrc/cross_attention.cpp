@@ -11,8 +11,8 @@ namespace sede {
 namespace {
 
 index_t scratch_bytes(const CrossAttention& op) {
-  index_t longest = op.row_lengths ? op.starts[1] : 0;
-  for (index_t n = 0; n < op.sets && !op.row_lengths; ++n)
+  index_t longest = 0;
+  for (index_t n = 0; n < op.sets; ++n)
     longest = std::max(longest, op.starts[n + 1] - op.starts[n]);
   return kernels().cross->scratch(op, longest);
 }

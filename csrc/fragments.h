@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cross_attention_api.h"
+#include "kernels/cross_pairs_api.h"
 
 namespace sede {
 
@@ -11,5 +12,9 @@ void erase_backward(const EraseBackward& op);
 // The epilogue of the similarity on one block of S. `blocks`: see CrossAttention::d_gram, d_norm.
 void cross_attention(const CrossAttention& op);
 void cross_attention_backward(const CrossAttention& op, index_t blocks);
+
+// The similarity of chosen pairs, from the fragments on.
+void cross_pairs(const CrossPairs& op);
+void cross_pairs_backward(const CrossPairs& op);
 
 }  // namespace sede

@@ -63,47 +63,25 @@ struct Scratch {
 };
 
 // One row set and one vector of lanes. Sources are the lane sets' fragments (LANE_SOURCE) or rows.
-// PAIRED: each lane has a row set of its own.
-template <bool LANE_SOURCE, bool PAIRED>
+template <bool LANE_SOURCE>
 struct Pair {
-  static constexpr bool kLaneSource = LANE_SOURCE || PAIRED, kLaneQuery = !LANE_SOURCE || PAIRED;
   const CrossAttention& op;
   index_t set, first, n, m;  // first row; sources, queries
   index_t vector;            // offset of the lanes
-  VecI lengths, rows, present;  // lengths of the lane sets and, where PAIRED, of the row sets
+  VecI lengths, present;
   Scratch t;
 
   Pair(const CrossAttention& call, index_t set_, index_t vector_, char* memory)
       : op(call),
         set(set_),
-        first(PAIRED ? 0 : call.starts[set_]),
-        n(LANE_SOURCE ? fragment_count(vector_) : row_count(vector_)),
-        m(LANE_SOURCE ? row_count(vector_) : fragment_count(vector_)),
+        first(call.starts[set_]),
+        n(LANE_SOURCE ? call.fragments : call.starts[set_ + 1] - first),
+        m(LANE_SOURCE ? call.starts[set_ + 1] - first : call.fragments),
         vector(vector_),
         t(memory, n, m, call.erase) {
-    for (int i = 0; i < kLanes; ++i) {
-      lengths[i] = std::int32_t(op.lane_lengths[vector + i]);
-      rows[i] = PAIRED ? std::int32_t(op.row_lengths[vector + i]) : 1;
-    }
-    present = (lengths > 0) & (rows > 0);
+    for (int i = 0; i < kLanes; ++i) lengths[i] = std::int32_t(op.lane_lengths[vector + i]);
+    present = lengths > 0;
   }
-
-  // Pairs of a vector go no further than their longest: they come ordered by length.
-  static index_t longest(const index_t* counts) {
-    index_t most = 0;
-    for (int i = 0; i < kLanes; ++i) most = counts[i] > most ? counts[i] : most;
-    return most;
-  }
-  index_t fragment_count(index_t at) const {
-    return PAIRED ? longest(op.lane_lengths + at) : op.fragments;
-  }
-  index_t row_count(index_t at) const {
-    return PAIRED ? longest(op.row_lengths + at) : op.starts[set + 1] - first;
-  }
-  SEDE_INLINE index_t gram_stride() const {  // of lanes
-    return PAIRED && !LANE_SOURCE ? op.starts[1] : op.fragments;
-  }
-  SEDE_INLINE index_t result() const { return PAIRED ? vector : set * op.lanes + vector; }
 
   SEDE_INLINE index_t at(index_t i, index_t j) const {
     const index_t row = first + (LANE_SOURCE ? j : i), fragment = LANE_SOURCE ? i : j;
@@ -111,24 +89,18 @@ struct Pair {
   }
   SEDE_INLINE const float* s(index_t i, index_t j) const { return op.s + at(i, j); }
   SEDE_INLINE VecI valid_source(index_t i) const {
-    if (LANE_SOURCE) return lengths > std::int32_t(i);
-    return PAIRED ? rows > std::int32_t(i) : ~VecI{};
+    return LANE_SOURCE ? lengths > std::int32_t(i) : ~VecI{};
   }
   SEDE_INLINE VecI valid_query(index_t j) const {
-    if (!LANE_SOURCE) return lengths > std::int32_t(j);
-    return PAIRED ? rows > std::int32_t(j) : ~VecI{};
-  }
-  SEDE_INLINE VecI source_counts() const {
-    if (LANE_SOURCE) return lengths;
-    return PAIRED ? rows : splat<VecI>(std::int32_t(n));
+    return LANE_SOURCE ? ~VecI{} : lengths > std::int32_t(j);
   }
   SEDE_INLINE VecF gram(index_t i, index_t k) const {
-    if (kLaneSource) return load<VecF>(op.gram + (i * gram_stride() + k) * op.lanes + vector);
+    if (LANE_SOURCE) return load<VecF>(op.gram + (i * n + k) * op.lanes + vector);
     return splat<VecF>(op.gram[(set * op.row_gram + i) * op.row_gram + k]);
   }
   SEDE_INLINE VecF query_norm(index_t j) const {
-    if (kLaneQuery) return load<VecF>(op.query_norm + j * op.lanes + vector);
-    return splat<VecF>(op.query_norm[first + j]);
+    if (LANE_SOURCE) return splat<VecF>(op.query_norm[first + j]);
+    return load<VecF>(op.query_norm + j * op.lanes + vector);
   }
 
   void norms() {
@@ -161,10 +133,10 @@ struct Pair {
   }
 
   void erase(index_t j) {
-    const VecI counts = source_counts();
+    const VecI counts = LANE_SOURCE ? lengths : splat<VecI>(std::int32_t(n));
     VecF total;
     if (!keep_lanes(op.rule, t.softmax + j * n, n, counts, t.kept + j * n, &total))
-      total = keep_rows(j, counts);
+      total = keep_rows(j);
     if (!op.rule.renormalize) total = VecF{};
     t.kept_sum[j] = total == 0.0f ? splat<VecF>(1.0f) : total;
     for (index_t i = 0; i < n; ++i) {
@@ -174,13 +146,14 @@ struct Pair {
   }
 
   // Row by row with the code of attention_erase: lanes to rows and back. The sums of what is kept.
-  VecF keep_rows(index_t j, VecI counts) {
+  VecF keep_rows(index_t j) {
     const index_t padded = whole_vectors(n);
     float total[kLanes];
     for (index_t lane = 0; lane < kLanes; ++lane) {
       for (index_t i = 0; i < padded; ++i)
         t.row[i] = i < n ? ((const float*)(t.softmax + j * n + i))[lane] : 0.0f;
-      total[lane] = keep_row(op.rule, t.row, counts[lane], padded, t.keep, t.keys);
+      const index_t length = LANE_SOURCE ? lengths[lane] : n;
+      total[lane] = keep_row(op.rule, t.row, length, padded, t.keep, t.keys);
       for (index_t i = 0; i < n; ++i) ((std::int32_t*)(t.kept + j * n + i))[lane] = t.keep[i];
     }
     return load<VecF>(total);
@@ -253,13 +226,13 @@ struct Pair {
     if (op.aggregate == Aggregate::lse) result = top + natural_log(result) / op.aggregate_scale;
     if (op.aggregate == Aggregate::max) result = top;
     if (op.aggregate == Aggregate::mean) result /= count();
-    store(op.out + this->result(), present ? result : VecF{});
+    store(op.out + set * op.lanes + vector, present ? result : VecF{});
   }
 
   // d total / d sim_j times the incoming gradient, one query after another.
   template <class F>
   void spread_grad(F use) {
-    const VecF g = present ? load<VecF>(op.grad + result()) : VecF{};
+    const VecF g = present ? load<VecF>(op.grad + set * op.lanes + vector) : VecF{};
     const VecF top = peak();
     VecF whole{};
     for (index_t j = 0; j < m; ++j) {
@@ -284,10 +257,10 @@ struct Pair {
     const VecF radial = free ? g * t.sim[j] : VecF{};
     const VecF norm = query_norm(j), context = t.context[j];
     const VecF own = free ? -radial / (norm * norm) : VecF{};
-    if (kLaneQuery)
-      store(d_norm + j * op.lanes + vector, load<VecF>(d_norm + j * op.lanes + vector) + own);
-    else
+    if (LANE_SOURCE)
       d_norm[first + j] += lane_total(own);
+    else
+      store(d_norm + j * op.lanes + vector, load<VecF>(d_norm + j * op.lanes + vector) + own);
     t.d_square[j] = free ? -0.5f * radial / (context * context) : VecF{};
     t.dot[j] = g / (free ? t.size[j] : splat<VecF>(kCosineEps));
     VecF *d_a = t.gram_a + j * n, *a = t.a + j * n, *p = t.softmax + j * n;
@@ -317,8 +290,8 @@ struct Pair {
         VecF sum{};
         for (index_t j = 0; j < m; ++j) sum += t.d_square[j] * t.a[j * n + i] * t.a[j * n + k];
         if (k == i) sum *= 0.5f;
-        if (kLaneSource) {
-          float* out = d_gram + (i * gram_stride() + k) * op.lanes + vector;
+        if (LANE_SOURCE) {
+          float* out = d_gram + (i * n + k) * op.lanes + vector;
           store(out, load<VecF>(out) + sum);
         } else {
           d_gram[(set * op.row_gram + i) * op.row_gram + k] += lane_total(sum);
@@ -342,27 +315,23 @@ struct Pair {
   }
 };
 
-template <bool LANE_SOURCE, bool PAIRED>
+template <bool LANE_SOURCE>
 void forward_set(const CrossAttention& op, index_t set, char* memory) {
-  const index_t first = PAIRED ? set * kPairLanes : 0;
-  const index_t end = PAIRED ? first + kPairLanes : op.lanes;
-  for (index_t v = first; v < end; v += kLanes) {
-    Pair<LANE_SOURCE, PAIRED> pair(op, set, v, memory);
+  for (index_t v = 0; v < op.lanes; v += kLanes) {
+    Pair<LANE_SOURCE> pair(op, set, v, memory);
     pair.similarities();
     pair.total();
   }
 }
 
-template <bool LANE_SOURCE, bool PAIRED>
+template <bool LANE_SOURCE>
 void backward_set(const CrossAttention& op, index_t set, index_t block, char* memory) {
   const index_t plane = op.fragments * op.lanes;
   float* d_gram = op.d_gram;
-  if (LANE_SOURCE && !PAIRED && d_gram) d_gram += block * plane * op.fragments;
-  float* d_norm = op.d_norm + (LANE_SOURCE || PAIRED ? 0 : block * plane);
-  const index_t first = PAIRED ? set * kPairLanes : 0;
-  const index_t end = PAIRED ? first + kPairLanes : op.lanes;
-  for (index_t v = first; v < end; v += kLanes) {
-    Pair<LANE_SOURCE, PAIRED> pair(op, set, v, memory);
+  if (LANE_SOURCE && d_gram) d_gram += block * plane * op.fragments;
+  float* d_norm = op.d_norm + (LANE_SOURCE ? 0 : block * plane);
+  for (index_t v = 0; v < op.lanes; v += kLanes) {
+    Pair<LANE_SOURCE> pair(op, set, v, memory);
     pair.similarities();
     pair.backward(d_gram, d_norm);
   }
@@ -374,28 +343,22 @@ index_t scratch(const CrossAttention& op, index_t longest) {
   return Scratch(nullptr, n, m, op.erase).bytes;
 }
 
-bool empty(const CrossAttention& op, index_t set) {
-  return op.fragments == 0 || op.starts[set] == op.starts[set + 1];
-}
-
 void forward(const CrossAttention& op, index_t set, char* memory) {
-  if (op.row_lengths)
-    op.lane_source ? forward_set<true, true>(op, set, memory)
-                   : forward_set<false, true>(op, set, memory);
-  else if (empty(op, set))
+  if (op.starts[set] == op.starts[set + 1] || op.fragments == 0) {
     for (index_t v = 0; v < op.lanes; ++v) op.out[set * op.lanes + v] = 0.0f;
-  else
-    op.lane_source ? forward_set<true, false>(op, set, memory)
-                   : forward_set<false, false>(op, set, memory);
+  } else if (op.lane_source) {
+    forward_set<true>(op, set, memory);
+  } else {
+    forward_set<false>(op, set, memory);
+  }
 }
 
 void backward(const CrossAttention& op, index_t set, index_t block, char* memory) {
-  if (op.row_lengths)
-    op.lane_source ? backward_set<true, true>(op, set, block, memory)
-                   : backward_set<false, true>(op, set, block, memory);
-  else if (!empty(op, set))
-    op.lane_source ? backward_set<true, false>(op, set, block, memory)
-                   : backward_set<false, false>(op, set, block, memory);
+  if (op.starts[set] == op.starts[set + 1] || op.fragments == 0) return;
+  if (op.lane_source)
+    backward_set<true>(op, set, block, memory);
+  else
+    backward_set<false>(op, set, block, memory);
 }
 
 }  // namespace

@@ -1,14 +1,11 @@
 // Region-word similarity after the product S: plain structs and the functions of one instruction
 // set. One side's sets ("lanes") are interleaved, the other's ("rows") are packed one after another:
-// S[row][fragment][lane], so that nothing but sums over all images ever crosses vector lanes. For
-// chosen pairs, each lane holds one pair and has a row set of its own.
+// S[row][fragment][lane], so that nothing but sums over all images ever crosses vector lanes.
 #pragma once
 
 #include "erase_api.h"
 
 namespace sede {
-
-constexpr index_t kPairLanes = 16;  // lanes of one task of chosen pairs
 
 enum class Aggregate : int { lse = 0, mean = 1, max = 2, sum = 3 };
 
@@ -21,20 +18,16 @@ struct CrossAttention {
   const float* gram;            // of the sources: [fragments][fragments][lanes] or [sets][L][L]
   index_t row_gram;             // L
   const float* query_norm;      // of the queries: [rows] or [fragments][lanes]
-  // Chosen pairs: [lanes], rows of each pair; null: every row set meets every lane. Then ``sets``
-  // counts blocks of kPairLanes lanes, starts is {0, most rows}, and gram and query_norm (and their
-  // gradients) lie in lanes whichever side they are of.
-  const index_t* row_lengths;
   float smoothing;
   Aggregate aggregate;
   float aggregate_scale;
   bool erase;
   EraseRule rule;
-  float* out;                   // [sets][lanes], pairs: [lanes]; forward only
+  float* out;                   // [sets][lanes], forward only
 
   // Backward only. The Gram gradient is left in its lower triangle, the diagonal halved, so that
   // adding the transpose completes it.
-  const float* grad;            // as out
+  const float* grad;            // [sets][lanes]
   float* ds;                    // [rows][fragments][lanes], may be s
   float* d_gram;                // added to; lane sources: [blocks] of it, one a task; null: not wanted
   float* d_norm;                // factor of the query in its own gradient, added to; lane queries:

@@ -4,6 +4,7 @@
 
 #include "api.h"
 #include "cross_attention_api.h"
+#include "cross_pairs_api.h"
 
 namespace sede {
 
@@ -52,6 +53,7 @@ struct Kernels {
   index_t fma_loop_flops;  // per round
   const EraseOps* erase;
   const CrossOps* cross;
+  const CrossPairsOps* cross_pairs;
 };
 
 #ifdef SEDE_ISA
@@ -66,6 +68,7 @@ extern const BatchOps<double> batch_f64;
 extern const EnqueueOps enqueue_ops;
 extern const EraseOps erase_ops;
 extern const CrossOps cross_ops;
+extern const CrossPairsOps cross_pairs_ops;
 }  // namespace SEDE_ISA
 #endif
 

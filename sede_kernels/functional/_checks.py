@@ -24,7 +24,11 @@ def check_float_matrix(name: str, argument: str, tensor: Tensor, ndim: int = 2) 
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: {argument} must be a torch.Tensor, got {type(tensor).__name__}.")
     if tensor.ndim != ndim:
-        expected = {2: "(rows, dim)", 3: "(sets, fragments, dim)"}[ndim]
+        expected = {
+            2: "(rows, dim)",
+            3: "(sets, fragments, dim)",
+            4: "(queries, sets, fragments, dim)",
+        }[ndim]
         raise ValueError(f"{name}: {argument} must be {expected}, got shape {shape_of(tensor)}.")
     if tensor.dtype not in FLOATS:
         raise TypeError(

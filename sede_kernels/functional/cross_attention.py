@@ -1,6 +1,6 @@
 """Region-word similarity of all image-caption pairs."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class CheckedCall(NamedTuple):
     aggregate_scale: float
     erase: tuple[str, float, bool, int, bool]
 
-    def reference_keywords(self) -> dict[str, object]:
+    def reference_keywords(self) -> dict[str, Any]:
         """The same for :mod:`sede_kernels.reference`."""
         rule, value, low, keep_min, renormalize = self.erase
         erase = {
@@ -111,9 +111,7 @@ def check_call(
     )
     sources = most_regions if direction == "t2i" else most_words
     settings = _erase_arguments(name, erase, sources)
-    return CheckedCall(
-        region_counts, word_counts, direction, smoothing, aggregate, scale, settings
-    )
+    return CheckedCall(region_counts, word_counts, direction, smoothing, aggregate, scale, settings)
 
 
 def cross_attention_similarity(
@@ -192,9 +190,9 @@ def cross_attention_similarity(
     )
     chosen = check_backend(name, backend)
     if chosen == "reference":
-        return reference.cross_attention_similarity(
-            regions, words, **call.reference_keywords()
-        ).to(result_dtype(regions))
+        return reference.cross_attention_similarity(regions, words, **call.reference_keywords()).to(
+            result_dtype(regions)
+        )
     keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
     similarity: Tensor = ops.cross_attention.cross_attention(
         regions, words, *call[:-1], *call.erase, keep, chosen

@@ -32,8 +32,12 @@ def cross_attention_pairs(
         words: (B, N, L, D), same dtype and device; (B, 1, L, D) where the queries are captions.
         region_lengths: (B, N or 1) integers in [0, R], as ``regions``; None: all R are valid.
         word_lengths: (B, N or 1) integers in [0, L], as ``words``; None: all L are valid.
-        direction, smoothing, aggregate, aggregate_scale, erase: as in
+        direction: ``t2i`` or ``i2t``; this and the following as in
             :func:`cross_attention_similarity`.
+        smoothing: lambda > 0 of the softmax.
+        aggregate: ``lse``, ``mean``, ``max`` or ``sum``.
+        aggregate_scale: lambda_lse > 0, used by ``lse`` only.
+        erase: None, a rule name without threshold, or an ``AttentionErase``.
         backend: ``auto``, ``reference``, ``torch`` or ``cpu``; on a GPU ``auto`` is ``torch``.
 
     Returns:
@@ -45,8 +49,9 @@ def cross_attention_pairs(
         BackendUnavailableError: an explicit backend cannot serve the call.
 
     Cost:
-        2 BNRLD FLOPs for S and 2 BNR^2(D + L) for the Gram matrices and contexts (t2i; N counts
-        once where the sources are shared). Memory O(BNR(R + L)): meant for few pairs a query.
+        4 BNRLD FLOPs forward: S and the contexts, formed outright, since with few queries a set
+        they cost less than the Gram matrix of the sources. Backend ``cpu`` goes pair by pair and
+        needs no memory beyond one; ``torch`` holds all pairs at once.
 
     Gradients:
         regions and words; the erasing mask is a constant. The backward computes S again.
@@ -82,7 +87,7 @@ def cross_attention_pairs(
         )
     chosen = check_backend(name, backend)
     if chosen == "reference":
-        return reference.cross_attention_pairs(regions, words, **call.reference_keywords()).to(  # type: ignore[arg-type]
+        return reference.cross_attention_pairs(regions, words, **call.reference_keywords()).to(
             result_dtype(regions)
         )
     similarity: Tensor = ops.cross_attention_pairs.cross_attention_pairs(

@@ -16,6 +16,7 @@ EraseOptions = tuple[str, float, bool, int, bool]
 def erase_options(
     rule: str, threshold: float, low: bool, keep_min: int, renormalize: bool
 ) -> EraseOptions | None:
+    """What backends take as ``erase``: None for an empty rule."""
     return (rule, threshold, low, keep_min, renormalize) if rule else None
 
 

@@ -24,7 +24,7 @@ from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.data.text import pad
 from sede_kernels.training.evaluate import Retrieval, score_part, summarize
 from sede_kernels.training.files import UserError, require, write_json, write_text
-from sede_kernels.training.models import Encoded
+from sede_kernels.training.models import Encoded, FragmentModel
 from sede_kernels.training.models.encoders import pooled
 from sede_kernels.training.objective import FragmentObjective, Objective, VectorObjective
 from sede_kernels.training.run import (
@@ -85,7 +85,7 @@ class Trainer:
         self.interrupted = False
 
     def _objective(self, regions: int) -> Objective:
-        if not self.model.compares_fragments:
+        if not isinstance(self.model, FragmentModel):
             return VectorObjective(self.config, self.config.dim)
         longest = max(len(words) for words in self.corpus.words["train"])
         return FragmentObjective(self.config, self.model, regions, longest)

@@ -9,7 +9,7 @@ from sede_kernels.bank import FragmentBank, MemoryBank
 from sede_kernels.functional import hardest_negatives, weighted_info_nce
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.losses import hardest_hinge, score_info_nce
-from sede_kernels.training.models import Encoded, RetrievalModel
+from sede_kernels.training.models import Encoded, FragmentModel
 
 Pair = tuple[Encoded, Encoded]
 
@@ -116,9 +116,9 @@ class VectorObjective(Objective):
 class FragmentObjective(Objective):
     """For models that compare fragments: banks of region and word sets, scored by the model.
 
-    Scoring a whole bank costs as much as B times K pairs do. With ``bank_hardest`` = k, each query
-    first finds its k hardest sets by the cosine of mean fragments, with the fused kernels, and the
-    model scores the sets found for any query of the batch.
+    With ``bank_hardest`` = k, each query first finds its k hardest sets by the cosine of mean
+    fragments, with the fused kernels, and the model scores it with its own key and those k sets.
+    With 0 it scores every query with the keys of the batch and the whole bank, B times K pairs.
 
     Args:
         config: settings.
@@ -128,10 +128,11 @@ class FragmentObjective(Objective):
     """
 
     def __init__(
-        self, config: TrainConfig, model: RetrievalModel, regions: int, longest: int
+        self, config: TrainConfig, model: FragmentModel, regions: int, longest: int
     ) -> None:
         super().__init__(config)
         self._score = model.score
+        self._score_pairs = model.score_pairs
         if config.bank:
             self.image_bank = FragmentBank(config.bank, regions, config.dim)
             self.caption_bank = FragmentBank(config.bank, longest, config.dim)
@@ -146,31 +147,54 @@ class FragmentObjective(Objective):
             batch = self._score(images, captions)
             losses = self._one_way(batch, ids, ids), self._one_way(batch.t(), ids, ids)
         else:
-            texts, text_ids = self._stored(self.caption_bank, self.caption_means, images, ids)
-            others, other_ids = self._stored(self.image_bank, self.image_means, captions, ids)
-            to_text = self._score(images, _joined(keys[1], texts))
-            to_image = self._score(_joined(keys[0], others), captions)
-            losses = (
-                self._one_way(to_text, ids, torch.cat([ids, text_ids])),
-                self._one_way(to_image.t(), ids, torch.cat([ids, other_ids])),
-            )
+            against = self._of_hardest if self.config.bank_hardest else self._of_bank
+            losses = against(images, captions, ids, keys)
         return (losses[0] + losses[1]) / 2
 
-    def _stored(
+    def _of_bank(
+        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair
+    ) -> tuple[Tensor, Tensor]:
+        """Against the keys of the batch and all that is stored."""
+        stored = (Encoded(bank.rows, bank.lengths) for bank in (self.image_bank, self.caption_bank))
+        others, texts = (_joined(key, sets) for key, sets in zip(keys, stored, strict=True))
+        return (
+            self._one_way(self._score(images, texts), ids, torch.cat([ids, self.caption_bank.ids])),
+            self._one_way(
+                self._score(others, captions).t(), ids, torch.cat([ids, self.image_bank.ids])
+            ),
+        )
+
+    def _of_hardest(
+        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair
+    ) -> tuple[Tensor, Tensor]:
+        """Each query against its own key and the hardest sets that it finds in the bank."""
+        image, caption = (_sets(side, 1) for side in (images, captions))
+        old_image, old_caption = (_sets(key, 1) for key in keys)
+        texts, some_texts = self._find(self.caption_bank, self.caption_means, images, ids)
+        others, some_others = self._find(self.image_bank, self.image_means, captions, ids)
+        score = self._score_pairs
+        return (
+            self._loss(score(image, old_caption)[:, 0], score(image, texts), some_texts),
+            self._loss(score(old_image, caption)[:, 0], score(others, caption), some_others),
+        )
+
+    def _find(
         self, bank: FragmentBank, means: MemoryBank, query: Encoded, ids: Tensor
     ) -> tuple[Encoded, Tensor]:
-        """The sets of a bank to score, and their ids."""
+        """The hardest sets of each query (B, k, L, D), and which exist (B, k)."""
         wanted = self.config.bank_hardest
-        if wanted == 0:
-            return Encoded(bank.rows, bank.lengths), bank.ids
         near = hardest_negatives(mean_fragment(query).detach(), means, wanted, query_ids=ids)[1]
-        rows = torch.unique(near[near >= 0])
-        return Encoded(bank.rows[rows], bank.lengths[rows]), bank.ids[rows]
+        rows = near.clamp_min(0).flatten()
+        found = Encoded(bank.rows.index_select(0, rows), bank.lengths.index_select(0, rows))
+        return _sets(found, wanted), near >= 0
 
     def _one_way(self, scores: Tensor, ids: Tensor, key_ids: Tensor) -> Tensor:
         """Loss of (B, B + K) scores whose diagonal holds the right pairs."""
-        positive = scores.diagonal()
         valid = (key_ids != -1) & (key_ids != ids[:, None])
+        return self._loss(scores.diagonal(), scores, valid)
+
+    def _loss(self, positive: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+        """Mean loss of (B,) right pairs against those of (B, N) scores that are negatives."""
         if self.config.loss == "hinge":
             hardest = scores.masked_fill(~valid, float("-inf")).max(1).values
             return hardest_hinge(positive, hardest, self.config.margin).mean()
@@ -190,6 +214,15 @@ class FragmentObjective(Objective):
         self.caption_bank.enqueue(captions.fragments, captions.lengths, ids)
         self.image_means.enqueue(mean_fragment(images), ids)
         self.caption_means.enqueue(mean_fragment(captions), ids)
+
+
+def _sets(side: Encoded, each: int) -> Encoded:
+    """(B each, L, D) fragments as (B, each, L, D), for the scores of chosen pairs."""
+    lengths = side.lengths
+    return Encoded(
+        side.fragments.view(-1, each, *side.fragments.shape[1:]),
+        None if lengths is None else lengths.view(-1, each),
+    )
 
 
 def _joined(first: Encoded, second: Encoded) -> Encoded:

@@ -107,7 +107,7 @@ def test_without_keys_the_bank_is_left_alone():
 @pytest.mark.parametrize("hardest", [0, 2], ids=["whole-bank", "found-sets"])
 @pytest.mark.parametrize("loss", ["infonce", "hinge"])
 def test_fragment_objective_equals_pair_by_pair_scores(loss, hardest):
-    """Two sets a query are all that the bank holds, so both ways see the same."""
+    """Two sets are all that the bank holds; the other keys of the batch count with whole banks."""
     torch.manual_seed(0)
     config = TrainConfig(
         model="scan", bank=6, bank_hardest=hardest, loss=loss, margin=0.4, temperature=0.1, dim=8
@@ -132,7 +132,9 @@ def test_fragment_objective_equals_pair_by_pair_scores(loss, hardest):
     rows = []
     for scores in (torch.cat(to_text, 1), torch.cat(to_image, 1)):
         for i in range(3):
-            negatives = scores[i][bank_ids != ids[i]]
+            counts = bank_ids != ids[i]
+            counts[:3] &= hardest == 0
+            negatives = scores[i][counts]
             if loss == "hinge":
                 rows.append((0.4 + negatives.max() - scores[i, i]).clamp_min(0))
             else:
@@ -142,7 +144,7 @@ def test_fragment_objective_equals_pair_by_pair_scores(loss, hardest):
 
 
 def test_only_the_hardest_sets_of_a_fragment_bank_are_scored():
-    """A bank of three sets with one near each query: scoring those alone gives the same hinge."""
+    """A bank of three sets with one near each query: scoring that alone gives the same hinge."""
     torch.manual_seed(0)
     settings = {"model": "scan", "bank": 3, "loss": "hinge", "margin": 0.4, "dim": 8}
     model = build_model(TrainConfig(**settings), 5, 20).eval()
@@ -162,8 +164,11 @@ def test_only_the_hardest_sets_of_a_fragment_bank_are_scored():
         objective._score = lambda i, c, scored=scored: (
             scored.append(len(i.fragments) * len(c.fragments)) or model.score(i, c)
         )
+        objective._score_pairs = lambda i, c, scored=scored: (
+            scored.append(model.score_pairs(i, c).numel()) or model.score_pairs(i, c)
+        )
         found.append(objective(images, captions, torch.tensor([0, 1]), (images, captions)))
-        assert scored == ([2 * 4] * 2 if hardest else [2 * 5] * 2)
+        assert scored == ([2] * 4 if hardest else [2 * 5] * 2)
     torch.testing.assert_close(*found)
 
 

@@ -9,6 +9,7 @@ from sede_kernels import (
     BackendUnavailableError,
     MemoryBank,
     attention_erase,
+    cross_attention_pairs,
     cross_attention_similarity,
     hardest_negatives,
     ops,
@@ -43,6 +44,11 @@ def test_opcheck(backend) -> None:
         (f32(3, 4, 6).requires_grad_(), f32(2, 5, 6).requires_grad_(), None, torch.tensor([3, 5]),
          "t2i", 9.0, "lse", 6.0, "mean", 0.0, True, 1, True, False, backend),
     )  # fmt: skip
+    opcheck(
+        ops.cross_attention_pairs.cross_attention_pairs,
+        (f32(3, 1, 4, 6).requires_grad_(), f32(3, 2, 5, 6).requires_grad_(), None, None,
+         "t2i", 9.0, "lse", 6.0, "mean", 0.0, True, 1, True, backend),
+    )  # fmt: skip
     opcheck(  # sets of one size, so that all that is kept is written
         ops.cross_attention.cross_attention,
         (f32(16, 4, 6).requires_grad_(), f32(16, 5, 6).requires_grad_(), None, None,
@@ -72,7 +78,8 @@ def test_compile_fullgraph_of_a_whole_step(backend) -> None:
         values, _ = hardest_negatives(query, bank, 2, backend=backend)
         erased, _ = attention_erase(regions.softmax(-1), backend=backend)
         similarity = cross_attention_similarity(regions, words, erase="prob", backend=backend)
-        return loss + values.sum() + erased.square().sum() + similarity.sum()
+        pairs = cross_attention_pairs(regions[:2, None], words[:, None], backend=backend)
+        return loss + values.sum() + erased.square().sum() + similarity.sum() + pairs.sum()
 
     inputs = [query, key, tau, regions]
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -102,6 +109,7 @@ def test_autocast_changes_no_bit(backend) -> None:
                               backend=backend),
             hardest_negatives(query, bank, backend=backend)[0],
             cross_attention_similarity(regions, words, backend=backend),
+            cross_attention_pairs(regions[:2, None], words[:, None], backend=backend),
         )  # fmt: skip
 
     want = run()

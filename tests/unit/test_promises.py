@@ -12,6 +12,7 @@ from sede_kernels import (
     BackendUnavailableError,
     MemoryBank,
     attention_erase,
+    cross_attention_pairs,
     cross_attention_similarity,
     hardest_negatives,
     weighted_info_nce,
@@ -33,11 +34,12 @@ def everything(backend: str, inputs: dict[str, torch.Tensor]) -> list[torch.Tens
         bank_ids=inputs["bank_ids"], in_batch_negatives=True, backend=backend,
     )  # fmt: skip
     similarity = cross_attention_similarity(regions, inputs["words"], backend=backend)
+    pairs = cross_attention_pairs(regions[:, None], inputs["words"][:5, None], backend=backend)
     values, indices = hardest_negatives(query, inputs["bank"], 3, backend=backend)
     erased, mask = attention_erase(inputs["attention"], backend=backend)
-    total = loss + similarity.sum() + values.sum()
+    total = loss + similarity.sum() + values.sum() + pairs.sum()
     grads = torch.autograd.grad(total, [query, key, regions])
-    return [loss, similarity, values, indices, erased, mask, *grads]
+    return [loss, similarity, pairs, values, indices, erased, mask, *grads]
 
 
 def fresh_inputs() -> dict[str, torch.Tensor]:
@@ -82,7 +84,8 @@ def test_promise_4_no_host_synchronisation() -> None:
     out, _ = attention_erase(torch.empty(3, 9, device="meta"), rule="quantile", threshold=0.5)
     sets = torch.empty(2, 3, 8, device="meta")
     similarity = cross_attention_similarity(sets, sets, word_lengths=ids[:2])
-    for result in (loss, values, out, similarity):
+    pairs = cross_attention_pairs(sets[:, None], sets[:, None])
+    for result in (loss, values, out, similarity, pairs):
         assert result.device.type == "meta"
     with pytest.raises(RuntimeError):
         loss.item()

@@ -23,7 +23,7 @@ Chunk = tuple[int, int, int, int]  # first set, end, first row, end
 #: Aggregate of csrc/kernels/cross_attention_api.h.
 AGGREGATE_CODES = {"lse": 0, "mean": 1, "max": 2, "sum": 3}
 
-LANES = 16  # the widest vector, in floats
+_LANES = 16  # the widest vector, in floats
 _GROUP_COLUMNS = 2048  # fragments x lanes of a group
 _BLOCK_ELEMENTS = 1 << 21  # of S: 8 MB, within a last-level cache
 _KEPT_ELEMENTS = 1 << 24  # of S, at most, for the backward: 64 MB
@@ -93,9 +93,9 @@ def _cuts(lengths: Tensor) -> list[tuple[int, int, int, int]]:
     cuts, begin = [], 0
     while begin < len(ordered):
         fragments = ordered[begin]
-        most = max(LANES, _GROUP_COLUMNS // max(fragments, 1) // LANES * LANES)
+        most = max(_LANES, _GROUP_COLUMNS // max(fragments, 1) // _LANES * _LANES)
         end = min(len(ordered), begin + most)
-        cuts.append((begin, end, fragments, -(-(end - begin) // LANES) * LANES))
+        cuts.append((begin, end, fragments, -(-(end - begin) // _LANES) * _LANES))
         begin = end
     return cuts
 
@@ -137,6 +137,7 @@ def _rows(sets: Tensor, lengths: Tensor) -> Rows:
 def native_settings(
     smoothing: float, aggregate: str, aggregate_scale: float, erase: EraseOptions | None
 ) -> Settings:
+    """The settings as the native calls take them."""
     rule, threshold, low, keep_min, renormalize = erase or ("mean", 0.0, True, 1, True)
     return (
         smoothing,
@@ -231,7 +232,6 @@ class _Plan:
             gram.data_ptr(),
             self.rows.valid.shape[1],
             norm.data_ptr(),
-            0,  # every row set meets every lane
         )
         return call, [starts, gram, norm]
 
@@ -244,7 +244,7 @@ def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
     """
 
     def lanes(sets: Tensor) -> int:
-        return sets.shape[1] * (-(-sets.shape[0] // LANES) * LANES)
+        return sets.shape[1] * (-(-sets.shape[0] // _LANES) * _LANES)
 
     def rows(sets: Tensor) -> int:
         return sets.shape[1] * sets.shape[0]

@@ -166,9 +166,7 @@ def _backward(
     return d_source, d_queries + d_query.sum(dim=0).unsqueeze(2) * query
 
 
-def attend_backward(
-    grad: Tensor, block: Block, options: Options
-) -> tuple[Tensor, Tensor, Tensor]:
+def attend_backward(grad: Tensor, block: Block, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """(dS (P, R, Q, L), half of dG (P, R, R), factor of each query in its gradient (P, Q, L))."""
     P, R, Q, L = block.s.shape
     g = _aggregate_grad(grad, block, options)

@@ -1,13 +1,17 @@
 """What every retrieval model shares: encoded batches, erasing, and the score of all pairs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from sede_kernels.functional import attention_erase
+from sede_kernels.functional import (
+    attention_erase,
+    cross_attention_pairs,
+    cross_attention_similarity,
+)
 from sede_kernels.modules import AttentionErase
 
 PASSES = ("replace", "second")
@@ -134,6 +138,30 @@ class RetrievalModel(nn.Module, ABC):
     @abstractmethod
     def score(self, images: Encoded, captions: Encoded) -> Tensor:
         """Similarity of all pairs, (B images, C captions)."""
+
+
+class FragmentModel(RetrievalModel):
+    """A model that compares sets of regions with sets of words."""
+
+    compares_fragments = True
+
+    def score(self, images: Encoded, captions: Encoded) -> Tensor:
+        """Similarity of all pairs, (B images, C captions)."""
+        return self.compare(cross_attention_similarity, images, captions)
+
+    def score_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
+        """Similarity of B queries with N candidates each, (B, N).
+
+        The fragments of one side are (B, N, L, D), of the queries' side (B, 1, L, D), and lengths
+        (B, N or 1).
+        """
+        return self.compare(cross_attention_pairs, images, captions)
+
+    @abstractmethod
+    def compare(
+        self, similarity: Callable[..., Tensor], images: Encoded, captions: Encoded
+    ) -> Tensor:
+        """The score, by a function of the library that compares fragments."""
 
 
 class VectorModel(RetrievalModel):

@@ -1,13 +1,12 @@
 """BFAN: cross attention in both directions, each focused on the fragments that matter."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sede_kernels.functional import cross_attention_similarity
-from sede_kernels.training.models.base import Encoded, Erasing, RetrievalModel, Sizes
+from sede_kernels.training.models.base import Encoded, Erasing, FragmentModel, Sizes
 from sede_kernels.training.models.encoders import RegionEncoder, WordEncoder
 
 FOCAL_RULES = {"equal": "mean", "prob": "prob"}
@@ -45,7 +44,7 @@ class FocusedRegions(nn.Module):
         return Encoded(packed, lengths, attention=attention)
 
 
-class Bfan(RetrievalModel):
+class Bfan(FragmentModel):
     """Bidirectional focal attention in the Gram form of this library.
 
     Liu et al., ACM MM 2019. Focal attention is this library's erasing by the ``mean`` rule
@@ -62,9 +61,8 @@ class Bfan(RetrievalModel):
         smoothing: inverse temperature of the attention; 0: as published (20).
     """
 
-    compares_fragments = True
     options = ("focal", "smoothing")
-    defaults: ClassVar[Mapping[str, float]] = {**RetrievalModel.defaults, "lr": 4e-3}
+    defaults: ClassVar[Mapping[str, float]] = {**FragmentModel.defaults, "lr": 4e-3}
 
     def __init__(
         self,
@@ -84,10 +82,12 @@ class Bfan(RetrievalModel):
         )
         self.text_encoder = WordEncoder(sizes)
 
-    def score(self, images: Encoded, captions: Encoded) -> Tensor:
-        """Half the sum of both directions' mean cosines after focal attention, (B, C)."""
+    def compare(
+        self, similarity: Callable[..., Tensor], images: Encoded, captions: Encoded
+    ) -> Tensor:
+        """Half the sum of both directions' mean cosines after focal attention."""
         to_regions, to_words = (
-            cross_attention_similarity(
+            similarity(
                 images.fragments,
                 captions.fragments,
                 region_lengths=images.lengths,

@@ -1,19 +1,18 @@
 """SCAN: words attend to regions, or regions to words, and are compared with what they found."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
-from sede_kernels.functional import cross_attention_similarity
-from sede_kernels.training.models.base import Encoded, Erasing, RetrievalModel, Sizes
+from sede_kernels.training.models.base import Encoded, Erasing, FragmentModel, Sizes
 from sede_kernels.training.models.encoders import RegionEncoder, WordEncoder
 
 DIRECTIONS = ("t2i", "i2t", "both")
 SMOOTHING = {"t2i": 9.0, "i2t": 4.0}  # as published for Flickr30K
 
 
-class Scan(RetrievalModel):
+class Scan(FragmentModel):
     """Stacked cross attention in the Gram form of this library.
 
     Lee et al., ECCV 2018. ``t2i``: each word attends to the regions; ``i2t``: each region to the
@@ -27,9 +26,8 @@ class Scan(RetrievalModel):
         smoothing: inverse temperature of that attention; 0: as published (9 and 4).
     """
 
-    compares_fragments = True
     options = ("direction", "smoothing")
-    defaults: ClassVar[Mapping[str, float]] = {**RetrievalModel.defaults, "lr": 4e-3}
+    defaults: ClassVar[Mapping[str, float]] = {**FragmentModel.defaults, "lr": 4e-3}
 
     def __init__(
         self,
@@ -46,10 +44,12 @@ class Scan(RetrievalModel):
         self.image_encoder = RegionEncoder(sizes)
         self.text_encoder = WordEncoder(sizes)
 
-    def score(self, images: Encoded, captions: Encoded) -> Tensor:
-        """Mean cosine between queries and what they attended to, (B, C)."""
+    def compare(
+        self, similarity: Callable[..., Tensor], images: Encoded, captions: Encoded
+    ) -> Tensor:
+        """Mean cosine between query fragments and what they attended to."""
         scores = [
-            cross_attention_similarity(
+            similarity(
                 images.fragments,
                 captions.fragments,
                 region_lengths=images.lengths,

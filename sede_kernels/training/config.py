@@ -64,7 +64,7 @@ class TrainConfig:
     )
     bank_weight: float = _option(1.0, "weight of the loss against the banks")
     bank_hardest: int = _option(
-        1, "sets of the bank a query of scan and bfan is compared with; 0: all of them"
+        1, "sets that each query of scan and bfan finds and is compared with; 0: the whole bank"
     )
     bank_start: int = _option(0, "first step whose loss sees the banks; they fill just before it")
     momentum: float = _option(0.99, "of the momentum encoders that feed the banks, 0 to 1")

@@ -7,6 +7,7 @@ from benchmarks.operations import hosts
 from benchmarks.operations.bank import BankLoss, Hardest, LossOptions
 from benchmarks.operations.batch import BatchLoss
 from benchmarks.operations.erase import RULES, Erase
+from benchmarks.operations.pairs import Pairs
 from benchmarks.operations.ring import Enqueue
 from benchmarks.operations.scan import MODELS as SCAN_MODELS
 from benchmarks.operations.scan import Scan
@@ -25,6 +26,7 @@ OPERATIONS: dict[str, Operation] = {
     "enqueue": Enqueue(),
     **{f"erase_{rule}": Erase(rule) for rule in RULES},
     **{name: Scan(options) for name, options in SCAN_MODELS.items()},
+    **{f"pairs_{way}": Pairs(way) for way in ("t2i", "i2t")},
     **{f"train_step_{name}": TrainingStep(name) for name in STEPS},
     **{f"host_{name}": hosts.HostLoss(host) for name, host in hosts.HOSTS.items()},
 }
@@ -44,6 +46,8 @@ _PLAIN = (*_COMPILED, "cce_exact", "cce torch_compile", "liger", "quack")
 _XBM = "metric-learning XBM"
 _ALL = ()
 SCAN_SIZES = {"B": 128, "C": 128, "R": 36, "L": 20, "D": 1024}
+# What a batch of SCAN finds in its bank: five captions an image.
+PAIR_SIZES = {"B": 128, "N": 5, "R": 36, "L": 20, "D": 1024}
 LONG_ROWS = {"N": 1024, "L": 4096}
 STEP_SIZES = {"B": 64, "R": 36, "F": 512, "K": 2048, "D": 256}
 # A bank of sets of fragments: each of its K entries is compared region by word.
@@ -131,6 +135,7 @@ def cpu_full() -> list[Case]:
     cases += [Case(f"scan_{way}", BOTH, "fp32", SCAN_SIZES) for way in ("t2i", "i2t")]
     pairs = ("sede cpu", "sede torch", "eager", "torch.compile")
     cases += [Case(f"bfan_{way}", BOTH, "fp32", SCAN_SIZES, pairs) for way in ("t2i", "i2t")]
+    cases += [Case(f"pairs_{way}", BOTH, "fp32", PAIR_SIZES) for way in ("t2i", "i2t")]
     cases += [Case(f"erase_{rule}", BOTH, "fp32", LONG_ROWS) for rule in RULES]
     cases.append(Case("enqueue", FORWARD, "bf16", {"N": 128, "K": 65536, "D": 256}))
     return _unique([*cases, *hosts.cases()])

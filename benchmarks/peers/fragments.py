@@ -112,3 +112,23 @@ def all_pairs(
     if aggregate == "lse":
         return (cosine * scale).masked_fill(~mask, -torch.inf).logsumexp(dim=2) / scale
     return (cosine * mask).sum(dim=2) / mask.sum(dim=2)
+
+
+def chosen_pairs(
+    regions: Tensor, words: Tensor, lengths: Tensor, *, direction: str, smoothing: float
+) -> Tensor:
+    """(B, N) mean cosines of B images (B, R, D) with N captions each (B, N, L, D), batched."""
+    real = (torch.arange(words.shape[2], device=words.device) < lengths.unsqueeze(2)).unsqueeze(3)
+    words = words * real
+    flat = words.flatten(1, 2) @ regions.transpose(1, 2)
+    raw = F.leaky_relu(flat.unflatten(1, words.shape[1:3]), 0.1)  # [B, N, L, R]
+    if direction == "t2i":
+        attention = (smoothing * raw / (raw.norm(dim=2, keepdim=True) + _EPS)).softmax(dim=3)
+        context = attention.flatten(1, 2) @ regions
+        sim = F.cosine_similarity(words, context.view_as(words), dim=3, eps=_EPS)
+        return (sim * real.squeeze(3)).sum(dim=2) / lengths
+    unit = smoothing * raw / (raw.norm(dim=3, keepdim=True) + _EPS)
+    attention = unit.masked_fill(~real, -torch.inf).softmax(dim=2)
+    context = attention.transpose(2, 3) @ words  # [B, N, R, D]
+    sim = F.cosine_similarity(regions.unsqueeze(1), context, dim=3, eps=_EPS)
+    return sim.mean(dim=2)

@@ -105,6 +105,8 @@ def rows(runs: Sequence[Run], bases: Sequence[Run] = ()) -> list[Row]:
     for model in dict.fromkeys(run.config.model for run in runs):
         for variant in VARIANTS:
             mine = [r for r in runs if (r.config.model, r.variant) == (model, variant)]
+            if variant == "base":  # run again under other defaults of modules: the latest
+                mine = list({without_modules(run.config): run for run in mine}.values())
             if mine:
                 found.append(_row(model, variant, mine, known))
     return found

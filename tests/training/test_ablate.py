@@ -266,6 +266,9 @@ def test_a_base_of_an_earlier_default_is_still_the_base():
     base, wil = run("base", 0, [1], [10], 1.0), run("wil", 0, [1], [15], 1.0)
     older = replace(base, config=replace(base.config, bank_share=0.25))
     assert rows([older, wil])[1].gains["best"].mean == 5
+    again = run("base", 0, [1], [12], 1.0)
+    both = rows([older, again, wil])
+    assert (both[0].test.count, both[0].test.mean, both[1].gains["best"].mean) == (1, 12, 3)
 
 
 def test_records_survive_damage(tmp_path):

@@ -275,11 +275,15 @@ def figure(runs: Sequence[Run], path: Path) -> None:
             panel.set_ylim(len(order) - 0.5, -0.5)
             panel.grid(axis="x", color="#e4e4e4", linewidth=0.6)
             panel.spines[["top", "right"]].set_visible(False)
-            for row in table:
-                if row.model == model and row.variant in order:
-                    _draw_gain(panel, order.index(row.variant), row)
-    for panel in panels[-1]:
-        panel.set_xlabel("test rSum, difference to base", fontsize=9)
+            mine = [row for row in table if row.model == model and row.gains]
+            panel.set_visible(bool(mine))
+            for row in mine:
+                _draw_gain(panel, order.index(row.variant), row)
+    for column in panels.T:
+        lowest = [panel for panel in column if panel.get_visible()][-1:]
+        for panel in lowest:
+            panel.set_xlabel("test rSum, difference to base", fontsize=9)
+            panel.tick_params(labelbottom=True)
     unique: dict[str, Any] = {}
     for panel in panels.flat:
         handles, labels = panel.get_legend_handles_labels()

@@ -168,8 +168,10 @@ class FragmentObjective(Objective):
         self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair
     ) -> tuple[Tensor, Tensor]:
         """Each query against its own key and the hardest sets that it finds in the bank."""
-        image, caption = (_sets(side, 1) for side in (images, captions))
-        old_image, old_caption = (_sets(key, 1) for key in keys)
+        dtype = images.fragments.dtype
+        image, caption, old_image, old_caption = (
+            _sets(side, 1, dtype) for side in (images, captions, *keys)
+        )
         texts, some_texts = self._find(self.caption_bank, self.caption_means, images, ids)
         others, some_others = self._find(self.image_bank, self.image_means, captions, ids)
         score = self._score_pairs
@@ -186,7 +188,7 @@ class FragmentObjective(Objective):
         near = hardest_negatives(mean_fragment(query).detach(), means, wanted, query_ids=ids)[1]
         rows = near.clamp_min(0).flatten()
         found = Encoded(bank.rows.index_select(0, rows), bank.lengths.index_select(0, rows))
-        return _sets(found, wanted), near >= 0
+        return _sets(found, wanted, query.fragments.dtype), near >= 0
 
     def _one_way(self, scores: Tensor, ids: Tensor, key_ids: Tensor) -> Tensor:
         """Loss of (B, B + K) scores whose diagonal holds the right pairs."""
@@ -216,11 +218,11 @@ class FragmentObjective(Objective):
         self.caption_means.enqueue(mean_fragment(captions), ids)
 
 
-def _sets(side: Encoded, each: int) -> Encoded:
+def _sets(side: Encoded, each: int, dtype: torch.dtype) -> Encoded:
     """(B each, L, D) fragments as (B, each, L, D), for the scores of chosen pairs."""
     lengths = side.lengths
     return Encoded(
-        side.fragments.view(-1, each, *side.fragments.shape[1:]),
+        side.fragments.view(-1, each, *side.fragments.shape[1:]).to(dtype),
         None if lengths is None else lengths.view(-1, each),
     )
 

@@ -21,6 +21,7 @@ _FROM_ZERO = (
     "threads", "smoothing",
 )  # fmt: skip
 LOSSES = ("infonce", "hinge")
+KEYS = ("momentum", "online")
 RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
 
 
@@ -61,6 +62,11 @@ class TrainConfig:
     bank: int = _option(0, "slots of each memory bank; 0: negatives of the batch only", bare=2048)
     bank_share: float = _option(
         0.0, "share of each batch that has momentum keys and looks into the banks; 0: of the model"
+    )
+    bank_keys: str = _option(
+        "momentum",
+        "who encodes keys: momentum encoders, or the model itself (no second forward pass)",
+        choices=KEYS,
     )
     bank_weight: float = _option(1.0, "weight of the loss against the banks")
     bank_hardest: int = _option(

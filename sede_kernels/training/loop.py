@@ -1,7 +1,8 @@
 """The reference training loop.
 
-One step, in this order: momentum encoders follow the model, they encode keys of a share of the
-batch, the loss looks at the batch and into the banks, the model learns, the keys enter the banks.
+One step, in this order: momentum encoders follow the model, the model encodes the batch and they
+encode a share of it as keys, the loss looks at the batch and into the banks, the model learns, the
+keys enter the banks. With ``bank_keys = "online"`` keys are the model's own encodings, detached.
 The epoch that retrieves best on dev is kept; test is scored once, at the end, with that epoch.
 """
 
@@ -26,7 +27,12 @@ from sede_kernels.training.evaluate import Retrieval, score_part, summarize
 from sede_kernels.training.files import UserError, require, write_json, write_text
 from sede_kernels.training.models import Encoded, FragmentModel
 from sede_kernels.training.models.encoders import pooled
-from sede_kernels.training.objective import FragmentObjective, Objective, VectorObjective
+from sede_kernels.training.objective import (
+    FragmentObjective,
+    Objective,
+    Pair,
+    VectorObjective,
+)
 from sede_kernels.training.run import (
     Corpus,
     build_model,
@@ -67,11 +73,11 @@ class Trainer:
         self.sizes = {"features": features, "sentence": width}
         self.model = build_model(config, features, len(self.corpus.vocabulary), width)
         self.objective = self._objective(regions).to(config.device)
-        # Momentum encoders only feed banks; without banks there is nothing to pay for.
+        # Momentum encoders only feed banks; without such banks there is nothing to pay for.
         self.momentum = [
             MomentumEncoder(encoder, config.momentum)
             for encoder in (self.model.image_encoder, self.model.text_encoder)
-            if config.bank
+            if config.bank and config.bank_keys == "momentum"
         ]
         for encoder in self.momentum:
             encoder.eval()  # keys without dropout
@@ -150,20 +156,19 @@ class Trainer:
         )
         ids = self.train_part.image_ids[rows].to(config.device)
 
-        keys: tuple[Encoded, Encoded] | None = None
-        if self.momentum:
-            image_encoder, text_encoder = self.momentum
-            image_encoder.update(self.model.image_encoder)
-            text_encoder.update(self.model.text_encoder)
-            count = max(1, round(config.bank_share * len(captions)))
-            # Keys cost a forward pass: none before the steps that fill the banks.
-            if self.step >= config.bank_start - math.ceil(config.bank / count):
-                some = tuple(None if t is None else t[:count] for t in text)
-                with torch.autocast(regions.device.type, torch.bfloat16, self.bf16_keys):
-                    keys = _float(image_encoder(regions[:count])), _float(text_encoder(*some))
-
+        encoders = self.model.image_encoder, self.model.text_encoder
+        for slow, encoder in zip(self.momentum, encoders, strict=False):
+            slow.update(encoder)
+        images, texts = encoders[0](regions), encoders[1](*text)
+        keys: Pair | None = None
+        count = max(1, round(config.bank_share * len(ids)))
+        # Momentum keys cost a forward pass: none before the steps that fill the banks.
+        if config.bank and self.step >= config.bank_start - math.ceil(config.bank / count):
+            keys = images.first(count).detach(), texts.first(count).detach()
+            if self.momentum:
+                keys = self._momentum_keys(regions[:count], [_first(t, count) for t in text])
         warm = self.step >= config.bank_start
-        loss = self._loss(regions, text, ids, keys if warm else None)
+        loss = self._loss(images, texts, ids, keys if warm else None)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise UserError(
@@ -181,15 +186,11 @@ class Trainer:
             self.objective.enqueue(keys, ids[:count])
         return value
 
-    def _loss(
-        self,
-        regions: Tensor,
-        text: tuple[Tensor | None, ...],
-        ids: Tensor,
-        keys: tuple[Encoded, Encoded] | None,
-    ) -> Tensor:
-        images = self.model.image_encoder(regions)
-        captions = self.model.text_encoder(*text)
+    def _momentum_keys(self, regions: Tensor, text: list[Tensor | None]) -> Pair:
+        with torch.autocast(regions.device.type, torch.bfloat16, self.bf16_keys):
+            return _float(self.momentum[0](regions)), _float(self.momentum[1](*text))
+
+    def _loss(self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair | None) -> Tensor:
         loss: Tensor = self.objective(images, captions, ids)
         if keys is not None:
             count = len(keys[0].fragments)
@@ -197,7 +198,7 @@ class Trainer:
                 images.first(count), captions.first(count), ids[:count], keys
             )
         erasing = self.model.erasing
-        if erasing is not None and erasing.how == "second":
+        if erasing is not None and erasing.how == "second" and images.attention is not None:
             kept = erasing(images.attention, images.lengths)
             rest = images._replace(vector=pooled(images.fragments, kept))
             second = self.objective(rest, captions, ids)
@@ -301,6 +302,10 @@ class Trainer:
             name: [len(part.rows), len(part.captions), len(self.corpus.vocabulary)]
             for name, part in self.corpus.parts.items()
         }
+
+
+def _first(rows: Tensor | None, count: int) -> Tensor | None:
+    return None if rows is None else rows[:count]
 
 
 def _float(keys: Encoded) -> Encoded:

@@ -17,10 +17,9 @@ Pair = tuple[Encoded, Encoded]
 class Objective(nn.Module, ABC):
     """Both directions of the contrastive loss, and the banks it looks into.
 
-    With a bank, all keys of a query come from the momentum encoders: the positive, the rest of the
-    batch, the bank. Were the positive the trained encoder's and the bank's negatives older, their
-    age alone would tell right from wrong, and that is what the model learns. The banks are buffers:
-    they are saved with the run and never get a gradient.
+    With a bank, all keys of a query are encoded alike and without a gradient: the positive, the
+    rest of the batch, the bank. A positive that learns beside old negatives moves away from them,
+    for their age alone tells right from wrong. The banks are buffers: they are saved with the run.
 
     Args:
         config: loss, temperature, hardness, margin, bank size.
@@ -40,13 +39,13 @@ class Objective(nn.Module, ABC):
             images: B images.
             captions: their B captions, row for row.
             ids: (B,) image ids: rows of one id are no negatives of each other.
-            keys: the same images and captions by the momentum encoders; the banks then count.
+            keys: the same images and captions as keys, detached; the banks then count.
                 None: the batch alone, each side the keys of the other.
         """
 
     @abstractmethod
     def enqueue(self, keys: Pair, ids: Tensor) -> None:
-        """Store the momentum encoders' images and captions; in training only, after the loss."""
+        """Store the keys of images and captions; in training only, after the loss."""
 
 
 class VectorObjective(Objective):
@@ -168,27 +167,32 @@ class FragmentObjective(Objective):
         self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair
     ) -> tuple[Tensor, Tensor]:
         """Each query against its own key and the hardest sets that it finds in the bank."""
-        dtype = images.fragments.dtype
-        image, caption, old_image, old_caption = (
-            _sets(side, 1, dtype) for side in (images, captions, *keys)
+        image_keys, caption_keys = keys
+        texts, some_texts = self._candidates(
+            images, caption_keys, self.caption_bank, self.caption_means, ids
         )
-        texts, some_texts = self._find(self.caption_bank, self.caption_means, images, ids)
-        others, some_others = self._find(self.image_bank, self.image_means, captions, ids)
-        score = self._score_pairs
+        others, some_others = self._candidates(
+            captions, image_keys, self.image_bank, self.image_means, ids
+        )
+        to_text = self._score_pairs(_each(images), texts)
+        to_image = self._score_pairs(others, _each(captions))
         return (
-            self._loss(score(image, old_caption)[:, 0], score(image, texts), some_texts),
-            self._loss(score(old_image, caption)[:, 0], score(others, caption), some_others),
+            self._loss(to_text[:, 0], to_text[:, 1:], some_texts),
+            self._loss(to_image[:, 0], to_image[:, 1:], some_others),
         )
 
-    def _find(
-        self, bank: FragmentBank, means: MemoryBank, query: Encoded, ids: Tensor
+    def _candidates(
+        self, query: Encoded, key: Encoded, bank: FragmentBank, means: MemoryBank, ids: Tensor
     ) -> tuple[Encoded, Tensor]:
-        """The hardest sets of each query (B, k, L, D), and which exist (B, k)."""
+        """Of each query its key, then its hardest sets (B, 1 + k, L, D); which exist (B, k)."""
         wanted = self.config.bank_hardest
         near = hardest_negatives(mean_fragment(query).detach(), means, wanted, query_ids=ids)[1]
-        rows = near.clamp_min(0).flatten()
-        found = Encoded(bank.rows.index_select(0, rows), bank.lengths.index_select(0, rows))
-        return _sets(found, wanted, query.fragments.dtype), near >= 0
+        rows = nn.functional.pad(near.clamp_min(0), (1, 0))  # the first place is for the key
+        sets = bank.rows.index_select(0, rows.flatten()).view(*rows.shape, *bank.rows.shape[1:])
+        lengths, width = bank.lengths[rows], key.fragments.shape[1]
+        sets[:, 0, :width] = key.fragments
+        lengths[:, 0] = width if key.lengths is None else key.lengths
+        return Encoded(sets.to(query.fragments.dtype), lengths), near >= 0
 
     def _one_way(self, scores: Tensor, ids: Tensor, key_ids: Tensor) -> Tensor:
         """Loss of (B, B + K) scores whose diagonal holds the right pairs."""
@@ -218,13 +222,10 @@ class FragmentObjective(Objective):
         self.caption_means.enqueue(mean_fragment(captions), ids)
 
 
-def _sets(side: Encoded, each: int, dtype: torch.dtype) -> Encoded:
-    """(B each, L, D) fragments as (B, each, L, D), for the scores of chosen pairs."""
+def _each(side: Encoded) -> Encoded:
+    """(B, L, D) fragments as (B, 1, L, D), for the scores of chosen pairs."""
     lengths = side.lengths
-    return Encoded(
-        side.fragments.view(-1, each, *side.fragments.shape[1:]).to(dtype),
-        None if lengths is None else lengths.view(-1, each),
-    )
+    return Encoded(side.fragments.unsqueeze(1), None if lengths is None else lengths.unsqueeze(1))
 
 
 def _joined(first: Encoded, second: Encoded) -> Encoded:

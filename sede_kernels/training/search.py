@@ -28,6 +28,7 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "lsns": {
         "bank": (512, 2048, 4096),
         "momentum": (0.98, 0.99, 0.995),
+        "bank_keys": ("momentum", "online"),
         "bank_share": (0.25, 1.0),
         "bank_weight": (0.5, 1.0, 2.0),
         "bank_hardest": (1, 4),
@@ -45,6 +46,7 @@ USUAL: Settings = {
     "erase_pass": "replace",
     "bank": 2048,
     "momentum": 0.99,
+    "bank_keys": "momentum",
     "bank_share": 1.0,
     "bank_weight": 1.0,
     "bank_hardest": 1,

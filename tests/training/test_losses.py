@@ -168,7 +168,7 @@ def test_only_the_hardest_sets_of_a_fragment_bank_are_scored():
             scored.append(model.score_pairs(i, c).numel()) or model.score_pairs(i, c)
         )
         found.append(objective(images, captions, torch.tensor([0, 1]), (images, captions)))
-        assert scored == ([2] * 4 if hardest else [2 * 5] * 2)
+        assert scored == ([2 * 2] * 2 if hardest else [2 * 5] * 2)
     torch.testing.assert_close(*found)
 
 

@@ -133,6 +133,7 @@ def test_vsrn_pools_the_states_of_its_gru_by_attention():
 
 MODULES = {"age": {"erase": "low"}, "lsns": {"bank": 40}, "wil": {"weighting": 5.0}}
 MODULES["all"] = {**MODULES["age"], **MODULES["lsns"], **MODULES["wil"]}
+MODULES["online"] = {**MODULES["all"], "bank_keys": "online"}
 MODULES["hinge"] = {"loss": "hinge", **MODULES["age"], **MODULES["lsns"]}
 
 
@@ -174,6 +175,26 @@ def test_banks_fill_just_before_they_count(icons, tmp_path, name):
         assert (losses[0] == losses[1]) == (step < 5), step
         filled.append(int(with_bank.objective.image_bank.count))
     assert filled == [0, 0, 0, 5, 10, 10, 10]
+
+
+@pytest.mark.parametrize("name", ["vse", "scan"])
+def test_online_keys_are_the_models_own_encodings(icons, tmp_path, name):
+    """A step encodes once, stores what it encoded before the update, and has no slow copies."""
+    config = TrainConfig(
+        data="icons_100", model=name, dim=16, word_dim=8, threads=1, dropout=0.1, bank=20,
+        bank_share=0.5, bank_keys="online",
+    )  # fmt: skip
+    trainer = Trainer(config, tmp_path / "run")
+    assert trainer.momentum == []
+    trainer.model.train()
+    encoded = []
+    trainer.model.image_encoder.register_forward_hook(lambda *call: encoded.append(call[2]))
+    trainer.train_step(np.arange(10))
+    (images,) = encoded
+    expected = images.vector if name == "vse" else images.fragments
+    stored = trainer.objective.image_bank.rows
+    assert torch.equal(stored[:5], expected[:5].detach())
+    assert not stored[5:].any()
 
 
 def test_weights_are_what_the_modules_cost_nothing_of():

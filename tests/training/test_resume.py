@@ -29,6 +29,7 @@ SMALL = {"data": "icons_100", "batch_size": 3, "dim": 16, "word_dim": 8, "checkp
 MODELS = {
     "vse": {"model": "vse", "erase_pass": "second", **MODULES},
     "scan": {"model": "scan", **MODULES},
+    "online": {"model": "bfan", "bank_keys": "online", **MODULES},
     "hinge": {"model": "vse", "loss": "hinge", "bank": 30, "erase": "low"},
 }
 

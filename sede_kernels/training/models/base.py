@@ -68,7 +68,13 @@ class Encoded(NamedTuple):
 
     def first(self, count: int) -> "Encoded":
         """The first rows of the batch."""
+        if count == len(self.fragments):
+            return self
         return Encoded(*(None if t is None else t[:count] for t in self))  # type: ignore[arg-type]
+
+    def detach(self) -> "Encoded":
+        """The same without a gradient."""
+        return Encoded(*(None if t is None else t.detach() for t in self))  # type: ignore[arg-type]
 
     def unit_vector(self) -> Tensor:
         """The vector, for code that only serves pooled models."""

@@ -1,4 +1,4 @@
-"""Compilations of the region-word similarity: the rule with the most work, and packed sets."""
+"""Compilations of the region-word similarity: every way to pack sets, the rules with most work."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +12,7 @@ from sede_kernels.backends.triton._cross_attention_kernels import (
     _gram_kernel,
 )
 from sede_kernels.backends.triton.cross_attention import (
+    DENSE,
     GRAM_OPTIONS,
     GRAM_QUERIES,
     GRAM_STEP,
@@ -29,8 +30,10 @@ _QUERY_INDICES = ("query_lengths", "query_order", "query_bounds")
 _SOURCE_INDICES = ("source_lengths", "source_order", "source_bounds", "lengths")
 _INTEGERS = ("Q", "L", "P", "R", "W8", "D", "N", "query_bucket", "source_bucket")
 _THRESHOLDS = ("threshold_high", "threshold_low", "keep_min")
-#: Sets without lengths lie densely in tiles of 32 columns: 36 regions, and the most sets to a tile.
-_DENSE = (36, 18)
+#: Rows that a padded set takes, by its length.
+_PADDED = (16, 32, 64)
+#: The most order statistics, and the most sums.
+_RULES = ("topk", "prob")
 _ALIGNED = frozenset({"D"})
 
 
@@ -47,10 +50,10 @@ def _types(kernel: Any, kind: str) -> dict[str, str]:
 
 
 def _tile_case(
-    op: str, architecture: str, key: str, config: launch.Config, sets: int, stride: int
+    op: str, architecture: str, key: str, config: launch.Config, stride: int, rule: str
 ) -> Case:
     kind, block = key.split("/")
-    kernel, vary = _KERNELS[op], stride == 32
+    kernel, vary, sets = _KERNELS[op], stride in _PADDED, config.rows // stride
     types = _types(kernel, kind)
     if not vary:
         types = {name: kind for name, kind in types.items() if name not in _QUERY_INDICES}
@@ -58,7 +61,7 @@ def _tile_case(
         "QUERY_VARY": vary,
         "SOURCE_VARY": True,
         "AGGREGATE": "lse",
-        "RULE": "prob",
+        "RULE": rule,
         "LOW": True,
         "RENORMALIZE": True,
         "PRECISION": tile_precision(op, kind, int(block), architecture),
@@ -71,7 +74,7 @@ def _tile_case(
         "BLOCK_D": config.cols,
     }
     return Case(
-        f"{op} {key} {sets}x{stride} {tile_name(config)}",
+        f"{op} {key} {sets}x{stride} {rule} {tile_name(config)}",
         architecture,
         kernel,
         types,
@@ -104,11 +107,11 @@ def _gram_cases(architecture: str, kind: str) -> Iterator[Case]:
 
 
 def cases(architecture: str) -> Iterator[Case]:
-    """Every tile with sets padded to 32 rows and, with 32 columns, with dense ones."""
+    """Every tile with every padding of a set and, with 32 columns, with dense sets."""
     for op in _KERNELS:
         for key, config in configurations(op, architecture):
-            yield _tile_case(op, architecture, key, config, config.rows // 32, 32)
-            for stride in _DENSE if key.endswith("/32") else ():
-                yield _tile_case(op, architecture, key, config, config.rows // stride, stride)
+            for stride in (*_PADDED, *(DENSE if key.endswith("/32") else ())):
+                for rule in _RULES:
+                    yield _tile_case(op, architecture, key, config, stride, rule)
     for kind in OPERANDS:
         yield from _gram_cases(architecture, kind)

@@ -27,8 +27,8 @@ EraseOptions = tuple[str, float, bool, int, bool]
 
 #: Padded sizes of a set start here: sources are columns of a tile, queries its rows.
 SMALLEST_SOURCE, SMALLEST_QUERY = 32, 16
-#: Sets of a tile that are packed without padding: each costs two more column sums.
-MOST_PACKED = 8
+#: Sets without lengths of so many fragments are packed without padding: what the report has seen.
+DENSE = (18, 36)
 #: Source sets that run before the next tile of queries.
 GROUP = 8
 #: A step of the kernel of G (columns of D) and of that of its gradient (queries: three tf32
@@ -90,11 +90,10 @@ def packing(fragments: int, block: int, rows: int, cols: int, vary: bool) -> tup
 
     Never with 64 columns: the sums over dense sets would spill.
     """
-    padded_sets = rows // block
     dense = 0
-    if not vary and cols == SMALLEST_SOURCE:
-        dense = min(MOST_PACKED, rows // max(fragments, 1))
-    return (dense, fragments) if dense > padded_sets else (padded_sets, block)
+    if not vary and cols == SMALLEST_SOURCE and fragments in DENSE:
+        dense = rows // fragments
+    return (dense, fragments) if dense > rows // block else (rows // block, block)
 
 
 def _constants(

@@ -57,7 +57,7 @@ def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
     if op in ("erase", "erase_backward") and first.shape[-1] > LONGEST_ERASE_ROW:
         return f"it erases rows of at most {LONGEST_ERASE_ROW}, got {first.shape[-1]}"
     if op.startswith("cross_attention"):
-        fragments = max(tensor.shape[1] for tensor in tensors)
+        fragments = max(tensor.shape[-2] for tensor in tensors)
         if fragments > LARGEST_FRAGMENT_SET:
             return f"it takes sets of at most {LARGEST_FRAGMENT_SET} fragments, got {fragments}"
     return None

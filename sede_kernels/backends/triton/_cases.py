@@ -18,7 +18,13 @@ import triton.language as tl
 from sede_kernels.backends.triton import launch
 
 #: Modules of this package with a ``cases(architecture) -> Iterator[Case]`` each.
-MODULES = ("_bank_cases", "_chunk_cases", "_row_cases", "_cross_attention_cases")
+MODULES = (
+    "_bank_cases",
+    "_chunk_cases",
+    "_row_cases",
+    "_cross_attention_cases",
+    "_cross_attention_pairs_cases",
+)
 #: Operand of a table's key -> (pointer type, Triton type, input precision).
 OPERANDS = {
     "half": ("bf16", tl.bfloat16, "tf32"),

@@ -10,8 +10,6 @@ import triton
 import triton.language as tl
 
 from sede_kernels.backends.triton._cross_attention_tile_kernels import (
-    COSINE_EPS,
-    NORM_EPS,
     aggregate,
     aggregate_grad,
     attend,
@@ -19,10 +17,9 @@ from sede_kernels.backends.triton._cross_attention_tile_kernels import (
     erase,
     leaky,
     scores,
+    scores_grad,
     set_at,
     set_range,
-    set_sums,
-    spread,
 )
 from sede_kernels.backends.triton._device import matmul
 
@@ -256,7 +253,7 @@ def _cross_attention_bwd_kernel(
     cols = p.to(tl.int64) * W + index
     s = scores(query, source, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D)
     softmax, norm = attend(leaky(s), col_valid, place, smoothing, SETS, STRIDE, BLOCK_G)
-    a = softmax
+    a, keep, divisor = softmax, softmax, place  # erasing gives the last two a meaning
     if RULE != "":
         a, keep, divisor = erase(
             a, col_valid, source_length, threshold_high, threshold_low, keep_min, RULE, LOW,
@@ -276,30 +273,13 @@ def _cross_attention_bwd_kernel(
     columns, _ = set_at(query_place + n, there, query_order, query_lengths, L, QUERY_VARY)
     grad_at = grad + p.to(tl.int64) * stride_gp + columns.to(tl.int64) * stride_gq
     d_sim = aggregate_grad(tl.load(grad_at, mask=there, other=0.0), sim, member, scale, AGGREGATE)
-
-    # d sim / d |query| = -sim / |query|; d sim / d |context|^2 = -sim / (2 |context|^2).
-    both = size_of_query * context
-    free = both > COSINE_EPS
-    d_dot = d_sim / tl.where(free, both, COSINE_EPS)
-    radial = tl.where(free, d_sim * sim, 0.0)
-    d_own = -radial / tl.where(free, size_of_query * size_of_query, 1.0)
-    d_context = -0.5 * radial / tl.where(free, context * context, 1.0)
+    d_s, d_own, d_context = scores_grad(
+        d_sim, s, softmax, norm, a, keep, divisor, sim, context, gram_a, size_of_query, place,
+        smoothing, RULE, RENORMALIZE, SETS, STRIDE, BLOCK_G,
+    )  # fmt: skip
     row_at = p.to(tl.int64) * Q * L + rows
     tl.store(d_norm + row_at, d_own, mask=row_valid)
     tl.store(d_square + row_at, d_context, mask=row_valid)
-    d_a = d_dot[:, None] * s + (2.0 * d_context)[:, None] * gram_a
-    d_s = d_dot[:, None] * a
-    if RULE != "":
-        if RENORMALIZE:
-            d_a = d_a - tl.sum(d_a * a, 1)[:, None]
-        d_a = tl.where(keep, d_a / divisor[:, None], 0.0)
-    d_x = smoothing * softmax * (d_a - tl.sum(softmax * d_a, 1)[:, None])
-    x = leaky(s)
-    unit = 1.0 / (norm + NORM_EPS)
-    inner = set_sums(d_x * x, place, SETS, STRIDE, BLOCK_G) * unit * unit
-    inner = inner / tl.where(norm == 0.0, float("inf"), norm)
-    d_x = d_x * spread(unit, place, SETS, STRIDE) - x * spread(inner, place, SETS, STRIDE)
-    d_s = d_s + tl.where(s > 0, d_x, 0.1 * d_x)
     tl.store(d_scores + at, tl.where(valid, d_s, 0.0).to(query.dtype.element_ty), mask=inside)
 
 

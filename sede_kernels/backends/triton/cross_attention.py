@@ -178,7 +178,7 @@ def _pairs(query: Side, source: Side) -> Iterator[tuple[Bucket, Bucket]]:
             yield query_bucket, source_bucket
 
 
-def _numbers(
+def threshold_numbers(
     smoothing: float, scale: float, erase: EraseOptions | None, sources: int
 ) -> tuple[float, float, int, int, int]:
     """Arguments of the kernels: smoothing, aggregate's scale, the threshold's halves, keep_min."""
@@ -239,7 +239,7 @@ def cross_attention(
                 D,
                 *by_source.stride(),
                 *(bucket.index for bucket in buckets),
-                *_numbers(smoothing, aggregate_scale, erase, R),
+                *threshold_numbers(smoothing, aggregate_scale, erase, R),
                 **constants,
             )
     return out
@@ -371,7 +371,7 @@ def _chunk_backward(
             D,
             *grad.stride(),
             *(bucket.index for bucket in buckets),
-            *_numbers(smoothing, aggregate_scale, erase, sources),
+            *threshold_numbers(smoothing, aggregate_scale, erase, sources),
             **constants,
         )
     flat_query, flat_source = query.sets.view(Q * L, D), source.sets.view(P * W, D)

@@ -1,0 +1,70 @@
+"""Compilations of the similarity of chosen pairs: every tile, the rules with the most work."""
+
+from collections.abc import Iterator
+
+from sede_kernels.backends.triton import launch
+from sede_kernels.backends.triton._cases import OPERANDS, Case, configurations, tile_name
+from sede_kernels.backends.triton._cross_attention_pairs_kernels import (
+    _pairs_bwd_kernel,
+    _pairs_fwd_kernel,
+    _pairs_query_grad_kernel,
+    _pairs_source_grad_kernel,
+)
+from sede_kernels.backends.triton.cross_attention_pairs import tile_precision
+
+#: Launch table -> its kernels by name and what else tells their compilations apart.
+_KERNELS = {
+    "cross_attention_pairs": {"topk": _pairs_fwd_kernel, "prob": _pairs_fwd_kernel},
+    "cross_attention_pairs_backward": {"topk": _pairs_bwd_kernel, "prob": _pairs_bwd_kernel},
+    "cross_attention_pairs_grad": {
+        "query": _pairs_query_grad_kernel,
+        "source": _pairs_source_grad_kernel,
+    },
+}
+_FLOATS = ("out", "grad", "d_scores", "d_norm", "d_gram", "d_query", "d_source")
+_INTEGERS = ("pairs", "query_sets", "source_sets", "L", "R", "D")
+_THRESHOLDS = ("threshold_high", "threshold_low", "keep_min")
+
+
+def _case(op: str, architecture: str, key: str, config: launch.Config, what: str) -> Case:
+    kind, _, blocks = key.partition("/")
+    queries, sources = map(int, blocks.split("x"))
+    types = {
+        **dict.fromkeys(("query", "source"), f"*{OPERANDS[kind][0]}"),
+        **dict.fromkeys(_FLOATS, "*fp32"),
+        **dict.fromkeys(("query_lengths", "source_lengths"), "*i64"),
+        **dict.fromkeys((*_INTEGERS, *_THRESHOLDS), "i32"),
+        **dict.fromkeys(("smoothing", "scale"), "fp32"),
+    }
+    kernel = _KERNELS[op][what]
+    return Case(
+        f"{op} {key} {what} {tile_name(config)}",
+        architecture,
+        kernel,
+        {name: types[name] for name in kernel.arg_names if name in types},
+        {
+            "FOR_SOURCE": True,
+            "QUERY_VARY": True,
+            "SOURCE_VARY": True,
+            "AGGREGATE": "lse",
+            "RULE": what,
+            "LOW": True,
+            "RENORMALIZE": True,
+            "PRECISION": tile_precision(op, kind, queries, sources, architecture),
+            "BLOCK_M": queries,
+            "BLOCK_N": sources,
+            "BLOCK_D": config.cols,
+        },
+        config.options,
+        frozenset({"D"}),
+        # A warp group multiplies 64 rows; with fewer the products are a warp's own.
+        matrix=(sources if what == "source" else queries) >= 64,
+    )
+
+
+def cases(architecture: str) -> Iterator[Case]:
+    """Every tile of the three tables."""
+    for op, kernels in _KERNELS.items():
+        for key, config in configurations(op, architecture):
+            for what in kernels:
+                yield _case(op, architecture, key, config, what)

@@ -28,7 +28,8 @@ _THRESHOLDS = ("threshold_high", "threshold_low", "keep_min")
 
 def _case(op: str, architecture: str, key: str, config: launch.Config, what: str) -> Case:
     kind, _, blocks = key.partition("/")
-    queries, sources = map(int, blocks.split("x"))
+    sources = int(blocks.partition("x")[2])
+    precision = tile_precision(op, kind, sources)
     types = {
         **dict.fromkeys(("query", "source"), f"*{OPERANDS[kind][0]}"),
         **dict.fromkeys(_FLOATS, "*fp32"),
@@ -50,15 +51,15 @@ def _case(op: str, architecture: str, key: str, config: launch.Config, what: str
             "RULE": what,
             "LOW": True,
             "RENORMALIZE": True,
-            "PRECISION": tile_precision(op, kind, queries, sources, architecture),
-            "BLOCK_M": queries,
+            "PRECISION": precision,
+            "BLOCK_M": config.rows,
             "BLOCK_N": sources,
             "BLOCK_D": config.cols,
         },
         config.options,
         frozenset({"D"}),
         # A warp group multiplies 64 rows; with fewer the products are a warp's own.
-        matrix=(sources if what == "source" else queries) >= 64,
+        matrix=precision != "ieee" and (sources if what == "source" else config.rows) >= 64,
     )
 
 

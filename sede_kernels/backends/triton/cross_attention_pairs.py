@@ -27,7 +27,9 @@ from sede_kernels.backends.triton.cross_attention import (
 
 #: Fragments that a set is padded to, either side.
 SMALLEST = 32
-_INTERPRETED = launch.Config(rows=32, cols=32, warps=4, stages=1)
+_INTERPRETED = {"cols": 32, "warps": 4, "stages": 1}
+#: Sources whose three tf32 products would spill in the backward: no matrix units for those.
+_WIDEST = 64
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,15 @@ class _Call:
         """Tile and launch options of kernel ``name``."""
         kind = operand_kind(self.query.dtype)
         blocks = padded(self.query.shape[2], SMALLEST), padded(self.source.shape[2], SMALLEST)
-        config, architecture = _INTERPRETED, ""
+        config = launch.Config(rows=blocks[0], **_INTERPRETED)
         if not interpreting():
             architecture, _ = launch.device_class(self.query.device)
             config = launch.candidates(name, table_key(kind, *blocks), architecture)[0]
         return {
             "QUERY_VARY": self.query_lengths is not None,
             "SOURCE_VARY": self.source_lengths is not None,
-            "PRECISION": tile_precision(name, kind, *blocks, architecture),
-            "BLOCK_M": blocks[0],
+            "PRECISION": tile_precision(name, kind, blocks[1]),
+            "BLOCK_M": config.rows,
             "BLOCK_N": blocks[1],
             "BLOCK_D": config.cols,
             **config.options,
@@ -79,9 +81,10 @@ def table_key(kind: str, queries: int, sources: int) -> str:
     return f"{kind}/{queries}x{sources}"
 
 
-def tile_precision(name: str, kind: str, queries: int, sources: int, architecture: str) -> str:
-    """How a tile multiplies, in the launch of that name."""
-    return product_precision(kind)
+def tile_precision(name: str, kind: str, sources: int) -> str:
+    """``product_precision``; full fp32 where three tf32 products would spill."""
+    plain = kind == "ieee" and sources == _WIDEST and name == "cross_attention_pairs_backward"
+    return "ieee" if plain else product_precision(kind)
 
 
 def _call(

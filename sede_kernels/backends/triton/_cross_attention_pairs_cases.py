@@ -29,7 +29,7 @@ _THRESHOLDS = ("threshold_high", "threshold_low", "keep_min")
 def _case(op: str, architecture: str, key: str, config: launch.Config, what: str) -> Case:
     kind, _, blocks = key.partition("/")
     sources = int(blocks.partition("x")[2])
-    precision = tile_precision(op, kind, sources)
+    precision = tile_precision(op, kind, sources, architecture)
     types = {
         **dict.fromkeys(("query", "source"), f"*{OPERANDS[kind][0]}"),
         **dict.fromkeys(_FLOATS, "*fp32"),

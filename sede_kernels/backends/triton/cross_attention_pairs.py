@@ -28,8 +28,8 @@ from sede_kernels.backends.triton.cross_attention import (
 #: Fragments that a set is padded to, either side.
 SMALLEST = 32
 _INTERPRETED = {"cols": 32, "warps": 4, "stages": 1}
-#: Sources whose three tf32 products would spill in the backward: no matrix units for those.
-_WIDEST = 64
+#: Tiles whose three tf32 products would spill: (kernel, sources) without matrix units before sm_100.
+_WITHOUT_MATRIX_UNITS = ("cross_attention_pairs_backward", 64)
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class _Call:
         """Tile and launch options of kernel ``name``."""
         kind = operand_kind(self.query.dtype)
         blocks = padded(self.query.shape[2], SMALLEST), padded(self.source.shape[2], SMALLEST)
-        config = launch.Config(rows=blocks[0], **_INTERPRETED)
+        config, architecture = launch.Config(rows=blocks[0], **_INTERPRETED), "sm_90"
         if not interpreting():
             architecture, _ = launch.device_class(self.query.device)
             config = launch.candidates(name, table_key(kind, *blocks), architecture)[0]
         return {
             "QUERY_VARY": self.query_lengths is not None,
             "SOURCE_VARY": self.source_lengths is not None,
-            "PRECISION": tile_precision(name, kind, blocks[1]),
+            "PRECISION": tile_precision(name, kind, blocks[1], architecture),
             "BLOCK_M": config.rows,
             "BLOCK_N": blocks[1],
             "BLOCK_D": config.cols,
@@ -81,10 +81,10 @@ def table_key(kind: str, queries: int, sources: int) -> str:
     return f"{kind}/{queries}x{sources}"
 
 
-def tile_precision(name: str, kind: str, sources: int) -> str:
+def tile_precision(name: str, kind: str, sources: int, architecture: str) -> str:
     """``product_precision``; full fp32 where three tf32 products would spill."""
-    plain = kind == "ieee" and sources == _WIDEST and name == "cross_attention_pairs_backward"
-    return "ieee" if plain else product_precision(kind)
+    plain = (name, sources) == _WITHOUT_MATRIX_UNITS and architecture != "sm_100"
+    return "ieee" if plain and kind == "ieee" else product_precision(kind)
 
 
 def _call(

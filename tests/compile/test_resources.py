@@ -75,6 +75,7 @@ def test_a_changed_kernel_or_an_unseen_configuration_is_a_fault():
 SAMPLE = (
     "bank_lse 256/lean", "chunk_weights half", "chunk_rows half", "erase 1024 prob", "enqueue int8",
     "cross_attention half/32 3x36", "cross_attention_backward ieee/64",
+    "cross_attention_pairs half/64x64",
 )  # fmt: skip
 
 

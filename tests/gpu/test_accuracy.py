@@ -137,6 +137,30 @@ def test_cross_attention_similarity(direction, erase):
         assert_within_budget(got, want, plain)
 
 
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+@pytest.mark.parametrize("ask", ["images", "captions"])
+def test_cross_attention_pairs(direction, ask):
+    sides = {"images": (1, 5), "captions": (5, 1)}[ask]
+    regions = F.normalize(torch.randn(9, sides[0], 36, 256, device="cuda"), dim=-1)
+    words = F.normalize(torch.randn(9, sides[1], 21, 256, device="cuda"), dim=-1)
+    lengths = torch.randint(1, 22, (9, sides[1]), device="cuda")
+    outcome = {}
+    for backend, dtype in (
+        ("triton", torch.float32),
+        ("torch", torch.float32),
+        ("reference", torch.float64),
+    ):
+        r, w = regions.to(dtype).requires_grad_(), words.to(dtype).requires_grad_()
+        score = functional.cross_attention_pairs(
+            r, w, word_lengths=lengths, direction=direction, erase="mean", backend=backend
+        )
+        outcome[backend] = score.detach(), *torch.autograd.grad(score.square().sum(), (r, w))
+    for got, plain, want in zip(
+        *(outcome[name] for name in ("triton", "torch", "reference")), strict=True
+    ):
+        assert_within_budget(got, want, plain)
+
+
 def test_tf32_where_torch_allows_it():
     torch.set_float32_matmul_precision("high")
     query, key, bank = problems.unit(64, 256), problems.unit(64, 256), problems.unit(4096, 256)

@@ -107,8 +107,8 @@ def _gram_cases(architecture: str, kind: str) -> Iterator[Case]:
 def cases(architecture: str) -> Iterator[Case]:
     """Every tile with every padding of a set and, with 32 columns, with dense sets.
 
-    Under ``topk``, which takes the most registers; where sets take 32 rows or less than a padding
-    also under ``prob``, whose sums are fp64.
+    Under ``topk``, which takes the most registers; sets of 32 rows and dense ones also under
+    ``prob``, whose sums are fp64.
     """
     for op in _KERNELS:
         for key, config in configurations(op, architecture):

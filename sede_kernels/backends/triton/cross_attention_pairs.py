@@ -28,7 +28,7 @@ from sede_kernels.backends.triton.cross_attention import (
 #: Fragments that a set is padded to, either side.
 SMALLEST = 32
 _INTERPRETED = {"cols": 32, "warps": 4, "stages": 1}
-#: Tiles whose three tf32 products would spill: (kernel, sources) without matrix units before sm_100.
+#: (Kernel, sources) whose three tf32 products would spill before sm_100: without matrix units.
 _WITHOUT_MATRIX_UNITS = ("cross_attention_pairs_backward", 64)
 
 

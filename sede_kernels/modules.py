@@ -305,8 +305,8 @@ class SEDELoss(nn.Module):
             image: (B, D) image embeddings of the trained encoder.
             text: (B, D) text embeddings of the trained encoder.
             image_key: (B, D) keys of the momentum encoder, or ``image.detach()`` with a loss of the
-                batch alone beside this one. None: ``image`` itself, with a gradient: fine for banks
-                of a few batches, but positives that learn move away from old negatives.
+                batch alone beside this one. None: ``image`` itself, with a gradient; positives that
+                learn move away from old negatives (docs/training.md).
             text_key: (B, D), as ``image_key``.
             ids: (B,) integers >= 0, what each pair is of.
 

@@ -28,7 +28,7 @@ EraseOptions = tuple[str, float, bool, int, bool]
 #: Padded sizes of a set start here: sources are columns of a tile, queries its rows.
 SMALLEST_SOURCE, SMALLEST_QUERY = 32, 16
 #: Sets without lengths of so many fragments are packed without padding: what the report has seen.
-DENSE = (18, 36)
+DENSE = (36,)
 #: Source sets that run before the next tile of queries.
 GROUP = 8
 #: A step of the kernel of G (columns of D) and of that of its gradient (queries: three tf32
@@ -43,7 +43,7 @@ _CHUNK_ELEMENTS = 1 << 24
 #: Rows of G, dS and a are padded so that a kernel can move 16 bytes at once.
 _WIDTH = 8
 #: Several sets to a tile, and few programs: each costs the interpreter 0.1 s or more.
-_INTERPRETED = launch.Config(rows=64, cols=32, warps=4, stages=1)
+_INTERPRETED = launch.Config(rows=128, cols=32, warps=4, stages=1)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,13 @@ class WeightedInfoNCE(nn.Module):
             return self.fixed_temperature
         return torch.exp(-self.log_inverse_temperature)
 
+    @property
+    def hardness_at_least_zero(self) -> float | Tensor:
+        """Beta: a number, or a tensor with a gradient when learnable."""
+        if isinstance(self.hardness, Tensor):
+            return self.hardness.clamp(min=0.0)
+        return self.hardness
+
     def extra_repr(self) -> str:
         """The options that differ from nothing."""
         shown = {"temperature": self.fixed_temperature, "hardness": self.hardness, **self.options}
@@ -92,15 +99,12 @@ class WeightedInfoNCE(nn.Module):
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """The loss of ``functional.weighted_info_nce`` for these tensors."""
-        hardness: float | Tensor = self.hardness
-        if isinstance(hardness, Tensor):
-            hardness = hardness.clamp(min=0.0)
         return F.weighted_info_nce(
             query,
             positive,
             bank,
             temperature=self.temperature,
-            hardness=hardness,
+            hardness=self.hardness_at_least_zero,
             query_ids=query_ids,
             bank_ids=bank_ids,
             return_stats=return_stats,
@@ -270,26 +274,6 @@ class SEDELoss(nn.Module):
         """Restore the number of enqueues."""
         self.steps = int(state)
 
-    def _direction(
-        self, query: Tensor, key: Tensor, bank: MemoryBank, ids: Tensor | None
-    ) -> Tensor:
-        if self.steps < self.start_step:
-            options = {**self.nce.options, "in_batch_negatives": True}
-            loss = F.weighted_info_nce(
-                query,
-                key,
-                None,
-                temperature=self.nce.temperature,
-                hardness=self.nce.hardness,
-                query_ids=ids,
-                **options,  # type: ignore[arg-type]
-            )
-        else:
-            loss = self.nce(query, key, bank, query_ids=ids)
-        if isinstance(loss, tuple):
-            return loss[0]
-        return loss
-
     def forward(
         self,
         image: Tensor,
@@ -315,9 +299,22 @@ class SEDELoss(nn.Module):
         """
         image_key = image if image_key is None else image_key
         text_key = text if text_key is None else text_key
-        first = self._direction(image, text_key, self.text_bank, ids)
-        second = self._direction(text, image_key, self.image_bank, ids)
-        return (first + second) / 2
+        warm = self.steps >= self.start_step
+        options = dict(self.nce.options)
+        if not warm:
+            options["in_batch_negatives"] = True
+        return F.symmetric_info_nce(
+            image,
+            text,
+            image_key,
+            text_key,
+            self.image_bank if warm else None,
+            self.text_bank if warm else None,
+            temperature=self.nce.temperature,
+            hardness=self.nce.hardness_at_least_zero,
+            ids=ids,
+            **options,  # type: ignore[arg-type]
+        )
 
     @torch.no_grad()
     def enqueue(self, image_key: Tensor, text_key: Tensor, *, ids: Tensor | None = None) -> None:

@@ -19,6 +19,7 @@ NAMES = ("auto", "reference", *PACKAGES)
 #: Op -> file that holds it in every backend package.
 FILES = {
     "bank_lse": "bank_lse",
+    "bank_lse_pair": "bank_lse",
     "batch_lse": "batch_lse",
     "batch_lse_kept": "batch_lse",
     "batch_lse_backward": "batch_lse",

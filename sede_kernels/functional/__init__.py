@@ -1,10 +1,12 @@
 """The public functions: validation, defaults, and arithmetic on B-sized results."""
 
+from sede_kernels.functional._info_nce import InfoNCEStats
 from sede_kernels.functional.attention_erase import attention_erase
 from sede_kernels.functional.bank_queries import bank_lse, hardest_negatives
 from sede_kernels.functional.cross_attention import cross_attention_similarity
 from sede_kernels.functional.cross_attention_pairs import cross_attention_pairs
-from sede_kernels.functional.weighted_info_nce import InfoNCEStats, weighted_info_nce
+from sede_kernels.functional.symmetric_info_nce import symmetric_info_nce
+from sede_kernels.functional.weighted_info_nce import weighted_info_nce
 
 __all__ = [
     "InfoNCEStats",
@@ -13,5 +15,6 @@ __all__ = [
     "cross_attention_pairs",
     "cross_attention_similarity",
     "hardest_negatives",
+    "symmetric_info_nce",
     "weighted_info_nce",
 ]

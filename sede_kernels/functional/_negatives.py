@@ -52,6 +52,59 @@ def bank_pass(
     return Negatives(lse, count, top, top_index), acc
 
 
+def alike(queries: tuple[Tensor, Tensor], banks: tuple[BankTensors, BankTensors]) -> bool:
+    """Whether one pass can take both banks: shapes, dtypes and layouts must agree."""
+    (query, other_query), (bank, other) = queries, banks
+    return (
+        bank.rows.shape[0] > 0
+        and bank.rows.shape == other.rows.shape
+        and bank.rows.dtype == other.rows.dtype
+        and bank.rows.stride() == other.rows.stride()
+        and (bank.row_scale is None) == (other.row_scale is None)
+        and (bank.ids is None) == (other.ids is None)
+        and query.shape == other_query.shape
+        and query.dtype == other_query.dtype
+    )
+
+
+def bank_pass_pair(
+    queries: tuple[Tensor, Tensor],
+    banks: tuple[BankTensors, BankTensors],
+    ids: Tensor | None,
+    exponents: Exponents,
+    *,
+    limits: tuple[Tensor, Tensor] | None,
+    select: str,
+    hardest: bool,
+    backend: str,
+) -> tuple[Negatives, Negatives]:
+    """The negatives of two banks that are ``alike``, each for its own queries, in one pass."""
+    bank, other = banks
+    moments = torch.is_grad_enabled() and exponents.scales.requires_grad
+    lse, _, _, count, top, top_index = ops.bank_lse_pair.bank_lse_pair(
+        torch.stack(queries),
+        bank.rows,
+        other.rows,
+        bank.row_scale,
+        other.row_scale,
+        exponents.scales,
+        exponents.grad_scales,
+        ids,
+        bank.ids,
+        other.ids,
+        None if limits is None else torch.stack(limits),
+        select,
+        exponents.accumulate,
+        moments,
+        hardest,
+        backend,
+    )
+    return (
+        Negatives(lse[0], count[0], top[0], top_index[0]),
+        Negatives(lse[1], count[1], top[1], top_index[1]),
+    )
+
+
 def _no_negatives(
     query: Tensor, exponents: Exponents, *, hardest: bool
 ) -> tuple[Negatives, Tensor]:

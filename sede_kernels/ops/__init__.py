@@ -6,6 +6,7 @@ it runs, so a compiled graph is not tied to the machine it was traced on.
 
 from sede_kernels.ops import (
     bank_lse,
+    bank_lse_pair,
     batch_lse,
     cross_attention,
     cross_attention_pairs,
@@ -16,6 +17,7 @@ from sede_kernels.ops import (
 
 __all__ = [
     "bank_lse",
+    "bank_lse_pair",
     "batch_lse",
     "cross_attention",
     "cross_attention_pairs",

@@ -21,6 +21,7 @@ def _bank_case(
     *,
     desc: bool = True,
     int8: bool = False,
+    pair: bool = False,
 ) -> Case:
     width, variant = key.split("/")
     whole = width != "step"
@@ -37,6 +38,8 @@ def _bank_case(
         "scales": "*fp32",
         "query_ids": "*i64",
         "bank_ids": "*i64",
+        **({"other_bank": f"*{stored}", "other_ids": "*i64"} if pair else {}),
+        **({"other_scale": "*fp32"} if pair and int8 else {}),
         **({"limit": "*fp32"} if full else {}),
         **dict.fromkeys(("peak_out", "lse_out", "moment_out", "acc_out"), "*fp32"),
         **dict.fromkeys(("count_out", "index_out"), "*i64"),
@@ -45,9 +48,12 @@ def _bank_case(
     if descriptors:
         types["query_desc"] = f"tensordesc<{pointer}[{config.rows},{block_d}]>"
         types["bank_desc"] = f"tensordesc<{stored}[{config.cols},{block_d}]>"
+        if pair:
+            types["other_desc"] = types["bank_desc"]
     constants = {
         "stride_qd": 1,
         "stride_md": 1,
+        "SIDES": 2 if pair else 1,
         "E": 3 if full else 2,
         "A": int(whole),
         "SCALE_0": 0,
@@ -73,7 +79,7 @@ def _bank_case(
     copy = "" if descriptors or not has_descriptors(architecture) else " (pointers)"
     copy = " (int8)" if int8 else copy
     return Case(
-        f"bank_lse {key}{copy} {tile_name(config)}",
+        f"bank_lse{'_pair' if pair else ''} {key}{copy} {tile_name(config)}",
         architecture,
         _bank_lse_fwd_kernel,
         types,
@@ -109,9 +115,10 @@ def cases(architecture: str) -> Iterator[Case]:
     for key, config in configurations("bank_lse", architecture):
         safe = key.endswith("/safe")
         holes = "none" if key.startswith("step/") else "with" if safe else "without"
-        yield _bank_case(architecture, key, config, holes)
-        if has_descriptors(architecture) and holes != "without":
-            yield _bank_case(architecture, key, config, holes, desc=False)
-        if safe:
-            yield _bank_case(architecture, key, config, "none", int8=True)
+        for pair in (False, True):
+            yield _bank_case(architecture, key, config, holes, pair=pair)
+            if has_descriptors(architecture) and holes != "without":
+                yield _bank_case(architecture, key, config, holes, desc=False, pair=pair)
+            if safe:
+                yield _bank_case(architecture, key, config, "none", int8=True, pair=pair)
     yield _combine_case(architecture)

@@ -1,8 +1,9 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 """Variant A: one pass over the bank, attention with K = V, and the pass without weighted rows.
 
-Exponents come sorted so that the one with an accumulator is first: slot n of the kernel is the
-exponent ``SCALE_n`` of the call. All of them share one running maximum of s, for they are >= 0.
+Exponents come sorted so that the one with an accumulator is first: number n of the kernel is the
+exponent ``SCALE_n`` of the call. All of them share one running maximum of s, for they are >= 0. Two
+banks of one shape (images and texts) go in one launch, half of the programs each.
 """
 
 import triton
@@ -55,7 +56,8 @@ def _scan(
     row_ids,
     row_limit,
     rows,
-    B,
+    first_row,
+    last_row,
     K,
     D,
     stride_qb,
@@ -85,7 +87,7 @@ def _scan(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The sums of BLOCK_B rows over the bank tiles [first_tile, last_tile)."""
+    """The sums of BLOCK_B rows, at ``first_row`` of the queries, over tiles of the bank."""
     peak = tl.full((BLOCK_B,), NEG_INF, tl.float32)
     total_0 = tl.zeros((BLOCK_B,), tl.float32)
     total_1 = tl.zeros((BLOCK_B,), tl.float32)
@@ -97,7 +99,6 @@ def _scan(
     acc = tl.zeros((BLOCK_B, BLOCK_D if A else 1), tl.float32)
     count = tl.zeros((BLOCK_B,), tl.int32)
     index = tl.full((BLOCK_B,), -1, tl.int32)
-    first_row = tl.program_id(0) * BLOCK_B
     for tile_number in range(first_tile, last_tile):
         first = tile_number * BLOCK_K
         cols = first + tl.arange(0, BLOCK_K)
@@ -123,7 +124,7 @@ def _scan(
             s = matmul(q, tl.trans(tile), tl.zeros((BLOCK_B, BLOCK_K), tl.float32), PRECISION)
         else:
             s = similarity(
-                query, query_desc, bank, bank_desc, first_row, first, B, K, D,
+                query, query_desc, bank, bank_desc, first_row, first, last_row, K, D,
                 stride_qb, stride_qd, stride_mk, stride_md, DESC, OPERAND, PRECISION,
                 BLOCK_B, BLOCK_K, BLOCK_D,
             )  # fmt: skip
@@ -168,8 +169,8 @@ def _scan(
 def _write_exponent(
     lse_out,
     moment_out,
-    part,
     slot,
+    exponent,
     rows,
     B,
     E,
@@ -180,8 +181,8 @@ def _write_exponent(
     MOMENTS: tl.constexpr,
     FINAL: tl.constexpr,
 ):
-    """Results of one exponent, or its unnormalised sums as part ``part`` of a split bank."""
-    row = part.to(tl.int64) * E + slot
+    """Results of one exponent, or its unnormalised sums as one part of a split bank."""
+    row = slot.to(tl.int64) * E + exponent
     keep = rows < B
     some = tl.where(total == 0.0, 1.0, total)
     value = total
@@ -195,21 +196,25 @@ def _write_exponent(
 
 @triton.jit
 def _bank_lse_fwd_kernel(
-    query,  # [B, D]
+    query,  # [SIDES B, D]
     query_desc,
     bank,  # [K, D]
     bank_desc,
     row_scale,  # [K]
+    bank_ids,  # [K]
+    other_bank,  # the same of the second side
+    other_desc,
+    other_scale,
+    other_ids,
     scales,  # [E]
     query_ids,  # [B]
-    bank_ids,  # [K]
-    limit,  # [B]
-    peak_out,  # [S, B]
-    lse_out,  # [S, E, B]
-    moment_out,  # [S, E, B]
-    acc_out,  # [S, A, B, D]
-    count_out,  # [S, B] int64
-    index_out,  # [S, B] int64
+    limit,  # [SIDES B]
+    peak_out,  # [SIDES S, B]
+    lse_out,  # [SIDES S, E, B]
+    moment_out,  # [SIDES S, E, B]
+    acc_out,  # [SIDES S, A, B, D]
+    count_out,  # [SIDES S, B] int64
+    index_out,  # [SIDES S, B] int64
     B,
     K,
     D,
@@ -218,6 +223,7 @@ def _bank_lse_fwd_kernel(
     stride_mk,
     stride_md,
     tiles_per_part,
+    SIDES: tl.constexpr,  # 2: two banks of one shape, each with B queries of its own
     E: tl.constexpr,
     A: tl.constexpr,  # 1: a tile holds whole rows; 0: rows are walked in steps of BLOCK_D
     SCALE_0: tl.constexpr,
@@ -240,13 +246,24 @@ def _bank_lse_fwd_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Program (i, n): BLOCK_B rows against the n-th part of the bank."""
+    """Program (i, n, side): BLOCK_B rows of a side against the n-th part of its bank."""
     part = tl.program_id(1)
-    first_row = tl.program_id(0) * BLOCK_B
-    rows = first_row + tl.arange(0, BLOCK_B)
+    side = tl.program_id(2)
+    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     keep = rows < B
+    first_row = side * B + tl.program_id(0) * BLOCK_B
+    last_row = side * B + B
     first_tile = part * tiles_per_part
     last_tile = tl.minimum(first_tile + tiles_per_part, tl.cdiv(K, BLOCK_K))
+    if SIDES == 2:
+        if side == 1:
+            bank = other_bank
+            if DESC:
+                bank_desc = other_desc
+            if SCALED:
+                row_scale = other_scale
+            if HAS_COL_IDS:
+                bank_ids = other_ids
     # A bank with ids is served by two launches of which each part heeds one: empty slots must be
     # left out of the copy, and only parts with such a slot pay for that.
     if HOLES != "none":
@@ -265,20 +282,22 @@ def _bank_lse_fwd_kernel(
         row_ids = tl.load(query_ids + rows, mask=keep, other=-1)
     row_limit = rows.to(tl.float32)
     if HAS_LIMIT:
-        row_limit = tl.load(limit + rows, mask=keep, other=0.0)
+        row_limit = tl.load(limit + side * B + rows, mask=keep, other=0.0)
     q = row_limit
     if A:
         q = load_tile(
-            query, query_desc, first_row, 0, B, D, stride_qb, stride_qd, DESC, OPERAND,
+            query, query_desc, first_row, 0, last_row, D, stride_qb, stride_qd, DESC, OPERAND,
             BLOCK_B, BLOCK_D,
         )  # fmt: skip
     peak, total_0, total_1, total_2, moment_0, moment_1, moment_2, acc, count, index = _scan(
         q, query, query_desc, bank, bank_desc, row_scale, bank_ids, row_ids, row_limit, rows,
-        B, K, D, stride_qb, stride_qd, stride_mk, stride_md, first_tile, last_tile,
-        c2_0, c2_1, c2_2, E, A, SELECT, HAS_ROW_IDS, HAS_COL_IDS, HAS_LIMIT, IN_BATCH, MOMENTS,
-        HARDEST, SCALED, HOLES == "with", DESC, OPERAND, PRECISION, BLOCK_B, BLOCK_K, BLOCK_D,
+        first_row, last_row, K, D, stride_qb, stride_qd, stride_mk, stride_md, first_tile,
+        last_tile, c2_0, c2_1, c2_2, E, A, SELECT, HAS_ROW_IDS, HAS_COL_IDS, HAS_LIMIT, IN_BATCH,
+        MOMENTS, HARDEST, SCALED, HOLES == "with", DESC, OPERAND, PRECISION, BLOCK_B, BLOCK_K,
+        BLOCK_D,
     )  # fmt: skip
-    at = part.to(tl.int64) * B + rows
+    slot = side * tl.num_programs(1) + part
+    at = slot.to(tl.int64) * B + rows
     tl.store(count_out + at, count.to(tl.int64), mask=keep)
     nan = total_0 != total_0
     if HARDEST:
@@ -286,17 +305,17 @@ def _bank_lse_fwd_kernel(
     if HARDEST or not FINAL:
         tl.store(peak_out + at, tl.where(nan, total_0, peak) if FINAL else peak, mask=keep)
     _write_exponent(
-        lse_out, moment_out, part, SCALE_0, rows, B, E, c2_0, peak, total_0, moment_0,
+        lse_out, moment_out, slot, SCALE_0, rows, B, E, c2_0, peak, total_0, moment_0,
         MOMENTS, FINAL,
     )  # fmt: skip
     if E >= 2:
         _write_exponent(
-            lse_out, moment_out, part, SCALE_1, rows, B, E, c2_1, peak, total_1, moment_1,
+            lse_out, moment_out, slot, SCALE_1, rows, B, E, c2_1, peak, total_1, moment_1,
             MOMENTS, FINAL,
         )  # fmt: skip
     if E >= 3:
         _write_exponent(
-            lse_out, moment_out, part, SCALE_2, rows, B, E, c2_2, peak, total_2, moment_2,
+            lse_out, moment_out, slot, SCALE_2, rows, B, E, c2_2, peak, total_2, moment_2,
             MOMENTS, FINAL,
         )  # fmt: skip
     if A:

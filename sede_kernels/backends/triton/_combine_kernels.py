@@ -16,7 +16,7 @@ def _part_weight(peak, base, c2):
 @triton.jit
 def _bank_lse_combine_kernel(
     scales,  # [E]
-    peak_in,  # [S, B]
+    peak_in,  # [sides, S, B]; the others have a leading sides too
     total_in,  # [S, E, B]
     moment_in,  # [S, E, B]
     acc_in,  # [S, A, B, D]
@@ -41,8 +41,21 @@ def _bank_lse_combine_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Program (b, n): row b, columns n BLOCK_D and on of its accumulators."""
+    """Program (b, n, side): row b, columns n BLOCK_D and on of its accumulators."""
     b = tl.program_id(0)
+    side = tl.program_id(2).to(tl.int64)
+    peak_in += side * S * B
+    total_in += side * S * E * B
+    moment_in += side * S * E * B
+    acc_in += side * S * A * B * D
+    count_in += side * S * B
+    index_in += side * S * B
+    lse_out += side * E * B
+    moment_out += side * E * B
+    acc_out += side * A * B * D
+    count_out += side * B
+    top_out += side * B
+    index_out += side * B
     first_d = tl.program_id(1) * BLOCK_D
     part = tl.arange(0, PARTS)
     there = part < S

@@ -1,5 +1,6 @@
 """What a pass over the bank gives, and how the parts of a split bank become one."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,10 @@ COMBINE_OPTIONS = {"num_warps": 4, "num_stages": 2}
 
 
 class Sums(NamedTuple):
-    """fp32, number and index int64. With parts, each tensor has a leading (S,)."""
+    """fp32, number and index int64.
+
+    With parts, each tensor has a leading (S,); before that a (2,) where two banks came.
+    """
 
     lse: Tensor  # (E, B)
     moment: Tensor  # (E, B) or (0, B)
@@ -26,17 +30,17 @@ class Sums(NamedTuple):
 def empty_sums(
     query: Tensor, exponents: int, accumulators: int, *, moments: bool, hardest: bool
 ) -> Sums:
-    """Memory for the results of a pass."""
-    rows, dim = query.shape
+    """Memory for the results of a pass; ``query``: (B, D), or (2, B, D) for two banks."""
+    *sides, rows, dim = query.shape
     kept = rows if hardest else 0
     f32, i64 = torch.float32, torch.int64
     return Sums(
-        query.new_empty((exponents, rows), dtype=f32),
-        query.new_empty((exponents if moments else 0, rows), dtype=f32),
-        query.new_empty((accumulators, rows, dim), dtype=f32),
-        query.new_empty((rows,), dtype=i64),
-        query.new_empty((kept,), dtype=f32),
-        query.new_empty((kept,), dtype=i64),
+        query.new_empty((*sides, exponents, rows), dtype=f32),
+        query.new_empty((*sides, exponents if moments else 0, rows), dtype=f32),
+        query.new_empty((*sides, accumulators, rows, dim), dtype=f32),
+        query.new_empty((*sides, rows), dtype=i64),
+        query.new_empty((*sides, kept), dtype=f32),
+        query.new_empty((*sides, kept), dtype=i64),
     )
 
 
@@ -61,25 +65,26 @@ def part_sums(
     index: torch.dtype = torch.int64,
 ) -> Sums:
     """Memory for the unnormalised sums of parts: ``lse`` holds totals, ``top`` the peaks."""
-    rows, dim = query.shape
-    f32 = torch.float32
+    *sides, rows, dim = query.shape
+    lead, f32 = (*sides, parts), torch.float32
     return Sums(
-        query.new_empty((parts, exponents, rows), dtype=f32),
-        query.new_empty((parts, exponents if moments else 0, rows), dtype=f32),
-        query.new_empty((parts, accumulators, rows, dim), dtype=f32),
-        query.new_empty((parts, rows), dtype=index),
-        query.new_empty((parts, rows), dtype=f32),
-        query.new_empty((parts, rows if hardest else 0), dtype=index),
+        query.new_empty((*lead, exponents, rows), dtype=f32),
+        query.new_empty((*lead, exponents if moments else 0, rows), dtype=f32),
+        query.new_empty((*lead, accumulators, rows, dim), dtype=f32),
+        query.new_empty((*lead, rows), dtype=index),
+        query.new_empty((*lead, rows), dtype=f32),
+        query.new_empty((*lead, rows if hardest else 0), dtype=index),
     )
 
 
 def combine(query: Tensor, scales: Tensor, found: Sums, order: list[int]) -> Sums:
     """One result of all parts, summed in their order. ``order``: exponents of the accumulators."""
-    parts, exponents, rows = found.lse.shape
-    accumulators, dim = found.acc.shape[1], query.shape[1]
-    moments, hardest = found.moment.shape[1] > 0, found.top_index.shape[1] > 0
+    parts, exponents, rows = found.lse.shape[-3:]
+    accumulators, dim = found.acc.shape[-3], query.shape[-1]
+    moments, hardest = found.moment.shape[-2] > 0, found.top_index.shape[-1] > 0
     out = empty_sums(query, exponents, accumulators, moments=moments, hardest=hardest)
-    grid = (rows, -(-dim // COMBINE["BLOCK_D"]) if accumulators else 1)
+    slices = -(-dim // COMBINE["BLOCK_D"]) if accumulators else 1
+    grid = (rows, slices, math.prod(query.shape[:-2]))
     _bank_lse_combine_kernel[grid](
         scales,
         found.top,

@@ -4,7 +4,7 @@ Variant A, one pass: 16-bit operands, at most 256 columns, one accumulator; and 
 accumulators, for any operands. Variant B, in chunks (``_chunks.py``): everything else.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,52 +46,73 @@ def table_key(kind: str, dim: int, accumulators: int, variant: str) -> str:
     return f"{padded(dim, NARROWEST)}/{variant}" if accumulators else f"step/{kind}"
 
 
+class Bank(NamedTuple):
+    """What the kernel reads of one bank."""
+
+    rows: Tensor  # (K, D)
+    row_scale: Tensor | None  # (K,)
+    ids: Tensor | None  # (K,)
+
+
+_NO_BANK = (None, None, None, None)
+
+
 def sums(
     query: Tensor,
-    bank: Tensor,
-    row_scale: Tensor | None,
+    bank: Bank,
     scales: Tensor,
     query_ids: Tensor | None,
-    bank_ids: Tensor | None,
     limit: Tensor | None,
     *,
+    other: Bank | None = None,
     select: str,
     accumulate: tuple[int, ...] = (),
     moments: bool = False,
     hardest: bool = False,
     in_batch: bool = False,
 ) -> Sums:
-    """The pass over ``bank``, or over the other rows' keys of a batch (``in_batch``)."""
-    B, D = query.shape
-    K, E, A = bank.shape[0], scales.shape[0], len(accumulate)
+    """The pass over ``bank``, or over the other rows' keys of a batch (``in_batch``).
+
+    With ``other``, a bank of the same shape, dtype and kind, ``query`` is (2, B, D), ``limit``
+    (2, B), and every result has a leading (2,).
+    """
+    B, D = query.shape[-2:]
+    K, E, A = bank.rows.shape[0], scales.shape[0], len(accumulate)
     options: dict[str, Any] = {"moments": moments, "hardest": hardest}
     if B == 0 or K == 0:
         return no_sums(query, E, A, **options)
-    dtype = operand_dtype(query, bank)
-    tensors = (query, bank, row_scale, scales, query_ids, bank_ids, limit)
+    dtype = operand_dtype(query, bank.rows)
     with on_device(query):
         if not one_pass(D, dtype, A):
-            return chunk_sums(*tensors, select=select, accumulate=accumulate, **options)
+            options |= {"select": select, "accumulate": accumulate}
+            if other is None:
+                return chunk_sums(query, *bank, scales, query_ids, limit, **options)
+            limits = (None, None) if limit is None else (limit[0], limit[1])
+            sides = zip(query, (bank, other), limits, strict=True)
+            found = [chunk_sums(q, *its, scales, query_ids, m, **options) for q, its, m in sides]
+            return Sums(*(torch.stack(pair) for pair in zip(*found, strict=True)))
         kind = operand_kind(dtype)
         full = moments or hardest or limit is not None or E > 2
-        plain = describable(query) and describable(bank) and row_scale is None
+        banks = [bank.rows] if other is None else [bank.rows, other.rows]
+        flat = query.flatten(0, -2)
+        plain = all(describable(matrix) for matrix in (flat, *banks)) and bank.row_scale is None
         key = table_key(kind, D, A, "safe" if not plain else "full" if full else "lean")
 
         def run(config: launch.Config) -> Sums:
             return _launch(
-                *tensors, config, select=select, accumulate=accumulate, in_batch=in_batch, **options
-            )
+                query, bank, other, scales, query_ids, limit, config, select=select,
+                accumulate=accumulate, in_batch=in_batch, **options,
+            )  # fmt: skip
 
         return run(tuning.choose("bank_lse", key, query.device, (B, K), run))
 
 
 def _launch(
     query: Tensor,
-    bank: Tensor,
-    row_scale: Tensor | None,
+    bank: Bank,
+    other: Bank | None,
     scales: Tensor,
     query_ids: Tensor | None,
-    bank_ids: Tensor | None,
     limit: Tensor | None,
     fast: launch.Config,
     *,
@@ -101,22 +122,27 @@ def _launch(
     hardest: bool,
     in_batch: bool,
 ) -> Sums:
-    B, D = query.shape
-    K, E, A = bank.shape[0], scales.shape[0], len(accumulate)
-    dtype = operand_dtype(query, bank)
+    B, D = query.shape[-2:]
+    K, E, A = bank.rows.shape[0], scales.shape[0], len(accumulate)
+    flat = query.flatten(0, -2)
+    banks = [bank] if other is None else [bank, other]
+    sides = len(banks)
+    dtype = operand_dtype(query, bank.rows)
     kind = operand_kind(dtype)
     block_d = padded(D, NARROWEST) if A else STEP[kind]
     architecture, cores = launch.device_class(query.device)
     # An 8-bit row is left out by its scale, and without O nothing multiplies a masked row.
     passes = [("none", fast)]
-    if bank_ids is not None and A and row_scale is None:
+    if bank.ids is not None and A and bank.row_scale is None:
         safe = launch.candidates("bank_lse", table_key(kind, D, A, "safe"), architecture)[0]
         passes = [("without", fast), ("with", safe)]
     unit = max(config.cols for _, config in passes)
     tiles = -(-K // unit)
-    parts = parts_of_bank(-(-B // fast.rows), tiles, cores)
+    parts = parts_of_bank(-(-B // fast.rows) * sides, tiles, cores)
     part_rows = -(-tiles // parts) * unit
-    desc = has_descriptors(architecture) and describable(query) and describable(bank)
+    desc = has_descriptors(architecture) and all(
+        describable(matrix) for matrix in (flat, *(its.rows for its in banks))
+    )
     order = [*accumulate, *(e for e in range(E) if e not in accumulate), 0, 0, 0]
     final = parts == 1
     if final:
@@ -124,15 +150,22 @@ def _launch(
     else:
         found = part_sums(query, parts, E, A, moments=moments, hardest=hardest)
     for holes, config in passes:
-        _bank_lse_fwd_kernel[(-(-B // config.rows), parts)](
-            query,
-            descriptor(query, config.rows, block_d) if desc else None,
-            bank,
-            descriptor(bank, config.cols, block_d) if desc else None,
-            row_scale,
+        read = [
+            (
+                its.rows,
+                descriptor(its.rows, config.cols, block_d) if desc else None,
+                its.row_scale,
+                its.ids,
+            )
+            for its in banks
+        ]
+        _bank_lse_fwd_kernel[(-(-B // config.rows), parts, sides)](
+            flat,
+            descriptor(flat, config.rows, block_d) if desc else None,
+            *read[0],
+            *(_NO_BANK if other is None else read[1]),
             scales,
             query_ids,
-            bank_ids,
             limit,
             found.top,
             found.lse,
@@ -143,9 +176,10 @@ def _launch(
             B,
             K,
             D,
-            *query.stride(),
-            *bank.stride(),
+            *flat.stride(),
+            *bank.rows.stride(),
             part_rows // config.cols,
+            SIDES=sides,
             E=E,
             A=A,
             SCALE_0=order[0],
@@ -153,12 +187,12 @@ def _launch(
             SCALE_2=order[2],
             SELECT=select,
             HAS_ROW_IDS=query_ids is not None,
-            HAS_COL_IDS=bank_ids is not None,
+            HAS_COL_IDS=bank.ids is not None,
             HAS_LIMIT=limit is not None,
             IN_BATCH=in_batch,
             MOMENTS=moments,
             HARDEST=hardest,
-            SCALED=row_scale is not None,
+            SCALED=bank.row_scale is not None,
             DESC=desc,
             FINAL=final,
             HOLES=holes,
@@ -193,12 +227,45 @@ def bank_lse(
     """
     return sums(
         query,
-        bank,
-        row_scale,
+        Bank(bank, row_scale, bank_ids),
         scales,
         query_ids,
-        bank_ids,
         limit,
+        select=select,
+        accumulate=accumulate,
+        moments=moments,
+        hardest=hardest,
+    )
+
+
+def bank_lse_pair(
+    query: Tensor,
+    bank: Tensor,
+    other_bank: Tensor,
+    row_scale: Tensor | None,
+    other_row_scale: Tensor | None,
+    scales: Tensor,
+    query_ids: Tensor | None,
+    bank_ids: Tensor | None,
+    other_bank_ids: Tensor | None,
+    limit: Tensor | None,
+    *,
+    select: str,
+    accumulate: tuple[int, ...],
+    moments: bool,
+    hardest: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """See ``sede_kernels.ops.bank_lse_pair``.
+
+    Variant A: the launches of one bank serve both. Variant B: one bank after the other.
+    """
+    return sums(
+        query,
+        Bank(bank, row_scale, bank_ids),
+        scales,
+        query_ids,
+        limit,
+        other=Bank(other_bank, other_row_scale, other_bank_ids),
         select=select,
         accumulate=accumulate,
         moments=moments,

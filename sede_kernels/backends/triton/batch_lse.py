@@ -13,7 +13,7 @@ from sede_kernels.backends.triton._host import (
     precision,
     triton_dtype,
 )
-from sede_kernels.backends.triton.bank_lse import sums
+from sede_kernels.backends.triton.bank_lse import Bank, sums
 
 #: Columns of a gradient that one program sums up; wider rows recompute s for each slice.
 WIDEST_SLICE = {"half": 256, "tf32": 128, "ieee": 64}
@@ -39,10 +39,8 @@ def batch_lse(
     """See ``sede_kernels.ops.batch_lse``."""
     found = sums(
         query,
-        key,
-        None,
+        Bank(key, None, query_ids),
         scales,
-        query_ids,
         query_ids,
         limit,
         select=select,

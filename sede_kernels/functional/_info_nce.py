@@ -1,0 +1,310 @@
+"""The weighted InfoNCE of one direction, around its pass over the negatives.
+
+``weighted_info_nce`` and ``symmetric_info_nce`` are made of these.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sede_kernels import reference
+from sede_kernels.bank import MemoryBank
+from sede_kernels.functional._bank_argument import BankTensors, unpack_bank
+from sede_kernels.functional._checks import (
+    check_backend,
+    check_choice,
+    check_float_matrix,
+    check_ids,
+    check_number,
+    check_same_device,
+    scalar_parameter,
+    shape_of,
+)
+from sede_kernels.functional._exponents import (
+    Exponents,
+    Scalar,
+    constants,
+    full_precision,
+    log_negatives,
+    plan,
+)
+from sede_kernels.functional._negatives import Negatives, bank_pass, with_batch
+from sede_kernels.ops.bank_lse import result_dtype
+
+FALSE_NEGATIVES = ("mask", "positive", "keep")
+
+
+class InfoNCEStats(NamedTuple):
+    """What the pass over the negatives knows of each row; all (B,) and detached.
+
+    Attributes:
+        loss: the row losses before ``positive_focus`` and the reduction.
+        positive: similarity with the positive key, in cosine units.
+        hardest: largest similarity among the negatives, -inf without one.
+        hardest_index: its row in the bank, -1 where the batch holds it or there is none.
+        negatives: how many negatives the row had (n_i), int64.
+        log_negatives: LN_i, the log of the weighted sum over the negatives.
+    """
+
+    loss: Tensor
+    positive: Tensor
+    hardest: Tensor
+    hardest_index: Tensor
+    negatives: Tensor
+    log_negatives: Tensor
+
+
+class Options(NamedTuple):
+    """The keywords of a loss, checked."""
+
+    temperature: Scalar
+    hardness: Scalar
+    normalize_weights: bool
+    detach_weights: bool
+    positive_focus: float
+    tau_plus: float
+    false_negatives: str
+    margin: float | None
+    in_batch_negatives: bool
+    reduction: str
+    backend: str
+
+    @property
+    def select(self) -> str:
+        """Which entries of the bank are negatives."""
+        return "keep" if self.false_negatives == "keep" else "mask"
+
+    def exponents(self, query: Tensor) -> Exponents:
+        """The pass over the negatives that a gradient of ``query`` needs."""
+        return plan(
+            1.0 / self.temperature,
+            self.hardness,
+            query,
+            normalize_weights=self.normalize_weights,
+            detach_weights=self.detach_weights,
+            differentiable=torch.is_grad_enabled() and query.requires_grad,
+        )
+
+
+class Direction(NamedTuple):
+    """The tensors of one direction, checked."""
+
+    query: Tensor  # (B, D)
+    positive: Tensor  # (B, D)
+    bank: BankTensors
+    ids: Tensor | None  # (B,)
+
+    def positive_similarity(self) -> Tensor:
+        """s+ (B,) in the dtype of the results."""
+        dtype = result_dtype(self.query)
+        return (self.query.to(dtype) * self.positive.to(dtype)).sum(dim=1)
+
+    def limit(self, options: Options, positive_s: Tensor) -> Tensor | None:
+        """The largest similarity of a negative (B,), if there is a margin."""
+        return None if options.margin is None else positive_s.detach() + options.margin
+
+
+def check_options(
+    name: str,
+    query: Tensor,
+    *,
+    temperature: float | Tensor,
+    hardness: float | Tensor,
+    normalize_weights: bool,
+    detach_weights: bool,
+    positive_focus: float,
+    tau_plus: float,
+    false_negatives: str,
+    margin: float | None,
+    in_batch_negatives: bool,
+    reduction: str,
+    backend: str,
+) -> Options:
+    """The keywords that ``weighted_info_nce`` documents.
+
+    Raises:
+        TypeError, ValueError: one sentence naming what was expected and what came.
+    """
+    check_choice(name, "false_negatives", false_negatives, FALSE_NEGATIVES)
+    check_choice(name, "reduction", reduction, ("none", "mean", "sum"))
+    if margin is not None:
+        check_number(name, "margin", margin)
+    chosen = check_backend(name, backend)
+    focus = check_number(name, "positive_focus", positive_focus, low=0.0)
+    prior = check_number(name, "tau_plus", tau_plus, low=0.0, high=1.0)
+    if prior == 1.0:
+        raise ValueError(f"{name}: tau_plus must be below 1, got 1.")
+    return Options(
+        scalar_parameter(name, "temperature", temperature, query, open_low=True),
+        scalar_parameter(name, "hardness", hardness, query, open_low=False),
+        normalize_weights,
+        detach_weights,
+        focus,
+        prior,
+        false_negatives,
+        margin,
+        in_batch_negatives,
+        reduction,
+        chosen,
+    )
+
+
+def check_pair(
+    name: str, query: Tensor, positive: Tensor, names: tuple[str, str] = ("query", "positive")
+) -> None:
+    """Two floating matrices of one shape."""
+    check_float_matrix(name, names[0], query)
+    check_float_matrix(name, names[1], positive)
+    if query.shape != positive.shape:
+        raise ValueError(
+            f"{name}: {names[1]} must be {shape_of(query)} to match {names[0]}, "
+            f"got {shape_of(positive)}."
+        )
+
+
+def check_direction(
+    name: str,
+    query: Tensor,
+    positive: Tensor,
+    bank: Tensor | MemoryBank | None,
+    query_ids: Tensor | None,
+    bank_ids: Tensor | None,
+    options: Options,
+    *,
+    ids_name: str = "query_ids",
+) -> Direction:
+    """The tensors of one direction; ``check_pair`` comes first."""
+    check_same_device(name, query, positive=positive, bank_ids=bank_ids, **{ids_name: query_ids})
+    if options.false_negatives == "positive" and query_ids is None:
+        raise ValueError(
+            f"{name}: false_negatives='positive' finds positives by id; pass {ids_name}."
+        )
+    ids = check_ids(name, ids_name, query_ids, query.shape[0])
+    if bank is None:
+        if not options.in_batch_negatives:
+            raise ValueError(
+                f"{name}: bank is None, so there are no negatives; pass a bank or "
+                "in_batch_negatives=True."
+            )
+        bank = query.detach()[:0]
+    return Direction(query, positive, unpack_bank(name, query, bank, bank_ids), ids)
+
+
+def reference_loss(direction: Direction, options: Options) -> Tensor:
+    """The specification of the loss, in plain autograd."""
+    query, positive, bank, ids = direction
+    dtype = result_dtype(query)
+    return reference.weighted_info_nce(
+        query.to(dtype),
+        positive.to(dtype),
+        bank.dense(dtype),
+        temperature=options.temperature,
+        hardness=options.hardness,
+        normalize_weights=options.normalize_weights,
+        detach_weights=options.detach_weights,
+        positive_focus=options.positive_focus,
+        tau_plus=options.tau_plus,
+        query_ids=ids,
+        bank_ids=bank.ids,
+        false_negatives=options.false_negatives,
+        margin=options.margin,
+        in_batch_negatives=options.in_batch_negatives,
+        reduction=options.reduction,
+    )
+
+
+def _extra_positives(
+    direction: Direction, options: Options, positive_s: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-sum over all positives and their mean logit (B,): soft targets, uniform over same ids."""
+    query, positive, bank, ids = direction
+    it: Scalar = 1.0 / options.temperature
+    differentiable = torch.is_grad_enabled() and query.requires_grad
+    # Exponent 0 weighs every positive alike: its accumulator is their mean, free of the query.
+    exponents = Exponents(
+        constants([it, 0.0], query),
+        constants([it, 0.0], query).detach(),
+        [0, 1] if differentiable else [1],
+        False,
+    )
+    found, acc = bank_pass(
+        query,
+        bank,
+        ids,
+        exponents,
+        limit=None,
+        select="positive",
+        hardest=False,
+        backend=options.backend,
+    )
+    q = query.to(positive_s.dtype)
+    log_extra, count = found.lse[0], found.number
+    total = (q * acc[-1].detach()).sum(dim=1) * count
+    if options.in_batch_negatives and ids is not None:
+        same = (ids.unsqueeze(1) == ids.unsqueeze(0)) & (ids != -1)
+        own = torch.eye(ids.shape[0], dtype=torch.bool, device=ids.device)
+        weight = (same & ~own).to(q.dtype)
+        batch = with_batch(
+            found,
+            query,
+            positive,
+            ids,
+            exponents,
+            limit=None,
+            select="positive",
+            hardest=False,
+            backend=options.backend,
+        )
+        log_extra, count = batch.lse[0], batch.number
+        with full_precision(query.device.type):
+            total = total + (q * (weight @ positive.to(q.dtype))).sum(dim=1)
+    logit = it * positive_s
+    return torch.logaddexp(logit, log_extra), it * (positive_s + total) / (1 + count)
+
+
+def finish(
+    direction: Direction,
+    options: Options,
+    exponents: Exponents,
+    found: Negatives,
+    positive_s: Tensor,
+    *,
+    hardest: bool = False,
+) -> tuple[Tensor, InfoNCEStats]:
+    """Loss and statistics from the negatives that the bank had; those of the batch join here."""
+    query, positive, _, ids = direction
+    if options.in_batch_negatives:
+        found = with_batch(
+            found,
+            query,
+            positive,
+            ids,
+            exponents,
+            limit=direction.limit(options, positive_s),
+            select=options.select,
+            hardest=hardest,
+            backend=options.backend,
+        )
+    it: Scalar = 1.0 / options.temperature
+    logit = it * positive_s
+    negatives = log_negatives(found.lse, found.number, exponents)
+    if options.tau_plus:
+        inverse = it if isinstance(it, Tensor) else constants([it], query)[0]
+        negatives = reference.debias(negatives, logit, found.number, inverse, options.tau_plus)
+    log_positives = mean_logit = logit
+    if options.false_negatives == "positive":
+        log_positives, mean_logit = _extra_positives(direction, options, positive_s)
+    # log(1 + e^x) of the difference: a loss near 0 keeps its digits beside logits of 1 / tau.
+    above = negatives - log_positives
+    rows = torch.logaddexp(above.new_zeros(()), above) + (log_positives - mean_logit)
+    loss = reference.reduce_loss(rows, options.positive_focus, options.reduction)
+    stats = InfoNCEStats(
+        rows.detach(),
+        positive_s.detach(),
+        found.top,
+        found.top_index,
+        found.number,
+        negatives.detach(),
+    )
+    return loss, stats

@@ -1,0 +1,158 @@
+"""Weighted InfoNCE in both directions, two banks in one pass."""
+
+from torch import Tensor
+
+from sede_kernels.bank import MemoryBank
+from sede_kernels.functional._checks import check_same_device
+from sede_kernels.functional._exponents import Exponents
+from sede_kernels.functional._info_nce import (
+    Direction,
+    Options,
+    check_direction,
+    check_options,
+    check_pair,
+    finish,
+    reference_loss,
+)
+from sede_kernels.functional._negatives import Negatives, alike, bank_pass, bank_pass_pair
+
+NAME = "symmetric_info_nce"
+
+
+def symmetric_info_nce(
+    image: Tensor,
+    text: Tensor,
+    image_key: Tensor,
+    text_key: Tensor,
+    image_bank: Tensor | MemoryBank | None,
+    text_bank: Tensor | MemoryBank | None,
+    *,
+    temperature: float | Tensor = 0.07,
+    hardness: float | Tensor = 0.0,
+    normalize_weights: bool = True,
+    detach_weights: bool = True,
+    positive_focus: float = 0.0,
+    tau_plus: float = 0.0,
+    ids: Tensor | None = None,
+    false_negatives: str = "mask",
+    margin: float | None = None,
+    in_batch_negatives: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    r"""The mean of ``weighted_info_nce`` from images to texts and from texts to images.
+
+    ``(NCE(image, text_key; text_bank) + NCE(text, image_key; image_bank)) / 2``. Where both banks
+    have one shape, dtype and layout, one op serves both: on a GPU one launch instead of two.
+
+    Args:
+        image: (B, D) image embeddings, float32, bfloat16, float16 or float64.
+        text: (B, D) text embeddings.
+        image_key: (B, D) image keys, the positives of the texts.
+        text_key: (B, D) text keys, the positives of the images.
+        image_bank: (K, D) tensor, a ``MemoryBank``, or None with ``in_batch_negatives``.
+        text_bank: as ``image_bank``.
+        temperature: tau > 0, a number or a one-element tensor; this and what follows as in
+            ``weighted_info_nce``.
+        hardness: beta >= 0 in cosine units, a number or tensor.
+        normalize_weights: weights average 1 over the negatives.
+        detach_weights: no query gradient through the weights.
+        positive_focus: gamma >= 0.
+        tau_plus: in [0, 1), the share of false negatives removed.
+        ids: (B,) integers >= 0, what each pair is of; -1 for unknown.
+        false_negatives: same id in the bank or batch: ``mask``, ``positive`` or ``keep``.
+        margin: negatives with s_j > s+ + margin are left out; None for no limit.
+        in_batch_negatives: the other rows' keys are negatives too and get a gradient.
+        reduction: ``none``, ``mean`` or ``sum``, of each direction.
+        backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
+
+    Returns:
+        The loss, scalar, or (B,) with ``reduction="none"``; float32 (float64 for float64 input).
+
+    Raises:
+        ValueError, TypeError: one sentence on what was expected and what came.
+        BackendUnavailableError: an explicit backend cannot serve the call.
+
+    Cost:
+        Twice that of ``weighted_info_nce``, and a copy of the queries.
+
+    Source:
+        As ``weighted_info_nce``; both directions with a bank each as in Pan & Huang 2022 (SEDE).
+
+    Example:
+        >>> image, text = torch.eye(4)[:2], torch.eye(4)[:2]
+        >>> bank = torch.eye(4)[2:]
+        >>> loss = symmetric_info_nce(image, text, image, text, bank, bank, temperature=1.0)
+        >>> round(loss.item(), 4)
+        0.5514
+    """
+    check_pair(NAME, image, text, ("image", "text"))
+    check_pair(NAME, image, text_key, ("image", "text_key"))
+    check_pair(NAME, text, image_key, ("text", "image_key"))
+    check_same_device(NAME, image, text=text)
+    options = check_options(
+        NAME,
+        image,
+        temperature=temperature,
+        hardness=hardness,
+        normalize_weights=normalize_weights,
+        detach_weights=detach_weights,
+        positive_focus=positive_focus,
+        tau_plus=tau_plus,
+        false_negatives=false_negatives,
+        margin=margin,
+        in_batch_negatives=in_batch_negatives,
+        reduction=reduction,
+        backend=backend,
+    )
+    sides = (
+        check_direction(NAME, image, text_key, text_bank, ids, None, options, ids_name="ids"),
+        check_direction(NAME, text, image_key, image_bank, ids, None, options, ids_name="ids"),
+    )
+    if options.backend == "reference":
+        return (reference_loss(sides[0], options) + reference_loss(sides[1], options)) / 2
+    positives = sides[0].positive_similarity(), sides[1].positive_similarity()
+    losses = [
+        finish(side, options, exponents, found, positive_s)[0]
+        for side, positive_s, (exponents, found) in zip(
+            sides, positives, _negatives(sides, options, positives), strict=True
+        )
+    ]
+    return (losses[0] + losses[1]) / 2
+
+
+def _negatives(
+    sides: tuple[Direction, Direction], options: Options, positives: tuple[Tensor, Tensor]
+) -> list[tuple[Exponents, Negatives]]:
+    """What the pass over the bank finds for each side, and the exponents of the pass."""
+    first, second = sides
+    limits = first.limit(options, positives[0]), second.limit(options, positives[1])
+    if alike((first.query, second.query), (first.bank, second.bank)):
+        trained = first.query if first.query.requires_grad else second.query
+        exponents = options.exponents(trained)
+        pair = bank_pass_pair(
+            (first.query, second.query),
+            (first.bank, second.bank),
+            first.ids,
+            exponents,
+            limits=None if limits[0] is None or limits[1] is None else (limits[0], limits[1]),
+            select=options.select,
+            hardest=False,
+            backend=options.backend,
+        )
+        return [(exponents, found) for found in pair]
+    results = []
+    for side, limit in zip(sides, limits, strict=True):
+        exponents = options.exponents(side.query)
+        found, _ = bank_pass(
+            side.query,
+            side.bank,
+            side.ids,
+            exponents,
+            limit=limit,
+            select=options.select,
+            hardest=False,
+            backend=options.backend,
+        )
+        results.append((exponents, found))
+    return results

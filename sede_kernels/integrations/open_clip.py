@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sede_kernels.bank import MemoryBank
 from sede_kernels.distributed import gather_keys
-from sede_kernels.functional import weighted_info_nce
+from sede_kernels.functional import symmetric_info_nce
 from sede_kernels.integrations._banked import (
     BankedLoss,
     Ids,
@@ -42,7 +42,7 @@ class ClipLoss(BankedLoss):
         start_step: enqueues before the banks take part.
         accum_freq: the trainer's; it calls the loss so often a step with the same features, which
             are stored once, by the last call.
-        loss_options: further keywords of ``weighted_info_nce``: ``margin``, ``tau_plus``, ...
+        loss_options: further keywords of ``symmetric_info_nce``: ``margin``, ``tau_plus``, ...
 
     Source:
         Radford et al. 2021 (CLIP); Ilharco et al. 2021 (open_clip).
@@ -108,26 +108,6 @@ class ClipLoss(BankedLoss):
         parts[self.rank] = features
         return torch.cat(parts)
 
-    def _one_way(
-        self,
-        query: Tensor,
-        key: Tensor,
-        bank: MemoryBank | None,
-        logit_scale: Tensor,
-        ids: Tensor | None,
-    ) -> Tensor:
-        loss = weighted_info_nce(
-            query,
-            key,
-            bank,
-            temperature=1.0 / logit_scale,
-            hardness=self.hardness,
-            query_ids=ids,
-            in_batch_negatives=True,
-            **self.options,
-        )
-        return loss if isinstance(loss, Tensor) else loss[0]
-
     def forward(
         self,
         image_features: Tensor,
@@ -166,8 +146,19 @@ class ClipLoss(BankedLoss):
             target = torch.arange(len(image), device=image.device)
             loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)
         else:
-            loss = self._one_way(image, text, texts, logit_scale, every)
-            loss = loss + self._one_way(text, image, images, logit_scale, every)
+            loss = 2 * symmetric_info_nce(
+                image,
+                text,
+                image,
+                text,
+                images,
+                texts,
+                temperature=1.0 / logit_scale,
+                hardness=self.hardness,
+                ids=every,
+                in_batch_negatives=True,
+                **self.options,
+            )
         if training:
             self._calls += 1
             if self._calls % self.accum_freq == 0:

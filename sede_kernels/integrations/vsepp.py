@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sede_kernels.bank import MemoryBank
-from sede_kernels.functional import hardest_negatives, weighted_info_nce
+from sede_kernels.functional import hardest_negatives, symmetric_info_nce
 from sede_kernels.integrations import _ranking
 from sede_kernels.integrations._banked import BankedLoss, Ids, ids_tensor, training_call
 from sede_kernels.integrations._scores import (
@@ -132,8 +132,19 @@ class ContrastiveLoss(BankedLoss):
         texts = self.text_bank if self.warm else None
         images = self.image_bank if self.warm else None
         if self.temperature is not None:
-            total = self._info_nce(im, s, texts, known, self.temperature)
-            total = total + self._info_nce(s, im, images, known, self.temperature)
+            total = 2 * symmetric_info_nce(
+                im,
+                s,
+                im,
+                s,
+                images,
+                texts,
+                temperature=self.temperature,
+                hardness=self.hardness,
+                ids=known,
+                in_batch_negatives=True,
+                reduction="sum",
+            )
         else:
             scores = order_similarity(im, s) if self.order else im @ s.t()
             total = self._hinge(im, scores, texts, known)
@@ -141,26 +152,6 @@ class ContrastiveLoss(BankedLoss):
         if self.image_bank is not None and training_call(self, im, s):
             self.enqueue(*(keys or (im, s)), known)
         return total
-
-    def _info_nce(
-        self,
-        query: Tensor,
-        key: Tensor,
-        bank: MemoryBank | None,
-        ids: Tensor | None,
-        temperature: float,
-    ) -> Tensor:
-        loss = weighted_info_nce(
-            query,
-            key,
-            bank,
-            temperature=temperature,
-            hardness=self.hardness,
-            query_ids=ids,
-            in_batch_negatives=True,
-            reduction="sum",
-        )
-        return loss if isinstance(loss, Tensor) else loss[0]
 
     def _hinge(
         self, query: Tensor, scores: Tensor, bank: MemoryBank | None, ids: Tensor | None

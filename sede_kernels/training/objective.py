@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sede_kernels.bank import FragmentBank, MemoryBank
-from sede_kernels.functional import hardest_negatives, weighted_info_nce
+from sede_kernels.functional import hardest_negatives, symmetric_info_nce
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.losses import hardest_hinge, score_info_nce
 from sede_kernels.training.models import Encoded, FragmentModel
@@ -67,32 +67,25 @@ class VectorObjective(Objective):
     ) -> Tensor:
         """Mean loss of both directions."""
         image, caption = images.unit_vector(), captions.unit_vector()
-        if keys is None:
-            losses = (
-                self._one_way(image, caption, None, ids),
-                self._one_way(caption, image, None, ids),
-            )
-        else:
+        old_image, old_caption, image_bank, caption_bank = image, caption, None, None
+        if keys is not None:
             old_image, old_caption = (side.unit_vector() for side in keys)
-            losses = (
-                self._one_way(image, old_caption, self.caption_bank, ids),
-                self._one_way(caption, old_image, self.image_bank, ids),
-            )
-        return (losses[0] + losses[1]) / 2
-
-    def _one_way(self, query: Tensor, key: Tensor, bank: MemoryBank | None, ids: Tensor) -> Tensor:
+            image_bank, caption_bank = self.image_bank, self.caption_bank
         if self.config.loss == "hinge":
-            return self._hinge(query, key, bank, ids)
-        loss = weighted_info_nce(
-            query,
-            key,
-            bank,
+            first = self._hinge(image, old_caption, caption_bank, ids)
+            return (first + self._hinge(caption, old_image, image_bank, ids)) / 2
+        return symmetric_info_nce(
+            image,
+            caption,
+            old_image,
+            old_caption,
+            image_bank,
+            caption_bank,
             temperature=self.config.temperature,
             hardness=self.config.weighting,
-            query_ids=ids,
+            ids=ids,
             in_batch_negatives=True,
         )
-        return loss if isinstance(loss, Tensor) else loss[0]
 
     def _hinge(self, query: Tensor, key: Tensor, bank: MemoryBank | None, ids: Tensor) -> Tensor:
         scores = query @ key.t()

@@ -112,10 +112,10 @@ def _combine_case(architecture: str) -> Case:
 
 def cases(architecture: str) -> Iterator[Case]:
     """The variants that a row of the table serves, the most demanding of each."""
-    for key, config in configurations("bank_lse", architecture):
-        safe = key.endswith("/safe")
-        holes = "none" if key.startswith("step/") else "with" if safe else "without"
-        for pair in (False, True):
+    for pair in (False, True):
+        for key, config in configurations("bank_lse_pair" if pair else "bank_lse", architecture):
+            safe = key.endswith("/safe")
+            holes = "none" if key.startswith("step/") else "with" if safe else "without"
             yield _bank_case(architecture, key, config, holes, pair=pair)
             if has_descriptors(architecture) and holes != "without":
                 yield _bank_case(architecture, key, config, holes, desc=False, pair=pair)

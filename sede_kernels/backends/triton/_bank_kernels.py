@@ -248,7 +248,9 @@ def _bank_lse_fwd_kernel(
 ):
     """Program (i, n, side): BLOCK_B rows of a side against the n-th part of its bank."""
     part = tl.program_id(1)
-    side = tl.program_id(2)
+    side = 0
+    if SIDES == 2:
+        side = tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     keep = rows < B
     first_row = side * B + tl.program_id(0) * BLOCK_B

@@ -9,7 +9,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +105,22 @@ def configurations(kernel: str, architecture: str) -> Iterator[tuple[str, launch
             yield key, launch.Config(*entry)
 
 
+def _in_fp16(case: Case) -> Case | None:
+    """The twin of a case in bf16, which has the same entry of the launch table."""
+    types = {name: kind.replace("bf16", "fp16") for name, kind in case.types.items()}
+    if types == case.types:
+        return None
+    constants = {k: tl.float16 if v is tl.bfloat16 else v for k, v in case.constants.items()}
+    return replace(case, name=f"{case.name} fp16", types=types, constants=constants)
+
+
 def cases() -> Iterator[Case]:
     """Every compilation on every architecture."""
     for module in MODULES:
         listed = importlib.import_module(f"{_PACKAGE}.{module}")
         for architecture in launch.CAPABILITY:
-            yield from listed.cases(architecture)
+            for case in listed.cases(architecture):
+                yield case
+                twin = _in_fp16(case)
+                if twin is not None:
+                    yield twin

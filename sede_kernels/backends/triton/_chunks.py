@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.triton import launch
+from sede_kernels.backends.triton import launch, tuning
 from sede_kernels.backends.triton._chunk_kernels import _chunk_rows_kernel, _chunk_weights_kernel
 from sede_kernels.backends.triton._host import (
     MAX_PARTS,
@@ -48,16 +48,62 @@ def chunk_sums(
     hardest: bool,
 ) -> Sums:
     """The pass with one or two accumulators; three launches a chunk, two where no id can be -1."""
+    dtype = operand_dtype(query, bank)
+    kind = operand_kind(dtype)
+    architecture, _ = launch.device_class(query.device)
+    # To widen 8-bit rows costs registers.
+    key = "int8" if kind == "half" and row_scale is not None else kind
+    wide = "ieee/int8" if kind == "ieee" and row_scale is not None else key
+    sizes = (query.shape[0], *bank.shape)
+
+    def run(first: launch.Config, second: launch.Config) -> Sums:
+        return _run(
+            query,
+            bank,
+            row_scale,
+            bank_ids,
+            scales,
+            query_ids,
+            limit,
+            first,
+            second,
+            select=select,
+            accumulate=accumulate,
+            moments=moments,
+            hardest=hardest,
+        )
+
+    usual = launch.candidates("chunk_rows", wide, architecture)[0]
+    first = tuning.choose(
+        "chunk_weights", key, query.device, sizes, lambda config: run(config, usual)
+    )
+    second = tuning.choose(
+        "chunk_rows", wide, query.device, sizes, lambda config: run(first, config)
+    )
+    return run(first, second)
+
+
+def _run(
+    query: Tensor,
+    bank: Tensor,
+    row_scale: Tensor | None,
+    bank_ids: Tensor | None,
+    scales: Tensor,
+    query_ids: Tensor | None,
+    limit: Tensor | None,
+    first: launch.Config,
+    second: launch.Config,
+    *,
+    select: str,
+    accumulate: tuple[int, ...],
+    moments: bool,
+    hardest: bool,
+) -> Sums:
     B, D = query.shape
     K, E, A = bank.shape[0], scales.shape[0], len(accumulate)
     dtype = operand_dtype(query, bank)
     kind = operand_kind(dtype)
     architecture, cores = launch.device_class(query.device)
-    # To widen 8-bit rows costs registers.
-    key = "int8" if kind == "half" and row_scale is not None else kind
-    first = launch.candidates("chunk_weights", key, architecture)[0]
-    wide = "ieee/int8" if kind == "ieee" and row_scale is not None else key
-    second = launch.candidates("chunk_rows", wide, architecture)[0]
     chunk = chunk_size(B, K, A, dtype.itemsize, first.cols)
     desc = has_descriptors(architecture) and describable(query) and describable(bank)
     weight = query.new_empty((A, B, chunk), dtype=dtype)

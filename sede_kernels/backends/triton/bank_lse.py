@@ -81,30 +81,49 @@ def sums(
     options: dict[str, Any] = {"moments": moments, "hardest": hardest}
     if B == 0 or K == 0:
         return no_sums(query, E, A, **options)
+    options |= {"select": select, "accumulate": accumulate}
     dtype = operand_dtype(query, bank.rows)
+    kind = operand_kind(dtype)
+    full = moments or hardest or limit is not None or E > 2
+    flat = query.flatten(0, -2)
+    banks = [bank.rows] if other is None else [bank.rows, other.rows]
+    plain = all(describable(matrix) for matrix in (flat, *banks)) and bank.row_scale is None
+    key = table_key(kind, D, A, "safe" if not plain else "full" if full else "lean")
+    whole = one_pass(D, dtype, A)
     with on_device(query):
-        if not one_pass(D, dtype, A):
-            options |= {"select": select, "accumulate": accumulate}
-            if other is None:
-                return chunk_sums(query, *bank, scales, query_ids, limit, **options)
-            limits = (None, None) if limit is None else (limit[0], limit[1])
-            sides = zip(query, (bank, other), limits, strict=True)
-            found = [chunk_sums(q, *its, scales, query_ids, m, **options) for q, its, m in sides]
+        if other is not None and not (whole and _worth_one_launch(key, B, query.device)):
+            limits = (None, None) if limit is None else limit.unbind()
+            found = [
+                sums(query[side], its, scales, query_ids, limits[side], **options)
+                for side, its in enumerate((bank, other))
+            ]
             return Sums(*(torch.stack(pair) for pair in zip(*found, strict=True)))
-        kind = operand_kind(dtype)
-        full = moments or hardest or limit is not None or E > 2
-        banks = [bank.rows] if other is None else [bank.rows, other.rows]
-        flat = query.flatten(0, -2)
-        plain = all(describable(matrix) for matrix in (flat, *banks)) and bank.row_scale is None
-        key = table_key(kind, D, A, "safe" if not plain else "full" if full else "lean")
+        if not whole:
+            return chunk_sums(query, *bank, scales, query_ids, limit, **options)
 
         def run(config: launch.Config) -> Sums:
             return _launch(
-                query, bank, other, scales, query_ids, limit, config, select=select,
-                accumulate=accumulate, in_batch=in_batch, **options,
-            )  # fmt: skip
+                query, bank, other, scales, query_ids, limit, config, in_batch=in_batch, **options
+            )
 
-        return run(tuning.choose("bank_lse", key, query.device, (B, K), run))
+        table = _table(other is not None)
+        return run(tuning.choose(table, key, query.device, (B, K), run))
+
+
+def _table(pair: bool) -> str:
+    return "bank_lse_pair" if pair else "bank_lse"
+
+
+def _worth_one_launch(key: str, rows: int, device: torch.device) -> bool:
+    """Whether one launch for two banks reads them no more often than two launches would.
+
+    To keep track of the side costs registers, so some tiles are smaller.
+    """
+    architecture, _ = launch.device_class(device)
+    joint, single = (
+        launch.candidates(_table(pair), key, architecture)[0].rows for pair in (True, False)
+    )
+    return -(-rows // joint) <= -(-rows // single)
 
 
 def _launch(
@@ -134,7 +153,9 @@ def _launch(
     # An 8-bit row is left out by its scale, and without O nothing multiplies a masked row.
     passes = [("none", fast)]
     if bank.ids is not None and A and bank.row_scale is None:
-        safe = launch.candidates("bank_lse", table_key(kind, D, A, "safe"), architecture)[0]
+        safe = launch.candidates(
+            _table(other is not None), table_key(kind, D, A, "safe"), architecture
+        )[0]
         passes = [("without", fast), ("with", safe)]
     unit = max(config.cols for _, config in passes)
     tiles = -(-K // unit)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.triton import launch
+from sede_kernels.backends.triton import launch, tuning
 from sede_kernels.backends.triton._batch_kernels import _batch_lse_bwd_kernel
 from sede_kernels.backends.triton._chunks import STEP
 from sede_kernels.backends.triton._host import (
@@ -73,11 +73,11 @@ def batch_lse_backward(
     dtype = operand_dtype(query, key)
     kind = operand_kind(dtype)
     slice_d = WIDEST_SLICE[kind]
-    architecture, _ = launch.device_class(query.device)
-    config = launch.candidates("batch_lse_backward", kind, architecture)[0]
     factor = (grad_lse * grad_scales.unsqueeze(1)).contiguous()
-    grid = (-(-B // config.rows), -(-D // slice_d))
-    with on_device(query):
+    lse = lse.contiguous()
+
+    def run(config: launch.Config) -> None:
+        grid = (-(-B // config.rows), -(-D // slice_d))
         for own, other, out, transposed in (
             (query, key, grad_query, False),
             (key, query, grad_key, True),
@@ -86,7 +86,7 @@ def batch_lse_backward(
                 own,
                 other,
                 factor,
-                lse.contiguous(),
+                lse,
                 scales,
                 query_ids,
                 limit,
@@ -109,4 +109,7 @@ def batch_lse_backward(
                 SLICE_D=slice_d,
                 **config.options,
             )
+
+    with on_device(query):
+        run(tuning.choose("batch_lse_backward", kind, query.device, (B, D), run))
     return grad_query, grad_key

@@ -213,3 +213,25 @@ def test_tuning_is_stored_and_used(tmp_path, monkeypatch):
     tuning.forget()
     with pytest.raises(ValueError, match="SEDE_TUNING_FILE"):
         functional.bank_lse(query, bank, 5.0, backend="triton")
+
+
+@pytest.mark.usefixtures("_fresh_tuning")
+def test_every_pass_over_bank_and_batch_can_be_tuned(tmp_path, monkeypatch):
+    path = tmp_path / "tuned.json"
+    query, bank = oracle.matrix(3, 16, 83).requires_grad_(), oracle.matrix(40, 16, 84)
+
+    def results():
+        loss = functional.weighted_info_nce(
+            query, query.detach(), bank, hardness=3.0, in_batch_negatives=True, backend="triton"
+        )
+        values, indices = functional.hardest_negatives(query, bank, 2, backend="triton")
+        return loss, *torch.autograd.grad(loss, query), values, indices
+
+    default = results()
+    monkeypatch.setenv("SEDE_TUNING_FILE", str(path))
+    monkeypatch.setenv("SEDE_AUTOTUNE", "1")
+    for got, want in zip(results(), default, strict=True):
+        torch.testing.assert_close(got, want)
+    assert {name.split()[0] for name in json.loads(path.read_text())} == {
+        "bank_lse", "batch_lse_backward", "chunk_rows", "chunk_weights", "hardest",
+    }  # fmt: skip

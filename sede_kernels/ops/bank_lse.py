@@ -11,6 +11,8 @@ is a row scale. ``grad_scales`` replaces c in it: the detached weights of the we
 1/tau acc(1/tau + beta).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -88,20 +90,26 @@ def _(
 def bank_lse_backward(
     grad_lse: Tensor, acc: Tensor, grad_scales: Tensor, accumulate: list[int]
 ) -> Tensor:
-    """Row scale of what the forward kept: dq_i = sum_a grad_lse[a, i] grad_scales[a] acc[a, i]."""
-    total = torch.zeros_like(acc[0])
+    """Row scale of what the forward kept: dq_i = sum_a grad_lse[a, i] grad_scales[a] acc[a, i].
+
+    Of two banks, all but ``grad_scales`` have a leading 2.
+    """
+    total = torch.zeros_like(acc.select(-3, 0))
     for slot, exponent in enumerate(accumulate):
-        total.addcmul_(acc[slot], (grad_lse[exponent] * grad_scales[exponent]).unsqueeze(1))
+        weight = grad_lse.select(-2, exponent) * grad_scales[exponent]
+        total.addcmul_(acc.select(-3, slot), weight.unsqueeze(-1))
     return total
 
 
 @bank_lse_backward.register_fake
 def _(grad_lse: Tensor, acc: Tensor, grad_scales: Tensor, accumulate: list[int]) -> Tensor:
-    return torch.empty_like(acc[0])
+    return torch.empty_like(acc.select(-3, 0))
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    query, _, _, _, grad_scales, *_, accumulate, _, _, _ = inputs
+def keep_for_backward(
+    ctx: Any, query: Tensor, grad_scales: Tensor, accumulate: list[int], output: tuple[Tensor, ...]
+) -> None:
+    """What the backward of a pass over one or two banks needs."""
     _, moment, acc, count, top, top_index = output
     ctx.mark_non_differentiable(moment, acc, count, top, top_index)
     ctx.set_materialize_grads(False)
@@ -110,26 +118,43 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.query_dtype = query.dtype
 
 
-def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
+def input_gradients(
+    ctx: Any, grad_lse: Tensor | None, name: str, *, query: bool, scales: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """(gradient of the queries, of the scales), each None where it is not wanted."""
     acc, moment, grad_scales = ctx.saved_tensors
-    grads = [None] * 13
+    grad_query: Tensor | None = None
+    grad_of_scales: Tensor | None = None
     if grad_lse is None:
-        return tuple(grads)
-    if ctx.needs_input_grad[0]:
+        return None, None
+    if query:
         if not ctx.accumulate:
             raise RuntimeError(
-                "sede::bank_lse: the forward kept no accumulator, so there is no query gradient; "
+                f"sede::{name}: the forward kept no accumulator, so there is no query gradient; "
                 "name the exponents in accumulate."
             )
-        grad_query = bank_lse_backward(grad_lse.contiguous(), acc, grad_scales, ctx.accumulate)
-        grads[0] = grad_query.to(ctx.query_dtype)
-    if ctx.needs_input_grad[3]:
-        if moment.shape[0] == 0:
+        found = bank_lse_backward(grad_lse.contiguous(), acc, grad_scales, ctx.accumulate)
+        grad_query = found.to(ctx.query_dtype)
+    if scales:
+        if moment.shape[-2] == 0:
             raise RuntimeError(
-                "sede::bank_lse: the forward kept no moments, so there is no gradient of scales; "
+                f"sede::{name}: the forward kept no moments, so there is no gradient of scales; "
                 "pass moments=True."
             )
-        grads[3] = (grad_lse * moment).sum(dim=1)
+        grad_of_scales = (grad_lse * moment).sum(dim=-1)
+    return grad_query, grad_of_scales
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    query, _, _, _, grad_scales, *_, accumulate, _, _, _ = inputs
+    keep_for_backward(ctx, query, grad_scales, accumulate, output)
+
+
+def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
+    grads: list[Tensor | None] = [None] * 13
+    grads[0], grads[3] = input_gradients(
+        ctx, grad_lse, "bank_lse", query=ctx.needs_input_grad[0], scales=ctx.needs_input_grad[3]
+    )
     return tuple(grads)
 
 

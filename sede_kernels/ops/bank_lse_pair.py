@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
-from sede_kernels.ops.bank_lse import result_dtype
+from sede_kernels.ops.bank_lse import input_gradients, keep_for_backward, result_dtype
 
 
 @torch.library.custom_op("sede::bank_lse_pair", mutates_args=())
@@ -85,53 +85,18 @@ def _(
     return lse, moment, acc, count, top, top_index
 
 
-@torch.library.custom_op("sede::bank_lse_pair_backward", mutates_args=())
-def bank_lse_pair_backward(
-    grad_lse: Tensor, acc: Tensor, grad_scales: Tensor, accumulate: list[int]
-) -> Tensor:
-    """Row scale of what the forward kept, [2, B, D]: see ``bank_lse_backward``."""
-    total = torch.zeros_like(acc[:, 0])
-    for slot, exponent in enumerate(accumulate):
-        weight = (grad_lse[:, exponent] * grad_scales[exponent]).unsqueeze(2)
-        total.addcmul_(acc[:, slot], weight)
-    return total
-
-
-@bank_lse_pair_backward.register_fake
-def _(grad_lse: Tensor, acc: Tensor, grad_scales: Tensor, accumulate: list[int]) -> Tensor:
-    return torch.empty_like(acc[:, 0])
-
-
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     query, _, _, _, _, _, grad_scales, *_, accumulate, _, _, _ = inputs
-    _, moment, acc, count, top, top_index = output
-    ctx.mark_non_differentiable(moment, acc, count, top, top_index)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(acc, moment, grad_scales)
-    ctx.accumulate = list(accumulate)
-    ctx.query_dtype = query.dtype
+    keep_for_backward(ctx, query, grad_scales, accumulate, output)
 
 
 def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
-    acc, moment, grad_scales = ctx.saved_tensors
-    grads = [None] * 16
-    if grad_lse is None:
-        return tuple(grads)
-    if ctx.needs_input_grad[0]:
-        if not ctx.accumulate:
-            raise RuntimeError(
-                "sede::bank_lse_pair: the forward kept no accumulator, so there is no query "
-                "gradient; name the exponents in accumulate."
-            )
-        grad_query = bank_lse_pair_backward(grad_lse.contiguous(), acc, grad_scales, ctx.accumulate)
-        grads[0] = grad_query.to(ctx.query_dtype)
-    if ctx.needs_input_grad[5]:
-        if moment.shape[1] == 0:
-            raise RuntimeError(
-                "sede::bank_lse_pair: the forward kept no moments, so there is no gradient of "
-                "scales; pass moments=True."
-            )
-        grads[5] = (grad_lse * moment).sum(dim=(0, 2))
+    grads: list[Tensor | None] = [None] * 16
+    grads[0], scales = input_gradients(
+        ctx, grad_lse, "bank_lse_pair", query=ctx.needs_input_grad[0],
+        scales=ctx.needs_input_grad[5],
+    )  # fmt: skip
+    grads[5] = None if scales is None else scales.sum(dim=0)
     return tuple(grads)
 
 

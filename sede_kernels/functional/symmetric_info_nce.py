@@ -80,6 +80,7 @@ def symmetric_info_nce(
         As ``weighted_info_nce``; both directions with a bank each as in Pan & Huang 2022 (SEDE).
 
     Example:
+        >>> import torch
         >>> image, text = torch.eye(4)[:2], torch.eye(4)[:2]
         >>> bank = torch.eye(4)[2:]
         >>> loss = symmetric_info_nce(image, text, image, text, bank, bank, temperature=1.0)

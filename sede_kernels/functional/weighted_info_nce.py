@@ -86,6 +86,7 @@ def weighted_info_nce(
         2021 (ALBEF, soft targets); in the style of Pan & Huang 2022 (SEDE), see docs/method.md.
 
     Example:
+        >>> import torch
         >>> query = torch.eye(4)[:2]
         >>> loss = weighted_info_nce(query, query, torch.eye(4)[2:], temperature=1.0)
         >>> round(loss.item(), 4)

@@ -144,9 +144,9 @@ class ClipLoss(BankedLoss):
         if plain and len(image) <= DENSE_ROWS:
             logits = logit_scale * image @ text.t()
             target = torch.arange(len(image), device=image.device)
-            loss = F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)
+            loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
         else:
-            loss = 2 * symmetric_info_nce(
+            loss = symmetric_info_nce(
                 image,
                 text,
                 image,
@@ -163,7 +163,7 @@ class ClipLoss(BankedLoss):
             self._calls += 1
             if self._calls % self.accum_freq == 0:
                 self.enqueue(*stored, known)
-        return {"contrastive_loss": loss / 2} if output_dict else loss / 2
+        return {"contrastive_loss": loss} if output_dict else loss
 
     @torch.no_grad()
     def enqueue(self, image: Tensor, text: Tensor, ids: Tensor | None = None) -> None:

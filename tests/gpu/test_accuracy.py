@@ -168,3 +168,25 @@ def test_tf32_where_torch_allows_it():
     truth = problems.loss_and_gradients(query.double(), key.double(), bank.double(), "reference")
     for got, want in zip(found, truth, strict=True):
         assert_within_budget(got, want, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("B,D", [(60, 256), (130, 128), (130, 256), (60, 512)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_two_banks_at_once_equal_one_after_the_other(B, D, dtype):
+    """One launch, or two where the joint tile is smaller; 512 columns go in chunks."""
+    sides = [problems.unit(B, D, dtype) for _ in range(4)]
+    banks = [MemoryBank(20_011, D, dtype=dtype).cuda() for _ in range(2)]
+    for bank in banks:
+        bank.enqueue(problems.unit(15_000, D), problems.ids(15_000, high=50))
+    ids = problems.ids(B, high=50)
+    leaves = [side.requires_grad_() for side in sides]
+    image, text, image_key, text_key = leaves
+    options = {"hardness": 2.0, "in_batch_negatives": True, "backend": "triton"}
+    both = functional.symmetric_info_nce(*leaves, *banks, ids=ids, **options)
+    first = functional.weighted_info_nce(image, text_key, banks[1], query_ids=ids, **options)
+    second = functional.weighted_info_nce(text, image_key, banks[0], query_ids=ids, **options)
+    torch.testing.assert_close(both, (first + second) / 2, rtol=1e-5, atol=1e-5)
+    got = torch.autograd.grad(both, leaves)
+    want = torch.autograd.grad((first + second) / 2, leaves)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=1e-4)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sede_kernels.backends._pair import two_passes
+from sede_kernels.backends._pair import in_two_passes
 from sede_kernels.backends.cpu import _native
 
 
@@ -57,34 +57,4 @@ def bank_lse(
     return lse, moment, acc, count, top, top_index
 
 
-def bank_lse_pair(
-    query: Tensor,
-    bank: Tensor,
-    other_bank: Tensor,
-    row_scale: Tensor | None,
-    other_row_scale: Tensor | None,
-    scales: Tensor,
-    query_ids: Tensor | None,
-    bank_ids: Tensor | None,
-    other_bank_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    accumulate: tuple[int, ...],
-    moments: bool,
-    hardest: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See ``sede_kernels.ops.bank_lse_pair``: one bank after the other, each on all threads."""
-    return two_passes(
-        bank_lse,
-        query,
-        (bank, row_scale, bank_ids),
-        (other_bank, other_row_scale, other_bank_ids),
-        scales,
-        query_ids,
-        limit,
-        select=select,
-        accumulate=accumulate,
-        moments=moments,
-        hardest=hardest,
-    )
+bank_lse_pair = in_two_passes(bank_lse)

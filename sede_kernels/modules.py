@@ -22,7 +22,7 @@ class WeightedInfoNCE(nn.Module):
         learn_temperature: make the temperature a parameter (``log_inverse_temperature``).
         learn_hardness: make the hardness a parameter (clamped at 0 from below).
         normalize_weights, detach_weights, positive_focus, tau_plus, false_negatives, margin,
-            in_batch_negatives, reduction, backend: as in the function.
+            in_batch_negatives, unit_length, reduction, backend: as in the function.
 
     Example:
         >>> loss = WeightedInfoNCE(temperature=0.1, hardness=5.0)
@@ -44,6 +44,7 @@ class WeightedInfoNCE(nn.Module):
         false_negatives: str = "mask",
         margin: float | None = None,
         in_batch_negatives: bool = False,
+        unit_length: bool = False,
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
@@ -65,6 +66,7 @@ class WeightedInfoNCE(nn.Module):
             "false_negatives": false_negatives,
             "margin": margin,
             "in_batch_negatives": in_batch_negatives,
+            "unit_length": unit_length,
             "reduction": reduction,
             "backend": backend,
         }

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from benchmarks.case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
 from benchmarks.operations.exact import Exact, exact_loss
-from benchmarks.ours import backend_variants
+from benchmarks.ours import absent_backend, backend_variants
 from benchmarks.peers import bank as plain
 from benchmarks.peers import packages
 from sede_kernels import MemoryBank, hardest_negatives, weighted_info_nce
@@ -154,7 +154,9 @@ class BankLoss(Operation):
             moved + (8 * case.K if self.options.masked else 0),
         )
 
-    def _ours(self, backend: str, case: Case, sets: list[Inputs]) -> Run:
+    def _ours(
+        self, backend: str, case: Case, sets: list[Inputs], *, unit_length: bool = True
+    ) -> Run:
         options = self.options
 
         def run(turn: int) -> Outputs:
@@ -168,6 +170,7 @@ class BankLoss(Operation):
                     temperature=TEMPERATURE,
                     hardness=options.hardness,
                     detach_weights=options.detach,
+                    unit_length=unit_length,
                     query_ids=i["query_ids"] if options.masked else None,
                     bank_ids=i["bank_ids"] if options.masked else None,
                     backend=backend,
@@ -180,7 +183,15 @@ class BankLoss(Operation):
 
     def variants(self, case: Case) -> list[Variant]:
         """Ours, then plain PyTorch, then packages that have this very loss."""
-        found = backend_variants(self._ours) + plain.variants(self.options)
+
+        def online(case: Case, sets: list[Inputs]) -> Run:
+            return self._ours("triton", case, sets, unit_length=False)
+
+        found = [
+            *backend_variants(self._ours),
+            Variant("sede triton online", "ours", online, absent_backend("triton")),
+            *plain.variants(self.options),
+        ]
         if self.options == LossOptions():
             found += packages.variants(self)
         return found

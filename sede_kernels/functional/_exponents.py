@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sede_kernels.ops.bank_lse import result_dtype
+from sede_kernels.ops.bank_lse import STATIC_LIMIT, result_dtype
 
 Scalar = float | Tensor
 
@@ -18,6 +18,7 @@ class Exponents(NamedTuple):
     grad_scales: Tensor  # [E], r: what replaces the exponent in the query gradient
     accumulate: list[int]
     normalized: bool
+    bounded: bool = False  # known on the host to be at most STATIC_LIMIT
 
 
 def constants(values: list[Scalar], like: Tensor) -> Tensor:
@@ -58,7 +59,8 @@ def plan(
     count = 2 if normalized and not detach_weights else 1
     accumulate = list(range(count)) if differentiable else []
     grad_scales = constants(grads, query).detach()
-    return Exponents(constants(scales, query), grad_scales, accumulate, normalized)
+    bounded = all(not isinstance(c, Tensor) and c <= STATIC_LIMIT for c in scales)
+    return Exponents(constants(scales, query), grad_scales, accumulate, normalized, bounded)
 
 
 def full_precision(device_type: str) -> AbstractContextManager[object]:

@@ -67,6 +67,7 @@ class Options(NamedTuple):
     false_negatives: str
     margin: float | None
     in_batch_negatives: bool
+    unit_length: bool
     reduction: str
     backend: str
 
@@ -118,6 +119,7 @@ def check_options(
     false_negatives: str,
     margin: float | None,
     in_batch_negatives: bool,
+    unit_length: bool,
     reduction: str,
     backend: str,
 ) -> Options:
@@ -145,6 +147,7 @@ def check_options(
         false_negatives,
         margin,
         in_batch_negatives,
+        unit_length,
         reduction,
         chosen,
     )
@@ -236,6 +239,7 @@ def _extra_positives(
         limit=None,
         select="positive",
         hardest=False,
+        unit_length=options.unit_length,
         backend=options.backend,
     )
     q = query.to(positive_s.dtype)

@@ -28,6 +28,7 @@ def bank_pass(
     limit: Tensor | None,
     select: str,
     hardest: bool,
+    unit_length: bool,
     backend: str,
 ) -> tuple[Negatives, Tensor]:
     """The negatives of the bank, and their weighted row sums (A, B, D)."""
@@ -47,6 +48,7 @@ def bank_pass(
         exponents.accumulate,
         moments,
         hardest,
+        unit_length and exponents.bounded,
         backend,
     )
     return Negatives(lse, count, top, top_index), acc
@@ -76,6 +78,7 @@ def bank_pass_pair(
     limits: tuple[Tensor, Tensor] | None,
     select: str,
     hardest: bool,
+    unit_length: bool,
     backend: str,
 ) -> tuple[Negatives, Negatives]:
     """The negatives of two banks that are ``alike``, each for its own queries, in one pass."""
@@ -97,6 +100,7 @@ def bank_pass_pair(
         exponents.accumulate,
         moments,
         hardest,
+        unit_length and exponents.bounded,
         backend,
     )
     return (

@@ -128,6 +128,7 @@ def bank_lse(
             list(range(part.shape[0])) if needs_query else [],
             needs_scales,
             False,
+            False,
             chosen,
         )
         parts.append(lse)

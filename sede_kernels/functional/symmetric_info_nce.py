@@ -37,6 +37,7 @@ def symmetric_info_nce(
     false_negatives: str = "mask",
     margin: float | None = None,
     in_batch_negatives: bool = False,
+    unit_length: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor:
@@ -63,6 +64,7 @@ def symmetric_info_nce(
         false_negatives: same id in the bank or batch: ``mask``, ``positive`` or ``keep``.
         margin: negatives with s_j > s+ + margin are left out; None for no limit.
         in_batch_negatives: the other rows' keys are negatives too and get a gradient.
+        unit_length: a promise that embeddings and bank rows have unit length, up to rounding.
         reduction: ``none``, ``mean`` or ``sum``, of each direction.
         backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
 
@@ -103,6 +105,7 @@ def symmetric_info_nce(
         false_negatives=false_negatives,
         margin=margin,
         in_batch_negatives=in_batch_negatives,
+        unit_length=unit_length,
         reduction=reduction,
         backend=backend,
     )
@@ -139,6 +142,7 @@ def _negatives(
             limits=None if limits[0] is None or limits[1] is None else (limits[0], limits[1]),
             select=options.select,
             hardest=False,
+            unit_length=options.unit_length,
             backend=options.backend,
         )
         return [(exponents, found) for found in pair]
@@ -153,6 +157,7 @@ def _negatives(
             limit=limit,
             select=options.select,
             hardest=False,
+            unit_length=options.unit_length,
             backend=options.backend,
         )
         results.append((exponents, found))

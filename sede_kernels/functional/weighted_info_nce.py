@@ -32,6 +32,7 @@ def weighted_info_nce(
     false_negatives: str = "mask",
     margin: float | None = None,
     in_batch_negatives: bool = False,
+    unit_length: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
     return_stats: bool = False,
@@ -60,6 +61,9 @@ def weighted_info_nce(
             extra positive, uniform soft targets) or ``keep`` (a negative).
         margin: negatives with s_j > s+ + margin are left out; None for no limit.
         in_batch_negatives: the other rows' positives are negatives too and get a gradient.
+        unit_length: a promise that queries and bank rows have unit length, up to rounding. A GPU
+            kernel then works with a fixed maximum instead of a running one, where 1 / tau + beta
+            is a number <= 43. Longer rows may overflow to inf.
         reduction: ``none`` (B,), ``mean`` (divided by the sum of the row weights) or ``sum``.
         backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
         return_stats: also return ``InfoNCEStats``.
@@ -105,6 +109,7 @@ def weighted_info_nce(
         false_negatives=false_negatives,
         margin=margin,
         in_batch_negatives=in_batch_negatives,
+        unit_length=unit_length,
         reduction=reduction,
         backend=backend,
     )
@@ -123,6 +128,7 @@ def weighted_info_nce(
         limit=direction.limit(options, positive_s),
         select=options.select,
         hardest=return_stats,
+        unit_length=options.unit_length,
         backend=options.backend,
     )
     loss, stats = finish(direction, options, exponents, found, positive_s, hardest=return_stats)

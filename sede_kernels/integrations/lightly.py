@@ -92,6 +92,7 @@ class NTXentLoss(nn.Module):
             temperature=self.temperature,
             hardness=self.hardness,
             query_ids=known,
+            unit_length=True,
         )
         if training:
             keys = out1.detach()

@@ -102,6 +102,7 @@ class MoCoQueue(nn.Module):
             temperature=self.temperature,
             hardness=self.hardness,
             query_ids=known,
+            unit_length=True,
         )
         return loss if isinstance(loss, Tensor) else loss[0]
 

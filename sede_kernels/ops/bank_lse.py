@@ -18,6 +18,9 @@ from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
 
+#: exp(c (s - 1)) of s in [-1, 1] is a normal fp32 number up to this c.
+STATIC_LIMIT = 43.0
+
 
 def result_dtype(query: Tensor) -> torch.dtype:
     """fp64 for fp64 queries, else fp32: the dtype of every floating result of an op."""
@@ -38,9 +41,14 @@ def bank_lse(
     accumulate: list[int],
     moments: bool,
     hardest: bool,
+    unit_length: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(lse [E, B], moment [E|0, B], acc [A, B, D], count [B], top [B|0], top_index [B|0])."""
+    """(lse [E, B], moment [E|0, B], acc [A, B, D], count [B], top [B|0], top_index [B|0]).
+
+    ``unit_length`` promises rows of at most unit length, up to rounding, and exponents of at most
+    ``STATIC_LIMIT``: weights relative to s = 1 then neither overflow nor vanish in fp32.
+    """
     run = resolve("bank_lse", backend, query, bank)
     lse, moment, acc, count, top, top_index = run(
         query,
@@ -54,6 +62,7 @@ def bank_lse(
         accumulate=tuple(accumulate),
         moments=moments,
         hardest=hardest,
+        unit_length=unit_length,
     )
     return lse, moment, acc, count, top, top_index
 
@@ -72,6 +81,7 @@ def _(
     accumulate: list[int],
     moments: bool,
     hardest: bool,
+    unit_length: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = result_dtype(query)
@@ -146,12 +156,12 @@ def input_gradients(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    query, _, _, _, grad_scales, *_, accumulate, _, _, _ = inputs
+    query, _, _, _, grad_scales, *_, accumulate, _, _, _, _ = inputs
     keep_for_backward(ctx, query, grad_scales, accumulate, output)
 
 
 def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
-    grads: list[Tensor | None] = [None] * 13
+    grads: list[Tensor | None] = [None] * 14
     grads[0], grads[3] = input_gradients(
         ctx, grad_lse, "bank_lse", query=ctx.needs_input_grad[0], scales=ctx.needs_input_grad[3]
     )

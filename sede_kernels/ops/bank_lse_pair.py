@@ -28,6 +28,7 @@ def bank_lse_pair(
     accumulate: list[int],
     moments: bool,
     hardest: bool,
+    unit_length: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(lse [2, E, B], moment [2, E|0, B], acc [2, A, B, D], count [2, B], top, top_index [2, B|0]).
@@ -50,6 +51,7 @@ def bank_lse_pair(
         accumulate=tuple(accumulate),
         moments=moments,
         hardest=hardest,
+        unit_length=unit_length,
     )
     return lse, moment, acc, count, top, top_index
 
@@ -71,6 +73,7 @@ def _(
     accumulate: list[int],
     moments: bool,
     hardest: bool,
+    unit_length: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = result_dtype(query)
@@ -86,12 +89,12 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    query, _, _, _, _, _, grad_scales, *_, accumulate, _, _, _ = inputs
+    query, _, _, _, _, _, grad_scales, *_, accumulate, _, _, _, _ = inputs
     keep_for_backward(ctx, query, grad_scales, accumulate, output)
 
 
 def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
-    grads: list[Tensor | None] = [None] * 16
+    grads: list[Tensor | None] = [None] * 17
     grads[0], scales = input_gradients(
         ctx, grad_lse, "bank_lse_pair", query=ctx.needs_input_grad[0],
         scales=ctx.needs_input_grad[5],

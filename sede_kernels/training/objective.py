@@ -85,6 +85,7 @@ class VectorObjective(Objective):
             hardness=self.config.weighting,
             ids=ids,
             in_batch_negatives=True,
+            unit_length=True,
         )
 
     def _hinge(self, query: Tensor, key: Tensor, bank: MemoryBank | None, ids: Tensor) -> Tensor:

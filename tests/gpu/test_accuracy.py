@@ -43,6 +43,21 @@ def test_weighted_info_nce(dtype, B, K, D, detach):
         assert_within_budget(got, want, plain, dtype)
 
 
+@pytest.mark.parametrize("B,K,D", SHAPES, ids=SHAPE_IDS)
+@pytest.mark.parametrize("hardness", [0.0, 20.0])
+def test_a_fixed_maximum_for_unit_vectors(B, K, D, hardness):
+    query, key, bank = (problems.unit(rows, D, torch.bfloat16) for rows in (B, B, K))
+    bank[0], bank[-1] = query[0], -query[-1]
+    options = {"hardness": hardness, "temperature": 1 / 23, "query_ids": problems.ids(B, high=50),
+               "bank_ids": problems.ids(K, low=-1, high=50)}  # fmt: skip
+    found = problems.loss_and_gradients(query, key, bank, "triton", unit_length=True, **options)
+    inputs = [tensor.double() for tensor in (query, key, bank)]
+    truth = problems.loss_and_gradients(*inputs, "reference", **options)
+    eager = problems.loss_and_gradients(query, key, bank, "torch", **options)
+    for got, want, plain in zip(found, truth, eager, strict=True):
+        assert_within_budget(got, want, plain, torch.bfloat16)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 def test_memory_bank(dtype, storage):

@@ -6,7 +6,8 @@ import torch
 
 from sede_kernels import functional, reference
 from sede_kernels.backends.triton import _chunks
-from sede_kernels.ops.bank_lse import bank_lse
+from sede_kernels.backends.triton import bank_lse as bank_module
+from sede_kernels.ops.bank_lse import STATIC_LIMIT, bank_lse
 
 SHAPES = [(1, 1, 1), (17, 130, 40), (5, 70, 100)]
 SHAPE_IDS = [f"B{b}-K{k}-D{d}" for b, k, d in SHAPES]
@@ -14,7 +15,7 @@ NAMES = ("lse", "moment", "acc", "count", "top")
 
 
 def _run(query, bank, scales, *, row_scale=None, query_ids=None, bank_ids=None, limit=None, **over):
-    options = {"select": "mask", "accumulate": [0], "moments": True, "hardest": True}
+    options = {"select": "mask", "accumulate": [0], "moments": True, "hardest": True, "unit": False}
     options.update(over)
     return bank_lse(
         query,
@@ -29,6 +30,7 @@ def _run(query, bank, scales, *, row_scale=None, query_ids=None, bank_ids=None, 
         options["accumulate"],
         options["moments"],
         options["hardest"],
+        options["unit"],
         "triton",
     )
 
@@ -96,7 +98,7 @@ def test_all_outputs_match_the_definitions(B, K, D, select, dtype, accumulate):
 
 
 def test_wide_rows_and_two_accumulators_in_half_precision():
-    for D, accumulate in ((300, [0]), (40, [1, 0])):
+    for D, accumulate in ((300, [0]), (600, [0]), (40, [1, 0])):
         query = oracle.matrix(5, D, 31, torch.bfloat16)
         bank = oracle.matrix(200, D, 32, torch.bfloat16)
         scales = torch.tensor([14.3, 5.0])
@@ -243,3 +245,61 @@ def test_weighted_info_nce_through_the_public_function(in_batch):
         ("loss", "dq", "dk"), grads["triton"], grads["reference"], strict=True
     ):
         oracle.assert_close(name, got, want, 5e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("holes", [False, True], ids=["full", "holes"])
+@pytest.mark.parametrize("select", ["mask", "positive", "keep"])
+def test_a_fixed_maximum_for_unit_vectors(monkeypatch, select, holes, parts):
+    """Rows at s = 1 and -1, the largest exponents, a part without a valid slot."""
+    monkeypatch.setattr(bank_module, "parts_of_bank", lambda *_: parts)
+    query, bank = oracle.matrix(17, 40, 33, torch.bfloat16), oracle.matrix(150, 40, 34)
+    bank = bank.to(torch.bfloat16)
+    bank[3], bank[70] = query[2], -query[4]
+    bank[100:] = -query[5]  # the last part knows nothing but the least similar for row 5
+    query_ids, bank_ids = oracle.ids(17, 35), oracle.ids(150, 36, low=-1 if holes else 0)
+    bank[bank_ids == -1] = torch.nan
+    scales = torch.tensor([STATIC_LIMIT, 5.0])
+    valid = reference.valid_slots(query, bank, query_ids, bank_ids, select)
+    found = _run(
+        query, bank, scales, query_ids=query_ids, bank_ids=bank_ids, select=select, moments=False,
+        hardest=False, unit=True,
+    )  # fmt: skip
+    lse, _, acc, count, *_ = _truth(query.double(), bank.double(), scales.double(), valid, [0])
+    for name, got, want in (("lse", found[0], lse), ("acc", found[2], acc), ("n", found[3], count)):
+        oracle.assert_close(name, got, want, oracle.FLOORS[torch.bfloat16])
+
+
+def test_a_fixed_maximum_reaches_the_kernel_only_where_it_is_safe(monkeypatch):
+    launched = []
+    kernel = bank_module._bank_lse_fwd_kernel
+
+    class Watching:
+        def __getitem__(self, grid):
+            def run(*args, **options):
+                launched.append(options["STATIC"])
+                return kernel[grid](*args, **options)
+
+            return run
+
+    monkeypatch.setattr(bank_module, "_bank_lse_fwd_kernel", Watching())
+
+    def static(temperature, dtype=torch.bfloat16, **options):
+        launched.clear()
+        query = oracle.matrix(5, 40, 37, dtype).requires_grad_()
+        bank = oracle.matrix(64, 40, 38, dtype)
+        functional.weighted_info_nce(
+            query, query.detach(), bank, temperature=temperature, backend="triton", **options
+        )
+        return launched[:]
+
+    assert static(0.05, unit_length=True) == [True]
+    assert static(0.05, unit_length=True, hardness=20.0) == [True]
+    assert static(0.05) == [False]
+    assert static(0.05, unit_length=True, hardness=25.0) == [False], "1 / tau + beta above 43"
+    assert static(0.02, unit_length=True) == [False], "1 / tau above 43"
+    assert static(torch.tensor(0.05), unit_length=True) == [False], "unknown on the host"
+    assert static(0.05, torch.float16, unit_length=True) == [False], "small weights vanish in fp16"
+    assert static(0.05, unit_length=True, margin=0.1) == [False], "statistics"
+    ids = torch.arange(64)
+    assert static(0.05, unit_length=True, bank_ids=ids) == [True, False], "parts with empty slots"

@@ -47,7 +47,7 @@ def test_each_side_equals_a_launch_of_its_own(B, K, D, dtype, stored, accumulate
     ids = oracle.ids(B, 5) if holes else None
     limit = torch.stack([torch.full((B,), 0.4), torch.full((B,), 0.1)])
     scales = torch.tensor([14.3, 5.0])
-    tail = ("mask", accumulate, True, True, "triton")
+    tail = ("mask", accumulate, True, True, False, "triton")
     found = bank_lse_pair(
         query, bank[0], other[0], bank[1], other[1], scales, scales, ids, bank[2], other[2],
         limit, *tail,
@@ -60,8 +60,9 @@ def test_each_side_equals_a_launch_of_its_own(B, K, D, dtype, stored, accumulate
         assert torch.equal(found[3][side], alone[3]) and torch.equal(found[5][side], alone[5])
 
 
+@pytest.mark.parametrize("unit", [False, True], ids=["running", "fixed"])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_one_launch_serves_both(monkeypatch, parts):
+def test_one_launch_serves_both(monkeypatch, parts, unit):
     launched = []
     kernel = bank_module._bank_lse_fwd_kernel
 
@@ -77,7 +78,7 @@ def test_one_launch_serves_both(monkeypatch, parts):
     scales = torch.tensor([14.3])
     lse, _, acc, _, _, _ = bank_lse_pair(
         query, *banks, None, None, scales, scales, None, None, None, None, "mask", [0], False,
-        False, "triton",
+        False, unit, "triton",
     )  # fmt: skip
     assert launched == [(2, parts, 2)]
     for side in (0, 1):
@@ -117,7 +118,7 @@ def test_a_nan_in_one_bank_stays_there():
     def run():
         return bank_lse_pair(
             query, *banks, None, None, scales, scales, None, None, None, None, "mask", [0],
-            False, False, "triton",
+            False, False, False, "triton",
         )  # fmt: skip
 
     clean = run()

@@ -30,13 +30,13 @@ def test_opcheck(backend) -> None:
     opcheck(
         ops.bank_lse.bank_lse,
         (query, bank, None, scales, fixed, ids, torch.arange(33), None, "mask", [0, 1], True, True,
-         backend),
+         False, backend),
     )  # fmt: skip
     opcheck(
         ops.bank_lse_pair.bank_lse_pair,
         (f32(2, 5, 7).requires_grad_(), bank, f32(33, 7), None, None, scales, fixed, ids,
          torch.arange(33), torch.arange(33), torch.full((2, 5), 0.5), "mask", [0, 1], True, True,
-         backend),
+         False, backend),
     )  # fmt: skip
     opcheck(
         ops.batch_lse.batch_lse,

@@ -20,8 +20,12 @@ def bank_lse(
     accumulate: tuple[int, ...],
     moments: bool,
     hardest: bool,
+    unit_length: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See ``sede_kernels.ops.bank_lse``. Time 2 to 4 BKD FLOPs, extra memory 2 BD floats + 8 MB."""
+    """See ``sede_kernels.ops.bank_lse``. Time 2 to 4 BKD FLOPs, extra memory 2 BD floats + 8 MB.
+
+    ``unit_length`` changes nothing: the reference of the exponents seldom moves anyway.
+    """
     dtype = _native.compute_dtype(query)
     rows, dim = query.shape
     exponents = scales.shape[0]

@@ -90,8 +90,12 @@ def bank_lse(
     accumulate: tuple[int, ...],
     moments: bool,
     hardest: bool,
+    unit_length: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See ``sede_kernels.ops.bank_lse``. Time 2 to 4 BKD FLOPs, extra memory one block."""
+    """See ``sede_kernels.ops.bank_lse``. Time 2 to 4 BKD FLOPs, extra memory one block.
+
+    ``unit_length`` changes nothing: the running maximum serves all rows.
+    """
     dtype = compute_dtype(query)
     with torch.autocast(query.device.type, enabled=False):
         q = query.to(dtype)

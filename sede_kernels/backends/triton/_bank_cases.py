@@ -25,7 +25,7 @@ def _bank_case(
 ) -> Case:
     width, variant = key.split("/")
     whole = width != "step"
-    kind, full = ("half", variant != "lean") if whole else (variant, True)
+    kind, full = ("half", variant in ("full", "safe")) if whole else (variant, True)
     pointer, operand, precision = OPERANDS[kind]
     stored = "i8" if int8 else pointer
     block_d = int(width) if whole else STEP[kind]
@@ -66,6 +66,7 @@ def _bank_case(
         "IN_BATCH": False,
         "MOMENTS": full,
         "HARDEST": full,
+        "STATIC": variant == "static",
         "SCALED": int8,
         "DESC": descriptors,
         "FINAL": False,

@@ -2,8 +2,9 @@
 """Variant A: one pass over the bank, attention with K = V, and the pass without weighted rows.
 
 Exponents come sorted so that the one with an accumulator is first: number n of the kernel is the
-exponent ``SCALE_n`` of the call. All of them share one running maximum of s, for they are >= 0. Two
-banks of one shape (images and texts) go in one launch, half of the programs each.
+exponent ``SCALE_n`` of the call. All of them share one maximum of s, for they are >= 0: the
+running one, or (``STATIC``) 1, the most that unit vectors reach, so that sums add up without a new
+base. Two banks of one shape (images and texts) go in one launch, half of the programs each.
 """
 
 import triton
@@ -12,13 +13,16 @@ import triton.language as tl
 from sede_kernels.backends.triton._device import (
     LOG2E,
     NEG_INF,
+    count_valid,
     has_holes,
+    known_from_here,
     load_filled,
     load_tile,
     log2_base,
     matmul,
     positive,
     rebase,
+    rounded,
     similarity,
     valid_slots,
 )
@@ -26,21 +30,33 @@ from sede_kernels.backends.triton._device import (
 
 @triton.jit
 def _add_exponent(
-    s, peak, new_peak, c2, total, moment, OPERAND: tl.constexpr, MOMENTS: tl.constexpr
+    s,
+    peak,
+    new_peak,
+    c2,
+    total,
+    moment,
+    OPERAND: tl.constexpr,
+    MOMENTS: tl.constexpr,
+    STATIC: tl.constexpr,
 ):
     """Weights p of a tile in the operand dtype, and the running sums with the tile in them.
 
     Masked s are -inf and weigh exp2(-inf) = 0: no mask is kept, registers are short.
     """
-    base = log2_base(new_peak, c2)
-    p = tl.exp2(s * c2 - base[:, None])
     # The row sum takes the rounded weights, which the second product uses.
-    p = p.to(OPERAND)
-    shrink = rebase(peak, base, c2)
-    total = total * shrink + tl.sum(p.to(tl.float32), 1)
+    if STATIC:
+        shrink = total
+        p = rounded(tl.exp2(s * c2 - tl.ceil(c2)), OPERAND)
+    else:
+        base = log2_base(new_peak, c2)
+        shrink = rebase(peak, base, c2)
+        p = rounded(tl.exp2(s * c2 - base[:, None]), OPERAND)
+        total *= shrink
+        moment *= shrink
+    total += tl.sum(p.to(tl.float32), 1)
     if MOMENTS:
-        share = tl.where(s == NEG_INF, 0.0, p.to(tl.float32) * s)
-        moment = moment * shrink + tl.sum(share, 1)
+        moment += tl.sum(tl.where(s == NEG_INF, 0.0, p.to(tl.float32) * s), 1)
     return p, shrink, total, moment
 
 
@@ -78,8 +94,9 @@ def _scan(
     IN_BATCH: tl.constexpr,
     MOMENTS: tl.constexpr,
     HARDEST: tl.constexpr,
+    STATIC: tl.constexpr,
     SCALED: tl.constexpr,
-    CLEAN: tl.constexpr,
+    HOLES: tl.constexpr,
     DESC: tl.constexpr,
     OPERAND: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -88,7 +105,12 @@ def _scan(
     BLOCK_D: tl.constexpr,
 ):
     """The sums of BLOCK_B rows, at ``first_row`` of the queries, over tiles of the bank."""
-    peak = tl.full((BLOCK_B,), NEG_INF, tl.float32)
+    # Weights are rounded where an accumulator takes them. With moments also those of the others:
+    # rounded ones take fewer registers.
+    WEIGHT: tl.constexpr = OPERAND if A else tl.float32
+    FILLED: tl.constexpr = HOLES == "without"
+    REST: tl.constexpr = WEIGHT if MOMENTS else tl.float32
+    peak = tl.full((BLOCK_B,), 1.0 if STATIC else NEG_INF, tl.float32)
     total_0 = tl.zeros((BLOCK_B,), tl.float32)
     total_1 = tl.zeros((BLOCK_B,), tl.float32)
     total_2 = tl.zeros((BLOCK_B,), tl.float32)
@@ -105,13 +127,16 @@ def _scan(
         col_ids = cols.to(tl.int64)
         scale = tl.full((BLOCK_K,), 1.0, tl.float32)
         if HAS_COL_IDS:
-            col_ids = tl.load(bank_ids + cols, mask=cols < K, other=-1)
+            if FILLED:
+                col_ids = tl.load(bank_ids + tl.minimum(cols, K - 1))
+            else:
+                col_ids = tl.load(bank_ids + cols, mask=cols < K, other=-1)
         if SCALED:
             scale = tl.load(row_scale + cols, mask=cols < K, other=0.0)
             if HAS_COL_IDS:
                 scale = tl.where(col_ids == -1, 0.0, scale)
         if A:
-            if CLEAN:
+            if HOLES == "with":
                 tile = load_filled(
                     bank, bank_desc, first, 0, col_ids, D, stride_mk, stride_md, DESC, OPERAND,
                     BLOCK_K, BLOCK_D,
@@ -131,35 +156,39 @@ def _scan(
         if SCALED:
             s = s * scale[None, :]
         valid = valid_slots(
-            rows, cols, K, row_ids, col_ids, HAS_ROW_IDS, HAS_COL_IDS, SELECT, IN_BATCH
+            rows, cols, K, row_ids, col_ids, HAS_ROW_IDS, HAS_COL_IDS, SELECT, IN_BATCH, FILLED
         )
-        if HAS_LIMIT:
-            valid = valid & (s <= row_limit[:, None])
         s = tl.where(valid, s, NEG_INF)
-        # Counted from s: the mask itself would be worked out again in another layout.
-        count += tl.sum(tl.where(s == NEG_INF, 0, 1), 1)
-        highest = tl.max(s, 1)
+        if HAS_LIMIT:
+            s = tl.where(s <= row_limit[:, None], s, NEG_INF)
+        # Counted from s: a mask itself would be worked out again in another layout.
+        count += count_valid(s)
+        new_peak = peak
+        if not STATIC:
+            highest = tl.max(s, 1)
+            new_peak = tl.maximum(peak, highest)
         if HARDEST:
             # Seldom after the first tiles, and the search is kept out of the way of the rest.
             if tl.max((highest > peak).to(tl.int32), 0) > 0:
                 at = tl.min(tl.where(s == highest[:, None], cols[None, :], K), 1)
                 index = tl.where(highest > peak, at, index)
-        new_peak = tl.maximum(peak, highest)
         p, shrink, total_0, moment_0 = _add_exponent(
-            s, peak, new_peak, c2_0, total_0, moment_0, OPERAND, MOMENTS
+            s, peak, new_peak, c2_0, total_0, moment_0, WEIGHT, MOMENTS, STATIC
         )
         if A:
             if SCALED:
                 # The scale of an 8-bit row goes into its weight, never into the row.
-                p = (p.to(tl.float32) * scale[None, :]).to(OPERAND)
-            acc = matmul(p, tile, acc * shrink[:, None], PRECISION)
+                p = rounded(p.to(tl.float32) * scale[None, :], OPERAND)
+            if not STATIC:
+                acc *= shrink[:, None]
+            acc = matmul(p, tile, acc, PRECISION)
         if E >= 2:
             p, shrink, total_1, moment_1 = _add_exponent(
-                s, peak, new_peak, c2_1, total_1, moment_1, OPERAND, MOMENTS
+                s, peak, new_peak, c2_1, total_1, moment_1, REST, MOMENTS, STATIC
             )
         if E >= 3:
             p, shrink, total_2, moment_2 = _add_exponent(
-                s, peak, new_peak, c2_2, total_2, moment_2, OPERAND, MOMENTS
+                s, peak, new_peak, c2_2, total_2, moment_2, REST, MOMENTS, STATIC
             )
         peak = new_peak
     return peak, total_0, total_1, total_2, moment_0, moment_1, moment_2, acc, count, index
@@ -236,6 +265,7 @@ def _bank_lse_fwd_kernel(
     IN_BATCH: tl.constexpr,
     MOMENTS: tl.constexpr,
     HARDEST: tl.constexpr,
+    STATIC: tl.constexpr,  # unit vectors: weights relative to s = 1, whatever the largest s is
     SCALED: tl.constexpr,
     DESC: tl.constexpr,
     FINAL: tl.constexpr,
@@ -295,9 +325,11 @@ def _bank_lse_fwd_kernel(
         q, query, query_desc, bank, bank_desc, row_scale, bank_ids, row_ids, row_limit, rows,
         first_row, last_row, K, D, stride_qb, stride_qd, stride_mk, stride_md, first_tile,
         last_tile, c2_0, c2_1, c2_2, E, A, SELECT, HAS_ROW_IDS, HAS_COL_IDS, HAS_LIMIT, IN_BATCH,
-        MOMENTS, HARDEST, SCALED, HOLES == "with", DESC, OPERAND, PRECISION, BLOCK_B, BLOCK_K,
+        MOMENTS, HARDEST, STATIC, SCALED, HOLES, DESC, OPERAND, PRECISION, BLOCK_B, BLOCK_K,
         BLOCK_D,
     )  # fmt: skip
+    rows = known_from_here(tl.program_id(0) * BLOCK_B) + tl.arange(0, BLOCK_B)
+    keep = rows < B
     slot = side * tl.num_programs(1) + part
     at = slot.to(tl.int64) * B + rows
     tl.store(count_out + at, count.to(tl.int64), mask=keep)

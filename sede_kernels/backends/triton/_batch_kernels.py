@@ -8,7 +8,7 @@ Rows are the side whose gradient is summed, columns the other side. With w_ij = 
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import LOG2E, NEG_INF, matmul, valid_slots
+from sede_kernels.backends.triton._device import LOG2E, NEG_INF, matmul, rounded, valid_slots
 
 
 @triton.jit
@@ -99,6 +99,6 @@ def _batch_lse_bwd_kernel(
                 p = tl.exp2((s * c - base[:, None]) * LOG2E) * share[:, None]
             weight += p
         weight = tl.where(valid & (queries < B)[None, :] if TRANSPOSED else valid, weight, 0.0)
-        acc = matmul(weight.to(OPERAND), y, acc, PRECISION)
+        acc = matmul(rounded(weight, OPERAND), y, acc, PRECISION)
     offset = rows.to(tl.int64)[:, None] * D + slice_cols[None, :]
     tl.store(grad + offset, acc, mask=(rows < B)[:, None] & (slice_cols < D)[None, :])

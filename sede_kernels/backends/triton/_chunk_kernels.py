@@ -12,6 +12,7 @@ import triton.language as tl
 from sede_kernels.backends.triton._device import (
     LOG2E,
     NEG_INF,
+    count_valid,
     has_holes,
     load_filled,
     load_tile,
@@ -19,6 +20,7 @@ from sede_kernels.backends.triton._device import (
     matmul,
     positive,
     rebase,
+    rounded,
     similarity,
     valid_slots,
 )
@@ -101,7 +103,7 @@ def _chunk_weights_kernel(
     peak = tl.max(s, 1)
     at = tile_number.to(tl.int64) * B + rows
     tl.store(peak_out + at, peak, mask=keep)
-    tl.store(count_out + at, tl.sum(tl.where(s == NEG_INF, 0, 1), 1), mask=keep)
+    tl.store(count_out + at, count_valid(s), mask=keep)
     if HARDEST:
         index = tl.min(tl.where(s == peak[:, None], cols[None, :], K), 1)
         tl.store(index_out + at, index, mask=keep)
@@ -109,8 +111,12 @@ def _chunk_weights_kernel(
     for e in tl.static_range(E):
         slot = SCALE_0 if e == 0 else (SCALE_1 if e == 1 else SCALE_2)
         c2 = positive(tl.load(scales + slot) * LOG2E)
-        p = tl.exp2(s * c2 - log2_base(peak, c2)[:, None]).to(OPERAND)
-        wide = p.to(tl.float32)
+        wide = tl.exp2(s * c2 - log2_base(peak, c2)[:, None])
+        p = wide
+        if e < A:
+            # The row sum takes the rounded weights, which the second product uses.
+            p = rounded(wide, OPERAND)
+            wide = p.to(tl.float32)
         sum_at = (tile_number.to(tl.int64) * E + slot) * B + rows
         tl.store(total_out + sum_at, tl.sum(wide, 1), mask=keep)
         if MOMENTS:
@@ -119,7 +125,7 @@ def _chunk_weights_kernel(
         if e < A:
             if SCALED:
                 # The scale of an 8-bit row goes into its weight, never into the row.
-                p = (wide * scale[None, :]).to(OPERAND)
+                p = rounded(wide * scale[None, :], OPERAND)
             row = (e * B + rows).to(tl.int64)
             tl.store(weight_out + row[:, None] * C + inside[None, :], p, mask=keep[:, None])
 
@@ -239,7 +245,7 @@ def _chunk_rows_kernel(
             OPERAND, BLOCK_B, BLOCK_K,
         )  # fmt: skip
         # A power of two: nothing is rounded a second time.
-        p = (p.to(tl.float32) * rebase(high, base, c2)[:, None]).to(OPERAND)
+        p = rounded(p.to(tl.float32) * rebase(high, base, c2)[:, None], OPERAND)
         first = first_col + t * BLOCK_K
         if HOLES == "with":
             cols = first + tl.arange(0, BLOCK_K)

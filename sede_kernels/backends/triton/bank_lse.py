@@ -1,6 +1,6 @@
 """Weighted sums over the bank; see ``docs/backends.md`` for the two variants.
 
-Variant A, one pass: 16-bit operands, at most 256 columns, one accumulator; and the pass without
+Variant A, one pass: 16-bit operands, at most 512 columns, one accumulator; and the pass without
 accumulators, for any operands. Variant B, in chunks (``_chunks.py``): everything else.
 """
 
@@ -27,21 +27,30 @@ from sede_kernels.backends.triton._host import (
 from sede_kernels.backends.triton._sums import Sums, combine, empty_sums, no_sums, part_sums
 
 #: A row of the bank stays whole in a tile of variant A, padded to a power of two.
-NARROWEST, WIDEST = 128, 256
+NARROWEST, WIDEST = 128, 512
+#: Rows of a tile of variant B, which reads the bank twice for each of them.
+CHUNK_ROWS = 128
 
 
-def one_pass(dim: int, dtype: torch.dtype, accumulators: int) -> bool:
-    """Whether variant A serves the call, or variant B must."""
+def one_pass(rows: int, dim: int, dtype: torch.dtype, accumulators: int, architecture: str) -> bool:
+    """Whether variant A serves the call, or variant B must.
+
+    Of wide rows few fit into a tile: A serves them where it reads the bank no more often than B.
+    """
     if accumulators == 0:
         return True
-    return accumulators == 1 and dtype != torch.float32 and padded(dim) <= WIDEST
+    if accumulators > 1 or dtype == torch.float32 or padded(dim) > WIDEST:
+        return False
+    tile = launch.candidates("bank_lse", f"{padded(dim, NARROWEST)}/lean", architecture)[0].rows
+    return padded(dim) < WIDEST or -(-rows // tile) <= 2 * -(-rows // CHUNK_ROWS)
 
 
 def table_key(kind: str, dim: int, accumulators: int, variant: str) -> str:
     """Row of ``launch_tables/bank_lse.json``.
 
-    ``variant``: ``lean``; ``full`` with statistics, which cost registers; ``safe`` for tiles that
-    pass through registers (empty slots, 8-bit rows, odd strides).
+    ``variant``: ``lean``; ``static`` with a fixed maximum; ``full`` with statistics, which cost
+    registers; ``safe`` for tiles that pass through registers (empty slots, 8-bit rows, odd
+    strides).
     """
     return f"{padded(dim, NARROWEST)}/{variant}" if accumulators else f"step/{kind}"
 
@@ -69,6 +78,7 @@ def sums(
     accumulate: tuple[int, ...] = (),
     moments: bool = False,
     hardest: bool = False,
+    unit_length: bool = False,
     in_batch: bool = False,
 ) -> Sums:
     """The pass over ``bank``, or over the other rows' keys of a batch (``in_batch``).
@@ -88,13 +98,24 @@ def sums(
     flat = query.flatten(0, -2)
     banks = [bank.rows] if other is None else [bank.rows, other.rows]
     plain = all(describable(matrix) for matrix in (flat, *banks)) and bank.row_scale is None
-    key = table_key(kind, D, A, "safe" if not plain else "full" if full else "lean")
-    whole = one_pass(D, dtype, A)
+    # fp16 would lose the small weights of a fixed maximum.
+    lean = "static" if unit_length and dtype == torch.bfloat16 else "lean"
+    key = table_key(kind, D, A, "safe" if not plain else "full" if full else lean)
+    architecture, _ = launch.device_class(query.device)
+    whole = one_pass(B, D, dtype, A, architecture)
     with on_device(query):
         if other is not None and not (whole and _worth_one_launch(key, B, query.device)):
             limits = (None, None) if limit is None else limit.unbind()
             found = [
-                sums(query[side], its, scales, query_ids, limits[side], **options)
+                sums(
+                    query[side],
+                    its,
+                    scales,
+                    query_ids,
+                    limits[side],
+                    unit_length=unit_length,
+                    **options,
+                )
                 for side, its in enumerate((bank, other))
             ]
             return Sums(*(torch.stack(pair) for pair in zip(*found, strict=True)))
@@ -103,7 +124,16 @@ def sums(
 
         def run(config: launch.Config) -> Sums:
             return _launch(
-                query, bank, other, scales, query_ids, limit, config, in_batch=in_batch, **options
+                query,
+                bank,
+                other,
+                scales,
+                query_ids,
+                limit,
+                config,
+                static=key.endswith("/static"),
+                in_batch=in_batch,
+                **options,
             )
 
         table = _table(other is not None)
@@ -139,6 +169,7 @@ def _launch(
     accumulate: tuple[int, ...],
     moments: bool,
     hardest: bool,
+    static: bool,
     in_batch: bool,
 ) -> Sums:
     B, D = query.shape[-2:]
@@ -213,6 +244,7 @@ def _launch(
             IN_BATCH=in_batch,
             MOMENTS=moments,
             HARDEST=hardest,
+            STATIC=static and holes != "with",
             SCALED=bank.row_scale is not None,
             DESC=desc,
             FINAL=final,
@@ -240,6 +272,7 @@ def bank_lse(
     accumulate: tuple[int, ...],
     moments: bool,
     hardest: bool,
+    unit_length: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``sede_kernels.ops.bank_lse``.
 
@@ -256,6 +289,7 @@ def bank_lse(
         accumulate=accumulate,
         moments=moments,
         hardest=hardest,
+        unit_length=unit_length,
     )
 
 
@@ -275,6 +309,7 @@ def bank_lse_pair(
     accumulate: tuple[int, ...],
     moments: bool,
     hardest: bool,
+    unit_length: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See ``sede_kernels.ops.bank_lse_pair``.
 
@@ -291,4 +326,5 @@ def bank_lse_pair(
         accumulate=accumulate,
         moments=moments,
         hardest=hardest,
+        unit_length=unit_length,
     )

@@ -80,7 +80,7 @@ class TrainConfig:
     erase_rule: str = _option("mean", "which regions count as attended", choices=RULES)
     erase_threshold: float | None = _option(None, "of the rules that take one")
     erase_pass: str = _option(
-        "replace", "erase in the embedding itself, or in a second training pass", choices=PASSES
+        "replace", "erase always, in training only, or in a second training pass", choices=PASSES
     )
     erase_weight: float = _option(0.5, "weight of the second pass")
     patience: int = _option(0, "stop after so many epochs without a better dev rSum; 0: never")

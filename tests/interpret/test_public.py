@@ -109,6 +109,7 @@ def test_shapes_and_dtypes_are_those_of_the_fake_op():
         [0],
         True,
         True,
+        False,
         "triton",
     )
     torch.library.opcheck(bank_lse, arguments, test_utils=["test_schema", "test_faketensor"])

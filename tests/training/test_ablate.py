@@ -176,7 +176,9 @@ def test_settings_are_checked_before_anything_runs(icons, tmp_path, capfd):
     assert "use --seeds" in fails("--seed", "3")
     assert "would leave a module off" in fails("--bank", "0")
     assert "the hinge has no weighting" in fails("--loss", "hinge")
-    assert "erases with --erase-pass replace" in fails("--models", "scan", "--erase-pass", "second")
+    assert "erases with --erase-pass replace or train" in fails(
+        "--models", "scan", "--erase-pass", "second"
+    )
     assert "no data set 'nowhere'" in fails("--models", "vse", "--data", "nowhere")
     assert "no settings file" in fails("--models", "vse", "--settings", str(tmp_path / "s.json"))
     (tmp_path / "s.json").write_text('{"vse": {"bese": {}}}')
@@ -295,8 +297,8 @@ def test_trials_are_spread_and_start_with_the_usual_setting():
     assert all(every.count(point) == 1 for point in every)
     assert {point["temperature"] for point in every[1:5]} == {0.02, 0.03, 0.05, 0.1}
     rules = candidates("age", 99, "scan", {"erase"})
-    assert all(point["erase_pass"] == "replace" for point in rules)  # it has no other
-    assert sorted(point["erase_rule"] for point in rules) == ["mean", "prob", "quantile"]
+    assert {point["erase_pass"] for point in rules} == {"replace", "train"}  # it has no second
+    assert sorted({point["erase_rule"] for point in rules}) == ["mean", "prob", "quantile"]
     assert rules[0]["erase_rule"] == "mean"
     assert candidates("wil", 3, "vsrn", {"weighting"}) == [{}]
     # The number of hardest sets says nothing to a model with one vector a side.

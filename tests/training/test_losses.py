@@ -176,10 +176,31 @@ def test_erasing_replaces_the_embedding_or_leaves_it_alone():
     torch.manual_seed(0)
     regions = torch.randn(4, 9, 5)
     vectors = {}
-    for how in ("off", "replace", "second"):
+    for how in ("off", "replace", "train", "second"):
         torch.manual_seed(1)
         extra = {} if how == "off" else {"erase": "low", "erase_pass": how}
         model = build_model(TrainConfig(dim=8, dropout=0.0, **extra), 5, 20)
         vectors[how] = model.image_encoder(regions).vector
+        vectors[how, "eval"] = model.eval().image_encoder(regions).vector
     assert torch.equal(vectors["second"], vectors["off"])
     assert not torch.allclose(vectors["replace"], vectors["off"])
+    assert torch.equal(vectors["replace", "eval"], vectors["replace"])
+    assert torch.equal(vectors["train"], vectors["replace"])
+    assert torch.equal(vectors["train", "eval"], vectors["off"])
+
+
+@pytest.mark.parametrize("model", ["scan", "bfan"])
+def test_fragments_are_erased_in_training_only(model):
+    regions, words = torch.randn(3, 9, 5), torch.randint(1, 20, (3, 4))
+    scores = {}
+    for how in ("off", "replace", "train"):
+        torch.manual_seed(1)
+        extra = {} if how == "off" else {"erase": "high", "erase_pass": how}
+        built = build_model(TrainConfig(model=model, dim=8, dropout=0.0, **extra), 5, 20)
+        for mode in (True, False):
+            built.train(mode)
+            captions = built.text_encoder(words, torch.tensor([4, 2, 3]), None)
+            scores[how, mode] = built.score(built.image_encoder(regions), captions)
+    assert not torch.allclose(scores["replace", True], scores["off", True])
+    assert torch.equal(scores["train", True], scores["replace", True])
+    assert torch.equal(scores["train", False], scores["off", False])

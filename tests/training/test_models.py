@@ -237,5 +237,7 @@ def test_broken_sentence_embeddings(family):
 
 
 def test_a_pass_without_a_place_is_refused():
-    with pytest.raises(UserError, match="bfan erases with --erase-pass replace, got 'second'"):
+    with pytest.raises(
+        UserError, match="bfan erases with --erase-pass replace or train, got 'second'"
+    ):
         TrainConfig(model="bfan", erase="low", erase_pass="second")

@@ -97,6 +97,14 @@ def test_low_precision_stays_in_the_error_budget(weights, dtype, shape, backend)
         assert_within_budget(got, want, plain, dtype)
 
 
+def test_a_promise_of_unit_length_changes_no_result_on_a_cpu(backend) -> None:
+    case = problem(7, 31, 5, torch.float32)
+    for options in ({"hardness": 5.0}, {"temperature": 0.05}):
+        plain = value_and_grads(case, backend=backend, **options)
+        promised = value_and_grads(case, backend=backend, unit_length=True, **options)
+        assert all(torch.equal(a, b) for a, b in zip(plain, promised, strict=True))
+
+
 def test_hardness_zero_is_cross_entropy(backend) -> None:
     query, positive, bank = unit(9, 6), unit(9, 6), unit(40, 6)
     query.requires_grad_()

@@ -9,6 +9,7 @@ from sede_kernels.backends.triton._chunks import STEP
 from sede_kernels.backends.triton._combine_kernels import _bank_lse_combine_kernel
 from sede_kernels.backends.triton._host import has_descriptors
 from sede_kernels.backends.triton._sums import COMBINE, COMBINE_OPTIONS
+from sede_kernels.backends.triton.bank_lse import WIDEST
 
 _ALIGNED = frozenset({"D", "stride_qb", "stride_mk"})
 
@@ -120,6 +121,6 @@ def cases(architecture: str) -> Iterator[Case]:
             yield _bank_case(architecture, key, config, holes, pair=pair)
             if has_descriptors(architecture) and holes != "without":
                 yield _bank_case(architecture, key, config, holes, desc=False, pair=pair)
-            if safe:
+            if safe and key != f"{WIDEST}/safe":
                 yield _bank_case(architecture, key, config, "none", int8=True, pair=pair)
     yield _combine_case(architecture)

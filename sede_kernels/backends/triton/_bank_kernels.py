@@ -159,6 +159,11 @@ def _scan(
             rows, cols, K, row_ids, col_ids, HAS_ROW_IDS, HAS_COL_IDS, SELECT, IN_BATCH, FILLED
         )
         s = tl.where(valid, s, NEG_INF)
+        if A and BLOCK_D >= 512:
+            # Says what is said already, in a branch between the two products: without one the
+            # compiler gives both the same warps, of which 64 rows feed half.
+            if first + BLOCK_K > K:
+                s = tl.where((cols < K)[None, :], s, NEG_INF)
         if HAS_LIMIT:
             s = tl.where(s <= row_limit[:, None], s, NEG_INF)
         # Counted from s: a mask itself would be worked out again in another layout.

@@ -8,7 +8,14 @@ Rows are the side whose gradient is summed, columns the other side. With w_ij = 
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import LOG2E, NEG_INF, matmul, rounded, valid_slots
+from sede_kernels.backends.triton._device import (
+    LOG2E,
+    NEG_INF,
+    known_from_here,
+    matmul,
+    rounded,
+    valid_slots,
+)
 
 
 @triton.jit
@@ -100,5 +107,6 @@ def _batch_lse_bwd_kernel(
             weight += p
         weight = tl.where(valid & (queries < B)[None, :] if TRANSPOSED else valid, weight, 0.0)
         acc = matmul(rounded(weight, OPERAND), y, acc, PRECISION)
+    rows = known_from_here(tl.program_id(0) * BLOCK_R) + tl.arange(0, BLOCK_R)
     offset = rows.to(tl.int64)[:, None] * D + slice_cols[None, :]
     tl.store(grad + offset, acc, mask=(rows < B)[:, None] & (slice_cols < D)[None, :])

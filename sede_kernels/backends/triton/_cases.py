@@ -101,7 +101,7 @@ def tile_name(config: launch.Config) -> str:
 def configurations(kernel: str, architecture: str) -> Iterator[tuple[str, launch.Config]]:
     """(key, configuration) of every entry of a launch table."""
     for key, by_architecture in launch.table(kernel).items():
-        for entry in by_architecture[architecture]:
+        for entry in by_architecture.get(architecture, []):
             yield key, launch.Config(*entry)
 
 

@@ -30,43 +30,6 @@ def to_operand(tile, OPERAND: tl.constexpr):
 
 
 @triton.jit
-def rounded(x, OPERAND: tl.constexpr):
-    """fp32 in the operand dtype, two at a time.
-
-    ``x.to(bf16)`` becomes one conversion an element on sm_90, in the unit that exp2 needs too.
-    """
-    if _INTERPRETING:
-        y = x.to(OPERAND)
-    elif OPERAND == tl.bfloat16:
-        y = tl.inline_asm_elementwise(
-            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2
-        )
-    elif OPERAND == tl.float16:
-        y = tl.inline_asm_elementwise(
-            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
-        )
-    else:
-        y = x.to(OPERAND)
-    return y
-
-
-@triton.jit
-def known_from_here(x):
-    """A scalar int32 that the compiler cannot have worked out before this point.
-
-    What is derived from it, such as the addresses of the results, then takes no registers in the
-    loop above.
-    """
-    if _INTERPRETING:
-        y = x
-    else:
-        y = tl.inline_asm_elementwise(
-            "mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1
-        )
-    return y
-
-
-@triton.jit
 def load_tile(
     pointer,
     desc,
@@ -183,12 +146,10 @@ def valid_slots(
 ):
     """[B, J] bool, or [1, J] where no row differs: slots that the query may use.
 
-    In a bank an id of -1 is an empty slot; ``FILLED`` says that there is none among these columns,
-    and ids beyond the bank may then be any. In a batch it is "unknown": still a negative, never a
-    positive; and a row's own key is no negative.
+    An id of -1 is an empty slot in a bank (``FILLED``: it has none; ids beyond it may be any) and
+    "unknown" in a batch: still a negative, never a positive; a row's own key is no negative.
     """
-    # Beyond the bank the loaded ids are -1 already.
-    inside = cols[None, :] >= 0
+    inside = cols[None, :] >= 0  # beyond the bank the loaded ids are -1
     if IN_BATCH or FILLED or not HAS_COL_IDS:
         inside = (cols < total)[None, :]
     BOTH: tl.constexpr = HAS_ROW_IDS and HAS_COL_IDS
@@ -207,12 +168,6 @@ def valid_slots(
             other = other | (col_ids == -1)[None, :]
         inside = inside & other
     return inside
-
-
-@triton.jit
-def count_valid(s):
-    """[B] int32: how many of a row are not masked; in fp32 a comparison and a sum are one each."""
-    return tl.sum(tl.where(s == NEG_INF, 0.0, 1.0), 1).to(tl.int32)
 
 
 @triton.jit
@@ -252,3 +207,46 @@ def float_from_order(order):
     signed = order.to(tl.int32, bitcast=True)
     bits = tl.where(signed < 0, signed & 2147483647, ~signed)
     return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def rounded(x, OPERAND: tl.constexpr):
+    """fp32 in the operand dtype, two at a time.
+
+    ``x.to(bf16)`` becomes one conversion an element on sm_90, in the unit that exp2 needs too.
+    """
+    if _INTERPRETING:
+        y = x.to(OPERAND)
+    elif OPERAND == tl.bfloat16:
+        y = tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
+    elif OPERAND == tl.float16:
+        y = tl.inline_asm_elementwise(
+            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
+        )
+    else:
+        y = x.to(OPERAND)
+    return y
+
+
+@triton.jit
+def known_from_here(x):
+    """A scalar int32 that the compiler cannot have worked out before this point.
+
+    What is derived from it, such as the addresses of the results, then takes no registers in the
+    loop above.
+    """
+    if _INTERPRETING:
+        y = x
+    else:
+        y = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1
+        )
+    return y
+
+
+@triton.jit
+def count_valid(s):
+    """[B] int32: how many of a row are not masked; in fp32 a comparison and a sum are one each."""
+    return tl.sum(tl.where(s == NEG_INF, 0.0, 1.0), 1).to(tl.int32)

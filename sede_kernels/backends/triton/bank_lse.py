@@ -32,17 +32,23 @@ NARROWEST, WIDEST = 128, 512
 CHUNK_ROWS = 128
 
 
-def one_pass(rows: int, dim: int, dtype: torch.dtype, accumulators: int, architecture: str) -> bool:
+def one_pass(
+    query: Tensor, dtype: torch.dtype, accumulators: int, architecture: str, *, scaled: bool
+) -> bool:
     """Whether variant A serves the call, or variant B must.
 
-    Of wide rows few fit into a tile: A serves them where it reads the bank no more often than B.
+    Of wide rows few fit into a tile: A serves them where it reads the bank no more often than B,
+    and not those of 8 bits (``scaled``), which take more registers.
     """
+    rows, dim = query.shape[-2:]
     if accumulators == 0:
         return True
     if accumulators > 1 or dtype == torch.float32 or padded(dim) > WIDEST:
         return False
-    tile = launch.candidates("bank_lse", f"{padded(dim, NARROWEST)}/lean", architecture)[0].rows
-    return padded(dim) < WIDEST or -(-rows // tile) <= 2 * -(-rows // CHUNK_ROWS)
+    if padded(dim) < WIDEST:
+        return True
+    tile = launch.candidates("bank_lse", f"{WIDEST}/lean", architecture)[0].rows
+    return not scaled and -(-rows // tile) <= 2 * -(-rows // CHUNK_ROWS)
 
 
 def table_key(kind: str, dim: int, accumulators: int, variant: str) -> str:
@@ -95,14 +101,15 @@ def sums(
     dtype = operand_dtype(query, bank.rows)
     kind = operand_kind(dtype)
     full = moments or hardest or limit is not None or E > 2
+    scaled = bank.row_scale is not None
     flat = query.flatten(0, -2)
     banks = [bank.rows] if other is None else [bank.rows, other.rows]
-    plain = all(describable(matrix) for matrix in (flat, *banks)) and bank.row_scale is None
+    plain = all(describable(matrix) for matrix in (flat, *banks)) and not scaled
     # fp16 would lose the small weights of a fixed maximum.
     lean = "static" if unit_length and dtype == torch.bfloat16 else "lean"
     key = table_key(kind, D, A, "safe" if not plain else "full" if full else lean)
     architecture, _ = launch.device_class(query.device)
-    whole = one_pass(B, D, dtype, A, architecture)
+    whole = one_pass(query, dtype, A, architecture, scaled=scaled)
     with on_device(query):
         if other is not None and not (whole and _worth_one_launch(key, B, query.device)):
             limits = (None, None) if limit is None else limit.unbind()
@@ -150,6 +157,8 @@ def _worth_one_launch(key: str, rows: int, device: torch.device) -> bool:
     To keep track of the side costs registers, so some tiles are smaller.
     """
     architecture, _ = launch.device_class(device)
+    if not launch.listed(_table(pair=True), key, architecture):
+        return False
     joint, single = (
         launch.candidates(_table(pair), key, architecture)[0].rows for pair in (True, False)
     )

@@ -68,6 +68,11 @@ def device_class(device: torch.device) -> tuple[str, int]:
     return _device_class(torch.cuda.current_device() if device.index is None else device.index)
 
 
+def listed(kernel: str, key: str, architecture: str) -> bool:
+    """Whether a row of the table has an entry for the class."""
+    return interpreting() or architecture in table(kernel)[key]
+
+
 def candidates(kernel: str, key: str, architecture: str) -> list[Config]:
     """The configurations of one row of the table, the default first."""
     if interpreting():

@@ -14,7 +14,7 @@ from sede_kernels.functional import (
 )
 from sede_kernels.modules import AttentionErase
 
-PASSES = ("replace", "second")
+PASSES = ("replace", "train", "second")
 
 
 class Erasing(NamedTuple):
@@ -24,14 +24,18 @@ class Erasing(NamedTuple):
         side: ``low`` hides what is attended least, ``high`` what is attended most.
         rule: a rule of :func:`sede_kernels.attention_erase`.
         threshold: of the rules that take one.
-        how: ``replace`` erases in every pass, in evaluation too; ``second`` adds a training pass
-            over what erasing left, and leaves the embedding alone.
+        how: ``replace`` erases in every pass, in evaluation too; ``train`` in training only;
+            ``second`` adds a training pass over what erasing left, and leaves the embedding alone.
     """
 
     side: str
     rule: str = "mean"
     threshold: float | None = None
     how: str = "replace"
+
+    def acts(self, training: bool) -> bool:
+        """Whether embeddings are erased in this mode."""
+        return self.how == "replace" or (self.how == "train" and training)
 
     def __call__(self, attention: Tensor, lengths: Tensor | None) -> Tensor:
         """The attention (B, L) without the erased fragments, summing to 1 again."""
@@ -122,7 +126,7 @@ class RetrievalModel(nn.Module, ABC):
     image_encoder: nn.Module
     text_encoder: nn.Module
     compares_fragments: ClassVar[bool]
-    passes: ClassVar[tuple[str, ...]] = ("replace",)
+    passes: ClassVar[tuple[str, ...]] = ("replace", "train")
     options: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, float]] = {
         "dim": 256,

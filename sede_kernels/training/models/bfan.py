@@ -32,6 +32,8 @@ class FocusedRegions(nn.Module):
 
     def forward(self, regions: Tensor) -> Encoded:
         """Encode (B, R, F) region features; fewer fragments come back."""
+        if not self.erasing.acts(self.training):
+            return self.encoder(regions)  # type: ignore[no-any-return]
         fragments = self.encoder(regions).fragments
         with torch.no_grad():
             middle = nn.functional.normalize(fragments.mean(1), dim=1)

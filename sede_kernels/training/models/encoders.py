@@ -21,7 +21,7 @@ class AttentionPool(nn.Module):
     def __init__(self, dim: int, erasing: Erasing | None) -> None:
         super().__init__()
         self.score = nn.Sequential(nn.Linear(dim, dim // 2), nn.Tanh(), nn.Linear(dim // 2, 1))
-        self.erasing = erasing if erasing is not None and erasing.how == "replace" else None
+        self.erasing = erasing
 
     def forward(
         self, fragments: Tensor, lengths: Tensor | None, values: Tensor | None = None
@@ -33,7 +33,9 @@ class AttentionPool(nn.Module):
             places = torch.arange(scores.shape[1], device=scores.device)
             scores = scores.masked_fill(places >= lengths[:, None], float("-inf"))
         attention = scores.softmax(1)
-        kept = attention if self.erasing is None else self.erasing(attention, lengths)
+        kept = attention
+        if self.erasing is not None and self.erasing.acts(self.training):
+            kept = self.erasing(attention, lengths)
         return Encoded(values, lengths, pooled(values, kept), attention)
 
 

@@ -40,7 +40,6 @@ class Scan(FragmentModel):
         super().__init__(sizes, erasing)
         directions = ("t2i", "i2t") if direction == "both" else (direction,)
         self.directions = {way: smoothing or SMOOTHING[way] for way in directions}
-        self.erase = None if erasing is None else erasing.inside()
         self.image_encoder = RegionEncoder(sizes)
         self.text_encoder = WordEncoder(sizes)
 
@@ -48,6 +47,9 @@ class Scan(FragmentModel):
         self, similarity: Callable[..., Tensor], images: Encoded, captions: Encoded
     ) -> Tensor:
         """Mean cosine between query fragments and what they attended to."""
+        erasing = self.erasing
+        acts = erasing is not None and erasing.acts(self.training)
+        erase = erasing.inside() if erasing is not None and acts else None
         scores = [
             similarity(
                 images.fragments,
@@ -57,7 +59,7 @@ class Scan(FragmentModel):
                 direction=way,
                 smoothing=smoothing,
                 aggregate="mean",
-                erase=self.erase,
+                erase=erase,
             )
             for way, smoothing in self.directions.items()
         ]

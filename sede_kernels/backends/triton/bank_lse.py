@@ -37,8 +37,8 @@ def one_pass(
 ) -> bool:
     """Whether variant A serves the call, or variant B must.
 
-    Of wide rows few fit into a tile: A serves them where it reads the bank no more often than B,
-    and not those of 8 bits (``scaled``), which take more registers.
+    Of wide rows few fit into a tile, and none on some classes: A serves them where it reads the
+    bank no more often than B, and not those of 8 bits (``scaled``), which take more registers.
     """
     rows, dim = query.shape[-2:]
     if accumulators == 0:
@@ -47,8 +47,11 @@ def one_pass(
         return False
     if padded(dim) < WIDEST:
         return True
-    tile = launch.candidates("bank_lse", f"{WIDEST}/lean", architecture)[0].rows
-    return not scaled and -(-rows // tile) <= 2 * -(-rows // CHUNK_ROWS)
+    key = f"{WIDEST}/lean"
+    if scaled or not launch.listed(_table(pair=False), key, architecture):
+        return False
+    tile = launch.candidates(_table(pair=False), key, architecture)[0].rows
+    return -(-rows // tile) <= 2 * -(-rows // CHUNK_ROWS)
 
 
 def table_key(kind: str, dim: int, accumulators: int, variant: str) -> str:

@@ -10,6 +10,7 @@ Groups = dict[tuple[Any, ...], list[Record]]
 _COLORS = {
     "sede cpu": "#0b5cad",
     "sede triton": "#0b5cad",
+    "sede triton online": "#4f86c6",
     "sede kernels": "#0b5cad",
     "sede cuda": "#08366b",
     "sede torch": "#6cb2eb",

@@ -42,18 +42,31 @@ def _dump(flag: str, path: Path) -> str:
     return done.stdout
 
 
-def compile_case(case: Case) -> Resources:
-    """Compile through ``triton.compile`` and disassemble the result."""
+def _compiled(case: Case) -> Any:
     signature, constants, attributes = case.source()
-    compiled: Any = triton.compile(
+    return triton.compile(
         ASTSource(case.kernel, signature, constants, attributes),
         target=GPUTarget("cuda", launch.CAPABILITY[case.architecture], 32),
         options=case.options,
     )
+
+
+def _read(compiled: Any, *flags: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(compiled.asm["cubin"])
-        usage, code = _dump("-res-usage", path), _dump("-sass", path)
+        return [_dump(flag, path) for flag in flags]
+
+
+def disassemble(case: Case) -> str:
+    """The assembler text of a compiled case."""
+    return _read(_compiled(case), "-sass")[0]
+
+
+def compile_case(case: Case) -> Resources:
+    """Compile through ``triton.compile`` and disassemble the result."""
+    compiled = _compiled(case)
+    usage, code = _read(compiled, "-res-usage", "-sass")
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump -res-usage gave no usage for {case.name}: {usage!r}")

@@ -87,7 +87,7 @@ class MoCoQueue(nn.Module):
         """Mean cross entropy of [q.k | q.queue] / T with the key as the right class.
 
         Args:
-            q: (B, D) unit queries.
+            q: (B, D) unit queries; longer ones may overflow in a kernel that relies on it.
             k: (B, D) unit keys of the momentum encoder.
             ids: (B,) what each row is of; stored keys of the same id are no negatives.
 

@@ -1,5 +1,8 @@
 """Shared fixtures: seeds, unit rows, the backends that this machine can run on CPU tensors."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +18,8 @@ CPU_BACKENDS = [
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(20221)
+    np.random.seed(20221)  # the samplers of hosts draw from it
+    random.seed(20221)
 
 
 @pytest.fixture(params=CPU_BACKENDS)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sede_kernels import ops
 
@@ -257,6 +258,7 @@ class FragmentBank(nn.Module):
         if keys.device != self.rows.device:
             raise ValueError(f"{name}: keys are on {keys.device}, the bank on {self.rows.device}.")
         total, width = keys.shape[:2]
+        ragged = lengths is not None
         if lengths is None:
             lengths = torch.full((total,), width, device=keys.device)
         if lengths.shape != (total,) or lengths.dtype.is_floating_point:
@@ -273,13 +275,14 @@ class FragmentBank(nn.Module):
         key_ids = _checked_ids(name, ids, total, keys.device)
         skipped = max(0, total - size)
         slots = (self.ptr + torch.arange(skipped, total, device=keys.device)) % size
-        index = torch.arange(width, device=keys.device)
-        lengths = lengths.to(device=keys.device, dtype=torch.int64)
-        padding = (index >= lengths.unsqueeze(1)).unsqueeze(2)
-        sets = self.rows.new_zeros((total - skipped, longest, dim))
-        sets[:, :width] = keys.masked_fill(padding, 0.0)[skipped:].to(self.rows.dtype)
-        self.rows.index_copy_(0, slots, sets)
-        self.lengths.index_copy_(0, slots, lengths[skipped:])
+        sets, lengths = keys[skipped:], lengths.to(keys.device, torch.int64)[skipped:]
+        if ragged:
+            index = torch.arange(width, device=keys.device)
+            sets = sets.masked_fill((index >= lengths.unsqueeze(1)).unsqueeze(2), 0.0)
+        if width < longest:
+            sets = F.pad(sets, (0, 0, 0, longest - width))
+        self.rows.index_copy_(0, slots, sets.to(self.rows.dtype))
+        self.lengths.index_copy_(0, slots, lengths)
         stored = torch.full_like(slots, ANONYMOUS) if key_ids is None else key_ids[skipped:]
         self.ids.index_copy_(0, slots, stored)
         self.ptr.copy_((self.ptr + total) % size)

@@ -38,7 +38,7 @@ def cross_attention_pairs(
         aggregate: ``lse``, ``mean``, ``max`` or ``sum``.
         aggregate_scale: lambda_lse > 0, used by ``lse`` only.
         erase: None, a rule name without threshold, or an ``AttentionErase``.
-        backend: ``auto``, ``reference``, ``torch`` or ``cpu``; on a GPU ``auto`` is ``torch``.
+        backend: ``auto``, ``reference``, ``torch``, ``cpu`` or ``triton``.
 
     Returns:
         (B, N) similarities, float32 (float64 for float64 inputs). A pair with an empty side is 0,
@@ -49,9 +49,10 @@ def cross_attention_pairs(
         BackendUnavailableError: an explicit backend cannot serve the call.
 
     Cost:
-        4 BNRLD FLOPs forward: S and the contexts, formed outright, since with few queries a set
-        they cost less than the Gram matrix of the sources. Backend ``cpu`` goes pair by pair and
-        needs no memory beyond one; ``torch`` holds all pairs at once.
+        At most 4 BNRLD FLOPs forward: S and the contexts, formed outright, since with few queries
+        a set they cost less than the Gram matrix of the sources. Backend ``cpu`` goes pair by pair,
+        needs no memory beyond one, and takes the Gram matrix where a pair has fewer sources than
+        queries; ``torch`` holds all pairs at once.
 
     Gradients:
         regions and words; the erasing mask is a constant. The backward computes S again.

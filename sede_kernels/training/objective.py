@@ -12,6 +12,7 @@ from sede_kernels.training.losses import hardest_hinge, score_info_nce
 from sede_kernels.training.models import Encoded, FragmentModel
 
 Pair = tuple[Encoded, Encoded]
+Scores = tuple[Tensor, Tensor, Tensor]  # (B,) right pairs, (B, N), which are negatives (B, N)
 
 
 class Objective(nn.Module, ABC):
@@ -138,63 +139,12 @@ class FragmentObjective(Objective):
         """Mean loss of both directions."""
         if keys is None:
             batch = self._score(images, captions)
-            losses = self._one_way(batch, ids, ids), self._one_way(batch.t(), ids, ids)
+            ways = _one_way(batch, ids, ids), _one_way(batch.t(), ids, ids)
         else:
             against = self._of_hardest if self.config.bank_hardest else self._of_bank
-            losses = against(images, captions, ids, keys)
-        return (losses[0] + losses[1]) / 2
-
-    def _of_bank(
-        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair
-    ) -> tuple[Tensor, Tensor]:
-        """Against the keys of the batch and all that is stored."""
-        stored = (Encoded(bank.rows, bank.lengths) for bank in (self.image_bank, self.caption_bank))
-        others, texts = (_joined(key, sets) for key, sets in zip(keys, stored, strict=True))
-        return (
-            self._one_way(self._score(images, texts), ids, torch.cat([ids, self.caption_bank.ids])),
-            self._one_way(
-                self._score(others, captions).t(), ids, torch.cat([ids, self.image_bank.ids])
-            ),
-        )
-
-    def _of_hardest(
-        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair
-    ) -> tuple[Tensor, Tensor]:
-        """Each query against its own key and the hardest sets that it finds in the bank."""
-        image_keys, caption_keys = keys
-        texts, some_texts = self._candidates(
-            images, caption_keys, self.caption_bank, self.caption_means, ids
-        )
-        others, some_others = self._candidates(
-            captions, image_keys, self.image_bank, self.image_means, ids
-        )
-        to_text = self._score_pairs(_each(images), texts)
-        to_image = self._score_pairs(others, _each(captions))
-        return (
-            self._loss(to_text[:, 0], to_text[:, 1:], some_texts),
-            self._loss(to_image[:, 0], to_image[:, 1:], some_others),
-        )
-
-    def _candidates(
-        self, query: Encoded, key: Encoded, bank: FragmentBank, means: MemoryBank, ids: Tensor
-    ) -> tuple[Encoded, Tensor]:
-        """Of each query its key, then its hardest sets (B, 1 + k, L, D); which exist (B, k)."""
-        wanted = self.config.bank_hardest
-        near = hardest_negatives(mean_fragment(query).detach(), means, wanted, query_ids=ids)[1]
-        rows = nn.functional.pad(near.clamp_min(0), (1, 0))  # the first place is for the key
-        sets = bank.rows.index_select(0, rows.flatten()).view(*rows.shape, *bank.rows.shape[1:])
-        lengths, width = bank.lengths[rows], key.fragments.shape[1]
-        sets[:, 0, :width] = key.fragments
-        lengths[:, 0] = width if key.lengths is None else key.lengths
-        return Encoded(sets.to(query.fragments.dtype), lengths), near >= 0
-
-    def _one_way(self, scores: Tensor, ids: Tensor, key_ids: Tensor) -> Tensor:
-        """Loss of (B, B + K) scores whose diagonal holds the right pairs."""
-        valid = (key_ids != -1) & (key_ids != ids[:, None])
-        return self._loss(scores.diagonal(), scores, valid)
-
-    def _loss(self, positive: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-        """Mean loss of (B,) right pairs against those of (B, N) scores that are negatives."""
+            ways = against(images, captions, ids, keys)
+        # Both directions as rows of one problem, (2 B, N): half the operations.
+        positive, scores, valid = (torch.cat(side) for side in zip(*ways, strict=True))
         if self.config.loss == "hinge":
             hardest = scores.masked_fill(~valid, float("-inf")).max(1).values
             return hardest_hinge(positive, hardest, self.config.margin).mean()
@@ -206,6 +156,48 @@ class FragmentObjective(Objective):
             hardness=self.config.weighting,
         ).mean()
 
+    def _of_bank(
+        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair
+    ) -> tuple[Scores, Scores]:
+        """Against the keys of the batch and all that is stored."""
+        stored = (Encoded(bank.rows, bank.lengths) for bank in (self.image_bank, self.caption_bank))
+        others, texts = (_joined(key, sets) for key, sets in zip(keys, stored, strict=True))
+        return (
+            _one_way(self._score(images, texts), ids, torch.cat([ids, self.caption_bank.ids])),
+            _one_way(self._score(others, captions).t(), ids, torch.cat([ids, self.image_bank.ids])),
+        )
+
+    def _of_hardest(
+        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair
+    ) -> tuple[Scores, Scores]:
+        """Each query against its own key and the hardest sets that it finds in the bank."""
+        image_keys, caption_keys = keys
+        texts, some_texts = self._candidates(
+            images, caption_keys, self.caption_bank, self.caption_means, ids
+        )
+        others, some_others = self._candidates(
+            captions, image_keys, self.image_bank, self.image_means, ids
+        )
+        to_text = self._score_pairs(_each(images), texts)
+        to_image = self._score_pairs(others, _each(captions))
+        return (
+            (to_text[:, 0], to_text[:, 1:], some_texts),
+            (to_image[:, 0], to_image[:, 1:], some_others),
+        )
+
+    def _candidates(
+        self, query: Encoded, key: Encoded, bank: FragmentBank, means: MemoryBank, ids: Tensor
+    ) -> tuple[Encoded, Tensor]:
+        """Of each query its key, then its hardest sets (B, 1 + k, L, D); which exist (B, k)."""
+        wanted = self.config.bank_hardest
+        near = hardest_negatives(mean_fragment(query), means, wanted, query_ids=ids)[1]
+        rows = nn.functional.pad(near.clamp_min(0), (1, 0))  # the first place is for the key
+        sets = bank.rows.index_select(0, rows.flatten()).view(*rows.shape, *bank.rows.shape[1:])
+        lengths, width = bank.lengths[rows], key.fragments.shape[1]
+        sets[:, 0, :width] = key.fragments
+        lengths[:, 0] = width if key.lengths is None else key.lengths
+        return Encoded(sets.to(query.fragments.dtype), lengths), near >= 0
+
     @torch.no_grad()
     def enqueue(self, keys: Pair, ids: Tensor) -> None:
         """Store the region set of each image and the word set of each caption."""
@@ -214,6 +206,11 @@ class FragmentObjective(Objective):
         self.caption_bank.enqueue(captions.fragments, captions.lengths, ids)
         self.image_means.enqueue(mean_fragment(images), ids)
         self.caption_means.enqueue(mean_fragment(captions), ids)
+
+
+def _one_way(scores: Tensor, ids: Tensor, key_ids: Tensor) -> Scores:
+    """Of (B, B + K) scores whose diagonal holds the right pairs."""
+    return scores.diagonal(), scores, (key_ids != -1) & (key_ids != ids[:, None])
 
 
 def _each(side: Encoded) -> Encoded:
@@ -238,10 +235,14 @@ def _joined(first: Encoded, second: Encoded) -> Encoded:
     return Encoded(torch.cat(sides), torch.cat(lengths))
 
 
+@torch.no_grad()
 def mean_fragment(side: Encoded) -> Tensor:
-    """Unit mean of the real fragments of each set, (B, D)."""
+    """Unit mean of the real fragments of each set, (B, D), without a gradient."""
     fragments = side.fragments
-    if side.lengths is not None:
+    if side.lengths is None:
+        total = fragments.sum(1)
+    else:
         places = torch.arange(fragments.shape[1], device=fragments.device)
-        fragments = fragments.masked_fill((places >= side.lengths[:, None]).unsqueeze(2), 0.0)
-    return nn.functional.normalize(fragments.sum(1), dim=1)
+        real = (places < side.lengths.unsqueeze(1)).to(fragments.dtype)
+        total = torch.bmm(real.unsqueeze(1), fragments).squeeze(1)
+    return nn.functional.normalize(total, dim=1)

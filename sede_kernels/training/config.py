@@ -114,12 +114,6 @@ class TrainConfig:
         needs = self.erase_rule in ("absolute", "relative", "topk", "quantile")
         if self.erase != "off" and needs and self.erase_threshold is None:
             raise UserError(f"erase_rule {self.erase_rule!r} needs erase_threshold.")
-        passes = MODELS[self.model].passes
-        if self.erase != "off" and self.erase_pass not in passes:
-            raise UserError(
-                f"model {self.model} erases with --erase-pass {' or '.join(passes)}, "
-                f"got {self.erase_pass!r}."
-            )
 
     @property
     def erasing(self) -> Erasing | None:

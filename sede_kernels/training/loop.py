@@ -26,7 +26,6 @@ from sede_kernels.training.data.text import pad
 from sede_kernels.training.evaluate import Retrieval, score_part, summarize
 from sede_kernels.training.files import UserError, require, write_json, write_text
 from sede_kernels.training.models import Encoded, FragmentModel
-from sede_kernels.training.models.encoders import pooled
 from sede_kernels.training.objective import (
     FragmentObjective,
     Objective,
@@ -198,10 +197,8 @@ class Trainer:
                 images.first(count), captions.first(count), ids[:count], keys
             )
         erasing = self.model.erasing
-        if erasing is not None and erasing.how == "second" and images.attention is not None:
-            kept = erasing(images.attention, images.lengths)
-            rest = images._replace(vector=pooled(images.fragments, kept))
-            second = self.objective(rest, captions, ids)
+        if erasing is not None and erasing.how == "second":
+            second = self.objective(self.model.erased(images), captions, ids, erased=True)
             loss = loss + self.config.erase_weight * second
         return loss
 

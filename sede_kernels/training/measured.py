@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sede_kernels import __version__
+from sede_kernels.info import cpu_model
 from sede_kernels.training.analysis import analyse
 from sede_kernels.training.evaluate import score_part, summarize
 from sede_kernels.training.files import write_text
@@ -76,7 +77,7 @@ def measure(job: Job, folder: Path, *, quiet: bool, keep: bool) -> Record:
 
     Returns:
         ``variant``, the whole ``config``, ``epochs`` (dev, times, test where noted),
-        ``analysis``, ``versions``.
+        ``analysis``, ``versions``, ``processor``.
 
     Raises:
         UserError: data or settings do not fit, or the loss became infinite.
@@ -105,4 +106,5 @@ def measure(job: Job, folder: Path, *, quiet: bool, keep: bool) -> Record:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+        "processor": cpu_model(),
     }

@@ -32,7 +32,13 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair | None = None
+        self,
+        images: Encoded,
+        captions: Encoded,
+        ids: Tensor,
+        keys: Pair | None = None,
+        *,
+        erased: bool = False,
     ) -> Tensor:
         """Mean loss of both directions.
 
@@ -42,6 +48,7 @@ class Objective(nn.Module, ABC):
             ids: (B,) image ids: rows of one id are no negatives of each other.
             keys: the same images and captions as keys, detached; the banks then count.
                 None: the batch alone, each side the keys of the other.
+            erased: the images came from the model's ``erased``; of the batch alone.
         """
 
     @abstractmethod
@@ -64,7 +71,13 @@ class VectorObjective(Objective):
             self.caption_bank = MemoryBank(config.bank, dim)
 
     def forward(
-        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair | None = None
+        self,
+        images: Encoded,
+        captions: Encoded,
+        ids: Tensor,
+        keys: Pair | None = None,
+        *,
+        erased: bool = False,
     ) -> Tensor:
         """Mean loss of both directions."""
         image, caption = images.unit_vector(), captions.unit_vector()
@@ -134,11 +147,17 @@ class FragmentObjective(Objective):
             self.caption_means = MemoryBank(config.bank, config.dim)
 
     def forward(
-        self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair | None = None
+        self,
+        images: Encoded,
+        captions: Encoded,
+        ids: Tensor,
+        keys: Pair | None = None,
+        *,
+        erased: bool = False,
     ) -> Tensor:
         """Mean loss of both directions."""
         if keys is None:
-            batch = self._score(images, captions)
+            batch = self._score(images, captions, erased=erased)
             ways = _one_way(batch, ids, ids), _one_way(batch.t(), ids, ids)
         else:
             against = self._of_hardest if self.config.bank_hardest else self._of_bank

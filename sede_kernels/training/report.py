@@ -25,6 +25,7 @@ class Run:
     config: TrainConfig
     epochs: list[dict[str, Any]]
     analysis: dict[str, Any]
+    processor: str = ""  # not told by old records
 
     @property
     def seconds(self) -> float:
@@ -77,12 +78,15 @@ class Row:
 
 
 def read_runs(records: Sequence[Record]) -> list[Run]:
-    """Runs of all records; of equal ones the first."""
-    runs: dict[TrainConfig, Run] = {}
+    """Runs of all records; of equal ones on one processor the first."""
+    runs: dict[tuple[TrainConfig, str], Run] = {}
     for record in records:
         config = from_mapping(record["config"], "a record")
-        run = Run(record["variant"], config, record["epochs"], record.get("analysis", {}))
-        runs.setdefault(config, run)
+        processor = record.get("processor", "")
+        run = Run(
+            record["variant"], config, record["epochs"], record.get("analysis", {}), processor
+        )
+        runs.setdefault((config, processor), run)
     return list(runs.values())
 
 
@@ -94,35 +98,46 @@ def settings_of(run: Run) -> tuple[str, int, int, int]:
 def rows(runs: Sequence[Run], bases: Sequence[Run] = ()) -> list[Row]:
     """One row a model and variant of runs that share a table; pairs share all but the modules.
 
+    Of runs of equal settings on several processors a row takes the latest, and a base of the run's
+    own processor where there is one.
+
     Args:
         runs: of one table.
         bases: base runs of any number of epochs, for the column of equal time.
     """
     # A base has settings of modules too, which do nothing: defaults, of the version that ran it.
     every = [run for run in (*bases, *runs) if run.variant == "base"]
-    known = {without_modules(run.config): run for run in every}
+    known = {}
+    for processor in {run.processor for run in runs}:
+        own_last = sorted(every, key=lambda run: run.processor == processor)
+        known[processor] = {without_modules(run.config): run for run in own_last}
     found = []
     for model in dict.fromkeys(run.config.model for run in runs):
         for variant in VARIANTS:
             mine = [r for r in runs if (r.config.model, r.variant) == (model, variant)]
-            if variant == "base":  # run again under other defaults of modules: the latest
-                mine = list({without_modules(run.config): run for run in mine}.values())
+            # A base run again under other defaults of modules, or a run on another processor.
+            settings = without_modules if variant == "base" else lambda config: config
+            mine = list({settings(run.config): run for run in mine}.values())
             if mine:
                 found.append(_row(model, variant, mine, known))
     return found
 
 
-def _row(model: str, variant: str, mine: list[Run], bases: dict[TrainConfig, Run]) -> Row:
+def _row(
+    model: str, variant: str, mine: list[Run], known: dict[str, dict[TrainConfig, Run]]
+) -> Row:
     pairs = []
     if variant != "base":
-        partners = [(run, bases.get(without_modules(run.config))) for run in mine]
+        partners = [(run, known[run.processor].get(without_modules(run.config))) for run in mine]
         pairs = [(run, base) for run, base in partners if base is not None]
-    cost = median([run.epoch_seconds / base.epoch_seconds for run, base in pairs] or [1.0])
+    # Times of two processors say nothing of the modules.
+    timed = [(run, base) for run, base in pairs if run.processor == base.processor] or pairs
+    cost = median([run.epoch_seconds / base.epoch_seconds for run, base in timed] or [1.0])
     gains: dict[str, list[float]] = {"best": [], "last": [], "time": []}
     for run, base in pairs:
         gains["best"].append(run.test() - base.test())
         gains["last"].append(run.last_test - base.last_test)
-        as_long = _base_score(without_modules(base.config), cost, bases)
+        as_long = _base_score(without_modules(base.config), cost, known[run.processor])
         if as_long is not None:
             gains["time"].append(run.test() - as_long)
     return Row(

@@ -9,6 +9,7 @@ import numpy as np
 
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.models import MODELS
+from sede_kernels.training.models.base import PASSES
 from sede_kernels.training.report import Run
 from sede_kernels.training.variants import MODULES, Job, Settings, variant_config
 
@@ -23,7 +24,7 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "age": {
         "erase": ("low", "high"),
         "erase_rule": ("mean", "prob", "quantile"),
-        "erase_pass": ("replace", "second"),
+        "erase_pass": PASSES,
     },
     "lsns": {
         "bank": (512, 2048, 4096),
@@ -67,14 +68,10 @@ def candidates(part: str, trials: int, model: str, given: Container[str] = ()) -
         given: settings that are not searched, since a flag fixes them.
     """
     axes = {name: values for name, values in GRIDS[part].items() if name not in given}
-    if "erase_pass" in axes:
-        axes["erase_pass"] = MODELS[model].passes
     if not MODELS[model].compares_fragments:
         axes.pop("bank_hardest", None)
     total = math.prod(len(values) for values in axes.values())
     points = [{name: USUAL[name] for name in axes}]
-    if points[0].get("erase_pass") not in (None, *axes.get("erase_pass", ())):
-        points = []
     rng = np.random.default_rng(0)
     while len(points) < min(trials, total):
         # A round shows every value of every axis, so that few trials are spread out.

@@ -176,9 +176,6 @@ def test_settings_are_checked_before_anything_runs(icons, tmp_path, capfd):
     assert "use --seeds" in fails("--seed", "3")
     assert "would leave a module off" in fails("--bank", "0")
     assert "the hinge has no weighting" in fails("--loss", "hinge")
-    assert "erases with --erase-pass replace or train" in fails(
-        "--models", "scan", "--erase-pass", "second"
-    )
     assert "no data set 'nowhere'" in fails("--models", "vse", "--data", "nowhere")
     assert "no settings file" in fails("--models", "vse", "--settings", str(tmp_path / "s.json"))
     (tmp_path / "s.json").write_text('{"vse": {"bese": {}}}')
@@ -273,6 +270,21 @@ def test_a_base_of_an_earlier_default_is_still_the_base():
     assert (both[0].test.count, both[0].test.mean, both[1].gains["best"].mean) == (1, 12, 3)
 
 
+def test_times_and_pairs_stay_on_one_processor():
+    """A run is compared with a base of its own processor, whichever is filed last."""
+    fast = [run("base", 0, [1], [10], 1.0), run("base", 1, [1], [11], 1.0)]
+    slow = [replace(base, epochs=run("base", 0, [1], [12], 2.0).epochs) for base in fast]
+    quick, late = run("wil", 0, [1], [15], 1.2), run("wil", 1, [1], [17], 2.2)
+    there = [replace(one, processor="slow") for one in (*slow, late)]
+    for order in ([*fast, *there], [*there, *fast]):
+        wil = rows([quick, *order])[1]
+        assert wil.per_seed == [15 - 10, 17 - 12]
+        assert wil.cost == pytest.approx((1.2 + 1.1) / 2)
+    # Without a base of its own processor the other one gives the scores, and no time.
+    both = rows([quick, fast[0], there[2], fast[1]])[1]
+    assert (both.per_seed, both.cost) == ([15 - 10, 17 - 11], 1.2)
+
+
 def test_records_survive_damage(tmp_path):
     path = tmp_path / "runs.jsonl"
     assert read(path) == ([], [])
@@ -297,7 +309,7 @@ def test_trials_are_spread_and_start_with_the_usual_setting():
     assert all(every.count(point) == 1 for point in every)
     assert {point["temperature"] for point in every[1:5]} == {0.02, 0.03, 0.05, 0.1}
     rules = candidates("age", 99, "scan", {"erase"})
-    assert {point["erase_pass"] for point in rules} == {"replace", "train"}  # it has no second
+    assert {point["erase_pass"] for point in rules} == {"replace", "train", "second"}
     assert sorted({point["erase_rule"] for point in rules}) == ["mean", "prob", "quantile"]
     assert rules[0]["erase_rule"] == "mean"
     assert candidates("wil", 3, "vsrn", {"weighting"}) == [{}]

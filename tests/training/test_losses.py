@@ -190,17 +190,23 @@ def test_erasing_replaces_the_embedding_or_leaves_it_alone():
 
 
 @pytest.mark.parametrize("model", ["scan", "bfan"])
-def test_fragments_are_erased_in_training_only(model):
+def test_fragments_are_erased_in_the_passes_that_ask_for_it(model):
     regions, words = torch.randn(3, 9, 5), torch.randint(1, 20, (3, 4))
     scores = {}
-    for how in ("off", "replace", "train"):
+    for how in ("off", "replace", "train", "second"):
         torch.manual_seed(1)
         extra = {} if how == "off" else {"erase": "high", "erase_pass": how}
         built = build_model(TrainConfig(model=model, dim=8, dropout=0.0, **extra), 5, 20)
         for mode in (True, False):
             built.train(mode)
+            images = built.image_encoder(regions)
             captions = built.text_encoder(words, torch.tensor([4, 2, 3]), None)
-            scores[how, mode] = built.score(built.image_encoder(regions), captions)
+            scores[how, mode] = built.score(images, captions)
+        if how == "second":
+            again = built.score(built.erased(images), captions, erased=True)
     assert not torch.allclose(scores["replace", True], scores["off", True])
     assert torch.equal(scores["train", True], scores["replace", True])
     assert torch.equal(scores["train", False], scores["off", False])
+    assert torch.equal(scores["second", True], scores["off", True])
+    assert torch.equal(scores["second", False], scores["off", False])
+    torch.testing.assert_close(again, scores["replace", False])

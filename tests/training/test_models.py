@@ -234,10 +234,3 @@ def test_broken_sentence_embeddings(family):
     np.save(family / "test_sbert.npy", np.full((30, 4), np.nan, np.float32))
     with pytest.raises(UserError, match="NaN or infinite"):
         load_part(family, "test", "sbert")
-
-
-def test_a_pass_without_a_place_is_refused():
-    with pytest.raises(
-        UserError, match="bfan erases with --erase-pass replace or train, got 'second'"
-    ):
-        TrainConfig(model="bfan", erase="low", erase_pass="second")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sede_kernels.functional import (
@@ -25,7 +26,8 @@ class Erasing(NamedTuple):
         rule: a rule of :func:`sede_kernels.attention_erase`.
         threshold: of the rules that take one.
         how: ``replace`` erases in every pass, in evaluation too; ``train`` in training only;
-            ``second`` adds a training pass over what erasing left, and leaves the embedding alone.
+            ``second`` adds a training pass over what erasing left, whose loss is added to that of
+            the whole images; evaluation erases nothing.
     """
 
     side: str
@@ -118,7 +120,6 @@ class RetrievalModel(nn.Module, ABC):
         sizes: what the encoders were built for.
         erasing: what the model erases, or None.
         compares_fragments: whether ``score`` needs fragments, so that banks must hold them.
-        passes: the kinds of erasing pass (``Erasing.how``) that there is a place for.
         options: settings of its own that the model takes, by their names in the configuration.
         defaults: settings of the configuration that suit the model, in place of 0.
     """
@@ -126,7 +127,6 @@ class RetrievalModel(nn.Module, ABC):
     image_encoder: nn.Module
     text_encoder: nn.Module
     compares_fragments: ClassVar[bool]
-    passes: ClassVar[tuple[str, ...]] = ("replace", "train")
     options: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[Mapping[str, float]] = {
         "dim": 256,
@@ -146,8 +146,19 @@ class RetrievalModel(nn.Module, ABC):
         return self.sizes.features
 
     @abstractmethod
-    def score(self, images: Encoded, captions: Encoded) -> Tensor:
-        """Similarity of all pairs, (B images, C captions)."""
+    def score(self, images: Encoded, captions: Encoded, *, erased: bool = False) -> Tensor:
+        """Similarity of all pairs, (B images, C captions).
+
+        Args:
+            images: B of them.
+            captions: C of them.
+            erased: the images came from :meth:`erased`; where attention is erased inside the
+                score, erase it in this pass.
+        """
+
+    @abstractmethod
+    def erased(self, images: Encoded) -> Encoded:
+        """Encoded images as a second pass sees them, without what erasing hides."""
 
 
 class FragmentModel(RetrievalModel):
@@ -155,9 +166,9 @@ class FragmentModel(RetrievalModel):
 
     compares_fragments = True
 
-    def score(self, images: Encoded, captions: Encoded) -> Tensor:
+    def score(self, images: Encoded, captions: Encoded, *, erased: bool = False) -> Tensor:
         """Similarity of all pairs, (B images, C captions)."""
-        return self.compare(cross_attention_similarity, images, captions)
+        return self.compare(cross_attention_similarity, images, captions, erased)
 
     def score_pairs(self, images: Encoded, captions: Encoded) -> Tensor:
         """Similarity of B queries with N candidates each, (B, N).
@@ -169,7 +180,11 @@ class FragmentModel(RetrievalModel):
 
     @abstractmethod
     def compare(
-        self, similarity: Callable[..., Tensor], images: Encoded, captions: Encoded
+        self,
+        similarity: Callable[..., Tensor],
+        images: Encoded,
+        captions: Encoded,
+        erased: bool = False,
     ) -> Tensor:
         """The score, by a function of the library that compares fragments."""
 
@@ -178,8 +193,19 @@ class VectorModel(RetrievalModel):
     """A model with one unit vector a side."""
 
     compares_fragments = False
-    passes = PASSES
 
-    def score(self, images: Encoded, captions: Encoded) -> Tensor:
+    def score(self, images: Encoded, captions: Encoded, *, erased: bool = False) -> Tensor:
         """Cosine of all pairs."""
         return images.unit_vector() @ captions.unit_vector().t()
+
+    def erased(self, images: Encoded) -> Encoded:
+        """The fragments pooled again, by the attention that is left."""
+        if self.erasing is None or images.attention is None:
+            raise TypeError("nothing to erase by: the model has no erasing")
+        kept = self.erasing(images.attention, images.lengths)
+        return images._replace(vector=pooled(images.fragments, kept))
+
+
+def pooled(fragments: Tensor, attention: Tensor) -> Tensor:
+    """``normalize(sum_l a_l x_l)``: (B, L, D), (B, L) -> (B, D)."""
+    return F.normalize((attention.unsqueeze(1) @ fragments).squeeze(1), dim=1)

@@ -16,8 +16,6 @@ SMOOTHING = 20.0  # as published
 class FocusedRegions(nn.Module):
     """Region encoder that hides whole regions from every word before the cross attention.
 
-    ``a_r = softmax_r(lambda cos(v_r, mean v))``; the regions that erasing keeps move to the front.
-
     Args:
         sizes: widths and dropout.
         erasing: by ``a``.
@@ -34,7 +32,13 @@ class FocusedRegions(nn.Module):
         """Encode (B, R, F) region features; fewer fragments come back."""
         if not self.erasing.acts(self.training):
             return self.encoder(regions)  # type: ignore[no-any-return]
-        fragments = self.encoder(regions).fragments
+        return self.hide(self.encoder(regions).fragments)
+
+    def hide(self, fragments: Tensor) -> Encoded:
+        """The regions of (B, R, D) that erasing keeps, moved to the front.
+
+        By ``a_r = softmax_r(lambda cos(v_r, mean v))``.
+        """
         with torch.no_grad():
             middle = nn.functional.normalize(fragments.mean(1), dim=1)
             attention = (self.smoothing * (fragments @ middle.unsqueeze(2)).squeeze(2)).softmax(1)
@@ -84,8 +88,18 @@ class Bfan(FragmentModel):
         )
         self.text_encoder = WordEncoder(sizes)
 
+    def erased(self, images: Encoded) -> Encoded:
+        """Without the regions that erasing hides."""
+        if not isinstance(self.image_encoder, FocusedRegions):
+            raise TypeError("nothing to erase by: the model has no erasing")
+        return self.image_encoder.hide(images.fragments)
+
     def compare(
-        self, similarity: Callable[..., Tensor], images: Encoded, captions: Encoded
+        self,
+        similarity: Callable[..., Tensor],
+        images: Encoded,
+        captions: Encoded,
+        erased: bool = False,
     ) -> Tensor:
         """Half the sum of both directions' mean cosines after focal attention."""
         to_regions, to_words = (

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sede_kernels.training.models.base import Encoded, Erasing, Sizes
+from sede_kernels.training.models.base import Encoded, Erasing, Sizes, pooled
 
 
 class AttentionPool(nn.Module):
@@ -37,11 +37,6 @@ class AttentionPool(nn.Module):
         if self.erasing is not None and self.erasing.acts(self.training):
             kept = self.erasing(attention, lengths)
         return Encoded(values, lengths, pooled(values, kept), attention)
-
-
-def pooled(fragments: Tensor, attention: Tensor) -> Tensor:
-    """``normalize(sum_l a_l x_l)``: (B, L, D), (B, L) -> (B, D)."""
-    return F.normalize((attention.unsqueeze(1) @ fragments).squeeze(1), dim=1)
 
 
 class Dropout(nn.Module):

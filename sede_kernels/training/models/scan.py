@@ -43,12 +43,20 @@ class Scan(FragmentModel):
         self.image_encoder = RegionEncoder(sizes)
         self.text_encoder = WordEncoder(sizes)
 
+    def erased(self, images: Encoded) -> Encoded:
+        """The same images: the attention of each query is erased, inside the score."""
+        return images
+
     def compare(
-        self, similarity: Callable[..., Tensor], images: Encoded, captions: Encoded
+        self,
+        similarity: Callable[..., Tensor],
+        images: Encoded,
+        captions: Encoded,
+        erased: bool = False,
     ) -> Tensor:
         """Mean cosine between query fragments and what they attended to."""
         erasing = self.erasing
-        acts = erasing is not None and erasing.acts(self.training)
+        acts = erasing is not None and (erased or erasing.acts(self.training))
         erase = erasing.inside() if erasing is not None and acts else None
         scores = [
             similarity(

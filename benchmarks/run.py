@@ -1,7 +1,8 @@
-"""``sede bench``: measure, compare, plot, table, targets.
+"""``sede bench``: measure, compare, plot, table, targets, modules.
 
 Usage: sede bench [--quick] [options] | sede bench compare BASE HEAD
      | sede bench plot [RESULTS] | sede bench table [RESULTS] | sede bench targets [RESULTS]
+     | sede bench modules [options]
 """
 
 import argparse
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, limits, machine, plot, table, targets
+from benchmarks import compare, limits, machine, modules, plot, table, targets
 from benchmarks.case import Case
 from benchmarks.memory import Memory
 from benchmarks.registry import GRIDS
@@ -30,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="sede bench",
         description="Time and memory of every op beside its peers; each result is checked against "
         "fp64 before it is timed. Also: `sede bench compare BASE HEAD`, `sede bench plot`, "
-        "`sede bench table`, `sede bench targets`.",
+        "`sede bench table`, `sede bench targets`, `sede bench modules`.",
     )
     parser.add_argument("--quick", action="store_true", help="the short grid, under five minutes")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
@@ -160,6 +161,8 @@ def main(argv: list[str] | None = None) -> int:
             return table.main(list(words[1:]), RESULTS)
         if words and words[0] == "targets":
             return targets.main(list(words[1:]), RESULTS)
+        if words and words[0] == "modules":
+            return modules.main(list(words[1:]), RESULTS)
         if words and words[0] == "plot":
             return plot.main(list(words[1:]), RESULTS, FIGURES)
         return _bench(_parser().parse_args(words))

@@ -33,7 +33,7 @@ def compares_fragments(step: str) -> bool:
     return MODELS[STEPS[step]["model"]].compares_fragments
 
 
-def _write_part(folder: Path, part: str, case: Case, rng: "np.random.Generator") -> None:
+def write_part(folder: Path, part: str, case: Case, rng: "np.random.Generator") -> None:
     """A part in the layout of the ``*_precomp`` folders: one caption an image."""
     np.save(
         folder / f"{part}_ims.npy",
@@ -48,7 +48,7 @@ def _write_part(folder: Path, part: str, case: Case, rng: "np.random.Generator")
     (folder / f"{part}_index.txt").write_text(numbers + "\n")
 
 
-def _fill(module: torch.nn.Module, generator: torch.Generator) -> None:
+def fill_banks(module: torch.nn.Module, generator: torch.Generator) -> None:
     """Full banks of random unit vectors: steps are timed as they are after the first epochs."""
     for bank in module.modules():
         if isinstance(bank, MemoryBank):
@@ -107,7 +107,7 @@ class TrainingStep(Operation):
         folder = tempfile.TemporaryDirectory(prefix="sede-bench-")
         rng = np.random.default_rng(seed)
         for part in ("train", "dev", "test"):
-            _write_part(Path(folder.name), part, case, rng)
+            write_part(Path(folder.name), part, case, rng)
         return {"folder": folder, "seed": seed, "device": str(device)}
 
     def _trainer(self, case: Case, inputs: Inputs) -> Any:
@@ -128,7 +128,7 @@ class TrainingStep(Operation):
         )
         trainer = Trainer(config, Path(inputs["folder"].name) / "run")
         trainer.model.train()
-        _fill(trainer.objective, torch.Generator().manual_seed(inputs["seed"]))
+        fill_banks(trainer.objective, torch.Generator().manual_seed(inputs["seed"]))
         return trainer
 
     def _step(self, case: Case, trainer: Any, turn: int) -> Outputs:

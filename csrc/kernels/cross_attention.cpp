@@ -303,12 +303,16 @@ struct Pair {
     for (index_t i = 0; i < n; ++i) t.inner[i] = VecF{};
     spread_grad([&](index_t j, VecF g) { query_backward(j, g, d_norm); });
     if (d_gram) gram_backward(d_gram);
+    // The norm takes away all that goes along with it: of a single query nearly everything, which is
+    // told exactly and not by a difference.
+    const VecI single = LANE_SOURCE ? splat<VecI>(std::int32_t(m == 1 ? -1 : 0)) : lengths == 1;
     for (index_t i = 0; i < n; ++i) {
       const VecF scale = 1.0f / (t.norm[i] + kNormEps);
       const VecF inner = t.norm[i] > 0.0f ? t.inner[i] * scale * scale / t.norm[i] : VecF{};
       for (index_t j = 0; j < m; ++j) {
         const VecF x = load<VecF>(s(i, j));
-        const VecF d = t.gram_a[j * n + i] * scale - leaky(x) * inner;
+        const VecF whole = t.gram_a[j * n + i] * scale;
+        const VecF d = single ? whole * scale * kNormEps : whole - leaky(x) * inner;
         store(op.ds + at(i, j), t.dot[j] * t.a[j * n + i] + (x > 0.0f ? d : d * kLeak));
       }
     }

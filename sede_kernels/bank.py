@@ -1,5 +1,7 @@
 """Memory banks: ring buffers of past keys with their ids, as modules whose state survives."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +35,42 @@ def _checked_ids(name: str, ids: Tensor | None, rows: int, device: torch.device)
                 "leave ids out for keys without an id."
             )
     return ids.to(device=device, dtype=torch.int64)
+
+
+class BankView(NamedTuple):
+    """A bank as the functions read it; what ``MemoryBank.where`` returns.
+
+    Attributes:
+        rows: (K, D), the bank's own.
+        row_scale: (K,) of an int8 bank, else None.
+        ids: (K,) int64, -1 for a slot that does not count.
+    """
+
+    rows: Tensor
+    row_scale: Tensor | None
+    ids: Tensor
+
+
+class FragmentView(NamedTuple):
+    """A fragment bank as a loss reads it; what ``FragmentBank.where`` returns.
+
+    Attributes:
+        rows: (K, L, D), the bank's own.
+        lengths: (K,) int64.
+        ids: (K,) int64, -1 for a slot that does not count.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    ids: Tensor
+
+
+def _ids_where(name: str, flag: Tensor, ids: Tensor) -> Tensor:
+    """``ids``, all -1 where the flag is False; decided on the device."""
+    if not isinstance(flag, Tensor) or flag.dtype != torch.bool or flag.ndim:
+        came = f"{flag.dtype} {tuple(flag.shape)}" if isinstance(flag, Tensor) else repr(flag)
+        raise TypeError(f"{name}: flag must be a 0-d bool tensor or None, got {came}.")
+    return torch.where(flag, ids, EMPTY)
 
 
 class MemoryBank(nn.Module):
@@ -156,6 +194,22 @@ class MemoryBank(nn.Module):
                 self.normalize,
                 backend,
             )
+
+    def where(self, flag: Tensor | None) -> "MemoryBank | BankView":
+        """The bank where ``flag`` holds, an empty one elsewhere; for ``bank`` of any function.
+
+        Args:
+            flag: () bool on the bank's device, never read on the host; None for the bank itself.
+
+        Raises:
+            TypeError: the flag is something else.
+
+        Cost:
+            One pass over the ids.
+        """
+        if flag is None:
+            return self
+        return BankView(self.rows, self.row_scale, _ids_where("MemoryBank.where", flag, self.ids))
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """(K, D) copy in ``dtype``, scales applied, in slot order; empty slots are zero."""
@@ -287,3 +341,10 @@ class FragmentBank(nn.Module):
         self.ids.index_copy_(0, slots, stored)
         self.ptr.copy_((self.ptr + total) % size)
         self.count.copy_((self.count + total).clamp(max=size))
+
+    def where(self, flag: Tensor | None) -> "FragmentBank | FragmentView":
+        """The bank where ``flag`` holds, one with every id -1 elsewhere; see ``MemoryBank``."""
+        if flag is None:
+            return self
+        ids = _ids_where("FragmentBank.where", flag, self.ids)
+        return FragmentView(self.rows, self.lengths, ids)

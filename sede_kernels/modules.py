@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from sede_kernels import functional as F
-from sede_kernels.bank import MemoryBank
+from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional import InfoNCEStats
 from sede_kernels.functional._checks import check_erase
+from sede_kernels.warmup import WarmUp
 
 
 def _scalar(value: float, learnable: bool) -> float | nn.Parameter:
@@ -94,7 +95,7 @@ class WeightedInfoNCE(nn.Module):
         self,
         query: Tensor,
         positive: Tensor,
-        bank: Tensor | MemoryBank | None,
+        bank: Tensor | MemoryBank | BankView | None,
         *,
         query_ids: Tensor | None = None,
         bank_ids: Tensor | None = None,
@@ -226,7 +227,7 @@ class CrossAttentionSimilarity(nn.Module):
         )
 
 
-class SEDELoss(nn.Module):
+class SEDELoss(WarmUp):
     """Both directions of the weighted InfoNCE with one memory bank a modality.
 
     ``loss = (NCE(image, text_key; text bank) + NCE(text, image_key; image bank)) / 2``. Images are
@@ -238,7 +239,8 @@ class SEDELoss(nn.Module):
         dim: D >= 1.
         dtype: of the banks, see ``MemoryBank``.
         start_step: enqueues before the banks join the loss; until then only in-batch negatives
-            count, whatever ``in_batch_negatives`` says.
+            count, whatever ``in_batch_negatives`` says. The device decides, so a step stays one
+            compiled graph. 0 costs nothing; else the pass over the batch stays, 2BBD FLOPs a side.
         loss_options: keywords of ``WeightedInfoNCE``.
 
     Example:
@@ -259,22 +261,14 @@ class SEDELoss(nn.Module):
         start_step: int = 0,
         **loss_options: object,
     ) -> None:
-        super().__init__()
-        if start_step < 0:
-            raise ValueError(f"SEDELoss: start_step must be >= 0, got {start_step}.")
+        super().__init__(start_step)
         self.image_bank = MemoryBank(size, dim, dtype=dtype)
         self.text_bank = MemoryBank(size, dim, dtype=dtype)
-        self.start_step = start_step
-        self.steps = 0
         self.nce = WeightedInfoNCE(**loss_options)  # type: ignore[arg-type]
 
-    def get_extra_state(self) -> int:
-        """Enqueues so far, so that a resumed run knows whether its warm-up is over."""
-        return self.steps
-
-    def set_extra_state(self, state: int) -> None:
-        """Restore the number of enqueues."""
-        self.steps = int(state)
+    def extra_repr(self) -> str:
+        """The warm-up."""
+        return f"start_step={self.start_step}"
 
     def forward(
         self,
@@ -301,17 +295,17 @@ class SEDELoss(nn.Module):
         """
         image_key = image if image_key is None else image_key
         text_key = text if text_key is None else text_key
-        warm = self.steps >= self.start_step
+        warm = self.warm
         options = dict(self.nce.options)
-        if not warm:
-            options["in_batch_negatives"] = True
+        if warm is not None and not options["in_batch_negatives"]:
+            options["in_batch_negatives"] = ~warm
         return F.symmetric_info_nce(
             image,
             text,
             image_key,
             text_key,
-            self.image_bank if warm else None,
-            self.text_bank if warm else None,
+            self.image_bank.where(warm),
+            self.text_bank.where(warm),
             temperature=self.nce.temperature,
             hardness=self.nce.hardness_at_least_zero,
             ids=ids,
@@ -328,4 +322,4 @@ class SEDELoss(nn.Module):
             )
         self.image_bank.enqueue(image_key, ids)
         self.text_bank.enqueue(text_key, ids)
-        self.steps += 1
+        self.advance()

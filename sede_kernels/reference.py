@@ -146,7 +146,7 @@ def weighted_info_nce(
     bank_ids: Tensor | None = None,
     false_negatives: str = "mask",
     margin: float | None = None,
-    in_batch_negatives: bool = False,
+    in_batch_negatives: bool | Tensor = False,
     reduction: str = "mean",
 ) -> Tensor:
     """Weighted InfoNCE of docs/method.md with every similarity written out."""
@@ -157,8 +157,10 @@ def weighted_info_nce(
     valid = valid_slots(query, bank, query_ids, bank_ids, select)
     extra = valid_slots(query, bank, query_ids, bank_ids, "positive")
     s = similarity(query, bank, valid | extra)
-    if in_batch_negatives:
+    if isinstance(in_batch_negatives, Tensor) or in_batch_negatives:
         other = ~torch.eye(query.shape[0], dtype=torch.bool, device=query.device)
+        if isinstance(in_batch_negatives, Tensor):
+            other = other & in_batch_negatives
         own = valid_slots(query, positive, query_ids, query_ids, "positive") & other
         valid = torch.cat([valid, other if select == "keep" else other & ~own], dim=1)
         extra = torch.cat([extra, own], dim=1)

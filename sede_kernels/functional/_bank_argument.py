@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sede_kernels.bank import MemoryBank
+from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional._checks import FLOATS, check_ids, check_same_device, shape_of
 
 
@@ -23,14 +23,14 @@ class BankTensors(NamedTuple):
 
 
 def unpack_bank(
-    name: str, query: Tensor, bank: Tensor | MemoryBank, bank_ids: Tensor | None
+    name: str, query: Tensor, bank: Tensor | MemoryBank | BankView, bank_ids: Tensor | None
 ) -> BankTensors:
     """Rows, scales and ids of ``bank``, checked against the query.
 
     Raises:
         TypeError, ValueError: one sentence naming what was expected and what came.
     """
-    if isinstance(bank, MemoryBank):
+    if isinstance(bank, MemoryBank | BankView):
         if bank_ids is not None:
             raise ValueError(
                 f"{name}: bank_ids came with a MemoryBank, which brings its own ids; leave "

@@ -68,6 +68,16 @@ def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...])
         raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}, got {value!r}.")
 
 
+def check_flag(name: str, argument: str, flag: Tensor, like: Tensor) -> None:
+    """A flag that the device decides by: a 0-d bool tensor beside the query."""
+    if flag.dtype != torch.bool or flag.ndim:
+        raise TypeError(
+            f"{name}: {argument} must be a bool or a 0-d bool tensor, "
+            f"got {flag.dtype} {shape_of(flag)}."
+        )
+    check_same_device(name, like, **{argument: flag})
+
+
 def check_backend(name: str, backend: str) -> str:
     """The requested backend's name, ``SEDE_BACKEND`` applied."""
     try:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from sede_kernels import reference
-from sede_kernels.bank import MemoryBank
+from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional._bank_argument import BankTensors, unpack_bank
 from sede_kernels.functional._checks import (
     check_backend,
     check_choice,
+    check_flag,
     check_float_matrix,
     check_ids,
     check_number,
@@ -66,7 +67,7 @@ class Options(NamedTuple):
     tau_plus: float
     false_negatives: str
     margin: float | None
-    in_batch_negatives: bool
+    in_batch_negatives: bool | Tensor
     unit_length: bool
     reduction: str
     backend: str
@@ -118,7 +119,7 @@ def check_options(
     tau_plus: float,
     false_negatives: str,
     margin: float | None,
-    in_batch_negatives: bool,
+    in_batch_negatives: bool | Tensor,
     unit_length: bool,
     reduction: str,
     backend: str,
@@ -132,6 +133,8 @@ def check_options(
     check_choice(name, "reduction", reduction, ("none", "mean", "sum"))
     if margin is not None:
         check_number(name, "margin", margin)
+    if isinstance(in_batch_negatives, Tensor):
+        check_flag(name, "in_batch_negatives", in_batch_negatives, query)
     chosen = check_backend(name, backend)
     focus = check_number(name, "positive_focus", positive_focus, low=0.0)
     prior = check_number(name, "tau_plus", tau_plus, low=0.0, high=1.0)
@@ -146,7 +149,7 @@ def check_options(
         prior,
         false_negatives,
         margin,
-        in_batch_negatives,
+        in_batch_negatives if isinstance(in_batch_negatives, Tensor) else bool(in_batch_negatives),
         unit_length,
         reduction,
         chosen,
@@ -170,7 +173,7 @@ def check_direction(
     name: str,
     query: Tensor,
     positive: Tensor,
-    bank: Tensor | MemoryBank | None,
+    bank: Tensor | MemoryBank | BankView | None,
     query_ids: Tensor | None,
     bank_ids: Tensor | None,
     options: Options,
@@ -185,7 +188,7 @@ def check_direction(
         )
     ids = check_ids(name, ids_name, query_ids, query.shape[0])
     if bank is None:
-        if not options.in_batch_negatives:
+        if options.in_batch_negatives is False:
             raise ValueError(
                 f"{name}: bank is None, so there are no negatives; pass a bank or "
                 "in_batch_negatives=True."
@@ -245,10 +248,12 @@ def _extra_positives(
     q = query.to(positive_s.dtype)
     log_extra, count = found.lse[0], found.number
     total = (q * acc[-1].detach()).sum(dim=1) * count
-    if options.in_batch_negatives and ids is not None:
+    if options.in_batch_negatives is not False and ids is not None:
         same = (ids.unsqueeze(1) == ids.unsqueeze(0)) & (ids != -1)
         own = torch.eye(ids.shape[0], dtype=torch.bool, device=ids.device)
         weight = (same & ~own).to(q.dtype)
+        if isinstance(options.in_batch_negatives, Tensor):
+            weight = weight * options.in_batch_negatives
         batch = with_batch(
             found,
             query,
@@ -258,6 +263,7 @@ def _extra_positives(
             limit=None,
             select="positive",
             hardest=False,
+            counts=options.in_batch_negatives,
             backend=options.backend,
         )
         log_extra, count = batch.lse[0], batch.number
@@ -278,7 +284,7 @@ def finish(
 ) -> tuple[Tensor, InfoNCEStats]:
     """Loss and statistics from the negatives that the bank had; those of the batch join here."""
     query, positive, _, ids = direction
-    if options.in_batch_negatives:
+    if options.in_batch_negatives is not False:
         found = with_batch(
             found,
             query,
@@ -288,6 +294,7 @@ def finish(
             limit=direction.limit(options, positive_s),
             select=options.select,
             hardest=hardest,
+            counts=options.in_batch_negatives,
             backend=options.backend,
         )
     it: Scalar = 1.0 / options.temperature

@@ -135,9 +135,10 @@ def with_batch(
     limit: Tensor | None,
     select: str,
     hardest: bool,
+    counts: bool | Tensor,
     backend: str,
 ) -> Negatives:
-    """The negatives of the bank and those of the batch together."""
+    """The negatives of the bank and those of the batch together, where the batch ``counts``."""
     moments = torch.is_grad_enabled() and exponents.scales.requires_grad
     keep = torch.is_grad_enabled() and (query.requires_grad or positive.requires_grad)
     lse, _, count, top, _ = ops.batch_lse.batch_lse(
@@ -153,6 +154,9 @@ def with_batch(
         keep,
         backend,
     )
+    if isinstance(counts, Tensor):
+        lse, top = (torch.where(counts, value, -torch.inf) for value in (lse, top))
+        count = torch.where(counts, count, 0)
     top_index = found.top_index
     if hardest:
         top_index = torch.where(top > found.top, -1, top_index)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels import ops, reference
-from sede_kernels.bank import MemoryBank
+from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional._bank_argument import unpack_bank
 from sede_kernels.functional._checks import (
     check_backend,
@@ -49,7 +49,7 @@ def _scales_tensor(name: str, scales: float | Sequence[float] | Tensor, query: T
 
 def bank_lse(
     query: Tensor,
-    bank: Tensor | MemoryBank,
+    bank: Tensor | MemoryBank | BankView,
     scales: float | Sequence[float] | Tensor,
     *,
     query_ids: Tensor | None = None,
@@ -138,7 +138,7 @@ def bank_lse(
 
 def hardest_negatives(
     query: Tensor,
-    bank: Tensor | MemoryBank,
+    bank: Tensor | MemoryBank | BankView,
     k: int = 1,
     *,
     query_ids: Tensor | None = None,

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sede_kernels.bank import MemoryBank
+from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional._checks import check_same_device
 from sede_kernels.functional._exponents import Exponents
 from sede_kernels.functional._info_nce import (
@@ -24,8 +24,8 @@ def symmetric_info_nce(
     text: Tensor,
     image_key: Tensor,
     text_key: Tensor,
-    image_bank: Tensor | MemoryBank | None,
-    text_bank: Tensor | MemoryBank | None,
+    image_bank: Tensor | MemoryBank | BankView | None,
+    text_bank: Tensor | MemoryBank | BankView | None,
     *,
     temperature: float | Tensor = 0.07,
     hardness: float | Tensor = 0.0,
@@ -36,7 +36,7 @@ def symmetric_info_nce(
     ids: Tensor | None = None,
     false_negatives: str = "mask",
     margin: float | None = None,
-    in_batch_negatives: bool = False,
+    in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
@@ -63,7 +63,8 @@ def symmetric_info_nce(
         ids: (B,) integers >= 0, what each pair is of; -1 for unknown.
         false_negatives: same id in the bank or batch: ``mask``, ``positive`` or ``keep``.
         margin: negatives with s_j > s+ + margin are left out; None for no limit.
-        in_batch_negatives: the other rows' keys are negatives too and get a gradient.
+        in_batch_negatives: the other rows' keys are negatives too and get a gradient; a bool, or
+            a 0-d bool tensor on the device.
         unit_length: a promise that embeddings and bank rows have unit length, up to rounding.
         reduction: ``none``, ``mean`` or ``sum``, of each direction.
         backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.

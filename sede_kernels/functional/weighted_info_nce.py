@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sede_kernels.bank import MemoryBank
+from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,
     check_direction,
@@ -19,7 +19,7 @@ NAME = "weighted_info_nce"
 def weighted_info_nce(
     query: Tensor,
     positive: Tensor,
-    bank: Tensor | MemoryBank | None,
+    bank: Tensor | MemoryBank | BankView | None,
     *,
     temperature: float | Tensor = 0.07,
     hardness: float | Tensor = 0.0,
@@ -31,7 +31,7 @@ def weighted_info_nce(
     bank_ids: Tensor | None = None,
     false_negatives: str = "mask",
     margin: float | None = None,
-    in_batch_negatives: bool = False,
+    in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
@@ -60,7 +60,8 @@ def weighted_info_nce(
         false_negatives: same id in the bank or batch: ``mask`` (no negative), ``positive`` (an
             extra positive, uniform soft targets) or ``keep`` (a negative).
         margin: negatives with s_j > s+ + margin are left out; None for no limit.
-        in_batch_negatives: the other rows' positives are negatives too and get a gradient.
+        in_batch_negatives: the other rows' positives are negatives too and get a gradient. A 0-d
+            bool tensor on the device of the query decides without being read on the host.
         unit_length: a promise that queries and bank rows have unit length, up to rounding. A GPU
             kernel then works with a fixed maximum instead of a running one, where 1 / tau + beta
             is a number <= 43. Longer rows may overflow to inf.

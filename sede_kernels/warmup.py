@@ -1,0 +1,69 @@
+"""Warm-up of losses with banks: counted on the device, compared on the device."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def checked_start_step(name: str, start_step: int) -> int:
+    """``start_step`` itself, an integer >= 0.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
+        raise ValueError(f"{name}: start_step must be an integer >= 0, got {start_step!r}.")
+    return start_step
+
+
+class WarmUp(nn.Module):
+    """A loss whose banks join in after ``start_step`` enqueues.
+
+    A subclass calls ``advance`` once an enqueue. It passes ``bank.where(self.warm)`` as the bank:
+    before the warm-up is over, the device then finds every slot empty. Nothing is read on the host,
+    so a compiled step is one graph for the whole run.
+
+    Args:
+        start_step: enqueues before the banks take part; 0 for no warm-up, which costs nothing.
+
+    Attributes:
+        steps: () int64, enqueues so far; a buffer, saved with the module. It stays as it is
+            with ``start_step`` 0.
+    """
+
+    steps: Tensor
+
+    def __init__(self, start_step: int = 0) -> None:
+        super().__init__()
+        self.start_step = checked_start_step(type(self).__name__, start_step)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def warm(self) -> Tensor | None:
+        """Whether the banks take part: () bool on the device, or None with ``start_step`` 0."""
+        return None if self.start_step == 0 else self.steps >= self.start_step
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Count one enqueue, where anything depends on the count."""
+        if self.start_step:
+            self.steps.add_(1)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Begin the warm-up again."""
+        self.steps.zero_()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        # Version 0.1.0 kept the count as a Python number beside the tensors.
+        old, name = prefix + "_extra_state", prefix + "steps"
+        own = type(self).set_extra_state is nn.Module.set_extra_state
+        if own and isinstance(state_dict.get(old), int):
+            state_dict.setdefault(name, torch.tensor(state_dict.pop(old), dtype=torch.int64))
+        elif name not in state_dict:
+            steps = self.steps
+            state_dict[name] = torch.zeros((), dtype=torch.int64) if steps.is_meta else steps
+        super()._load_from_state_dict(state_dict, prefix, *arguments)

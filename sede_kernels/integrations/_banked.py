@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
+
+from sede_kernels.distributed import gather_with_grad as gather_with_grad
 
 Ids = Tensor | Sequence[int]
 
@@ -30,16 +30,6 @@ def ids_tensor(name: str, ids: Ids | None, rows: int, device: torch.device) -> T
     if found.shape != (rows,):
         raise ValueError(f"{name}: ids must be ({rows},), one a row, got {tuple(found.shape)}.")
     return found.to(torch.int64)
-
-
-def gather_with_grad(rows: Tensor) -> Tensor:
-    """Rows (B, D) of every rank in rank order, the same B on each; alone, the rows as they are.
-
-    The gradient of a row is the sum over the ranks' losses.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows
-    return torch.cat(all_gather(rows))  # type: ignore[no-untyped-call]
 
 
 class BankedLoss(nn.Module):

@@ -149,8 +149,10 @@ class RetrievalQueues(nn.Module):
         """Store a batch of all ranks, any size; ``forward`` does so itself in training."""
         flat = torch.as_tensor(idx, device=image_feat_m.device).flatten()
         ids = ids_tensor(NAME, flat, image_feat_m.shape[0], image_feat_m.device)
-        self.image_bank.enqueue(*gather_keys(image_feat_m, ids))
-        self.text_bank.enqueue(*gather_keys(text_feat_m, ids))
+        image, every = gather_keys(image_feat_m, ids)
+        text, _ = gather_keys(text_feat_m)
+        self.image_bank.enqueue(image, every)
+        self.text_bank.enqueue(text, every)
 
     def load_host(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         """Take over the queues of an ALBEF or BLIP checkpoint; -100 slots stay empty.

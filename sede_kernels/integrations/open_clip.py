@@ -3,17 +3,15 @@
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
 from sede_kernels.bank import MemoryBank
-from sede_kernels.distributed import gather_keys
+from sede_kernels.distributed import Batches, batches, gather_keys
 from sede_kernels.functional import symmetric_info_nce
 from sede_kernels.integrations._banked import (
     BankedLoss,
     Ids,
-    gather_with_grad,
     ids_tensor,
     training_call,
 )
@@ -98,15 +96,26 @@ class ClipLoss(BankedLoss):
             self.image_bank = MemoryBank(bank_size, dim, dtype=bank_dtype)
             self.text_bank = MemoryBank(bank_size, dim, dtype=bank_dtype)
 
-    def _gather(self, features: Tensor) -> Tensor:
+    def _ranks(self, features: Tensor, ids: Tensor | None) -> Batches | None:
+        """The batches of all ranks; None alone."""
         if self.world_size == 1:
+            return None
+        found = batches(features, ids, name="ClipLoss")
+        if len(found.sizes) != self.world_size:
+            raise ValueError(
+                f"ClipLoss: world_size={self.world_size} but torch.distributed runs "
+                f"{len(found.sizes)} process(es); start it first, or pass its world size."
+            )
+        return found
+
+    def _gather(self, features: Tensor, ranks: Batches | None) -> Tensor:
+        """Features of all ranks; without ``gather_with_grad`` only the own ones have a gradient."""
+        if ranks is None:
             return features
         if self.gather_with_grad:
-            return gather_with_grad(features)
-        parts = [torch.empty_like(features) for _ in range(self.world_size)]
-        dist.all_gather(parts, features.detach().contiguous())
-        parts[self.rank] = features
-        return torch.cat(parts)
+            return ranks.gather(features)
+        every, start = ranks.gather(features.detach()), ranks.offset
+        return torch.cat([every[:start], features, every[start + features.shape[0] :]])
 
     def forward(
         self,
@@ -134,11 +143,10 @@ class ClipLoss(BankedLoss):
             Scalar, or the dictionary that the trainer sums.
         """
         known = ids_tensor("ClipLoss", ids, image_features.shape[0], image_features.device)
-        stored = (image_features, text_features) if keys is None else keys
         training = training_call(self, image_features, text_features)
-        image, text, every = self._gather(image_features), self._gather(text_features), known
-        if self.world_size > 1 and known is not None:
-            every = gather_keys(image_features, known)[1]
+        ranks = self._ranks(image_features, known)
+        image, text = self._gather(image_features, ranks), self._gather(text_features, ranks)
+        every = known if known is None or ranks is None else ranks.gather(known)
         texts, images = (self.text_bank, self.image_bank) if self.warm else (None, None)
         plain = texts is None and every is None and not self.hardness and not self.options
         if plain and len(image) <= DENSE_ROWS:
@@ -160,19 +168,29 @@ class ClipLoss(BankedLoss):
                 **self.options,
             )
         if training:
-            self._calls += 1
-            if self._calls % self.accum_freq == 0:
-                self.enqueue(*stored, known)
+            self._calls = (self._calls + 1) % self.accum_freq
+            if self._calls == 0 and keys is None:
+                self._store(image, text, every)
+            elif self._calls == 0 and keys is not None:
+                self.enqueue(*keys, known)
         return {"contrastive_loss": loss} if output_dict else loss
 
     @torch.no_grad()
     def enqueue(self, image: Tensor, text: Tensor, ids: Tensor | None = None) -> None:
         """Store features of all ranks; the loss does so itself in training."""
+        if self.image_bank is None:
+            return
+        if self.world_size > 1:
+            image, every = gather_keys(image, ids)
+            text, ids = gather_keys(text)[0], every
+        self._store(image, text, ids)
+
+    @torch.no_grad()
+    def _store(self, image: Tensor, text: Tensor, ids: Tensor | None) -> None:
         if self.image_bank is None or self.text_bank is None:
             return
-        for bank, features in ((self.image_bank, image), (self.text_bank, text)):
-            keys, known = gather_keys(features, ids) if self.world_size > 1 else (features, ids)
-            bank.enqueue(keys, known)
+        self.image_bank.enqueue(image, ids)
+        self.text_bank.enqueue(text, ids)
         self.steps += 1
 
 

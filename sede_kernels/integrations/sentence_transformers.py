@@ -4,17 +4,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sede_kernels.bank import MemoryBank
-from sede_kernels.distributed import gather_keys
+from sede_kernels.distributed import Batches, batches
 from sede_kernels.functional import bank_lse
 from sede_kernels.integrations._banked import (
     BankedLoss,
     Ids,
-    gather_with_grad,
     ids_tensor,
     training_call,
 )
@@ -148,45 +146,46 @@ class MultipleNegativesRankingLoss(BankedLoss):
         query, positive = embeddings[:2]
         ids = None
         if self.ids_in_labels:
-            if labels is None or not len(labels):
+            if labels is None or (not len(labels) and len(query)):
                 raise ValueError(
                     f"{NAME}: ids_in_labels=True reads the label column, and there is none."
                 )
             ids = ids_tensor(NAME, labels, query.shape[0], query.device)
         if self.similarity == "cos_sim":
             embeddings = [F.normalize(column, dim=1) for column in embeddings]
-        matrices, stored, every = self._batch_logits(embeddings, ids)
-        own = matrices[0].diagonal(self._offset(query))
+        ranks = self._ranks(embeddings[0], ids)
+        matrices, stored, every = self._batch_logits(embeddings, ids, ranks)
+        own = matrices[0].diagonal(ranks.offset)
         if self.partition_mode == "joint":
             matrices = [torch.cat(matrices, dim=1)]
         parts = [torch.logsumexp(logits, dim=1) for logits in matrices]
         if self.bank is not None and self.warm:
             parts[0] = torch.logaddexp(parts[0], self._bank_part(embeddings[0], self.bank, ids))
-        loss = (torch.stack(parts).mean(dim=0) - own).mean()
+        rows = torch.stack(parts).mean(dim=0) - own
+        # The mean of equal batches; of ragged ones what DDP averages to the mean over all rows.
+        loss = rows.sum() / (max(ranks.total, 1) / len(ranks.sizes))
         if self.bank is not None and training_call(self, query, positive):
             self.bank.enqueue(stored, every)
             self.steps += 1
         return loss
 
-    def _offset(self, query: Tensor) -> int:
-        """Rows of the ranks before this one."""
-        gathers = self.gather_across_devices and dist.is_available() and dist.is_initialized()
-        return dist.get_rank() * query.shape[0] if gathers else 0
+    def _ranks(self, query: Tensor, ids: Tensor | None) -> Batches:
+        """The batches that count: those of all ranks, or this one."""
+        if self.gather_across_devices:
+            return batches(query, ids, name=NAME)
+        return Batches([query.shape[0]], 0, None, True)
 
     def _batch_logits(
-        self, embeddings: list[Tensor], ids: Tensor | None
+        self, embeddings: list[Tensor], ids: Tensor | None, ranks: Batches
     ) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """Logits of each direction, then the positives and ids of all ranks.
 
         The first matrix is (B, W (1 + negatives)) with W rows on all ranks together; the right
         answers lie on its diagonal, shifted by the rows of the ranks before.
         """
-        rows, offset = embeddings[0].shape[0], self._offset(embeddings[0])
-        every = ids
-        if self.gather_across_devices:
-            if ids is not None:
-                every = gather_keys(embeddings[0], ids)[1]
-            embeddings = [gather_with_grad(column) for column in embeddings]
+        rows, offset = embeddings[0].shape[0], ranks.offset
+        every = None if ids is None else ranks.gather(ids)
+        embeddings = [ranks.gather(column) for column in embeddings]
         queries, documents = embeddings[0], torch.cat(embeddings[1:])
         local = slice(offset, offset + rows)
         query, positive = queries[local], embeddings[1][local]
@@ -199,12 +198,12 @@ class MultipleNegativesRankingLoss(BankedLoss):
             logits = self.scale * (left @ right.t())
             if mask is None:
                 return logits
-            return logits.masked_fill(mask.repeat(1, len(right) // len(index)), -torch.inf)
+            return logits.masked_fill(mask.repeat(1, len(right) // max(len(index), 1)), -torch.inf)
 
         found = [masked(query, documents, alike)]
         if self.hardness_mode is not None and self.hardness_strength:
             strength = self.hardness_strength / self.scale
-            weighted = self._weighted(own, len(documents) // len(index))
+            weighted = self._weighted(own, len(embeddings) - 1)
             found[0] = found[0] + (strength * found[0].detach()).masked_fill(~weighted, 0.0)
         if "query_to_query" in self.directions:
             found.append(masked(query, queries, same))

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sede_kernels.distributed import gather_with_grad as gather_with_grad
+from sede_kernels.distributed import gather_with_grad
+
+__all__ = ["BankedLoss", "Ids", "gather_with_grad", "ids_tensor", "training_call"]
 
 Ids = Tensor | Sequence[int]
 

@@ -147,8 +147,14 @@ PYBIND11_MODULE(_cpu, m) {
         sede::set_parallel_for(reinterpret_cast<sede::ParallelFor>(function));
       },
       py::arg("address"), "Address of torch_parallel_for, or 0 for the pool of this module.");
+  m.def(
+      "set_thread_count",
+      [](Address function) {
+        sede::set_thread_count(reinterpret_cast<sede::ThreadCount>(function));
+      },
+      py::arg("address"), "Address of torch_get_num_threads, or 0: one thread a processor.");
   m.def("set_pool_threads", &sede::set_pool_threads, py::arg("threads"),
-        "Threads of the fallback pool; 0: one a processor.");
+        "Threads of the pool; 0: as many as torch_get_num_threads says.");
   m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("threads"), py::arg("ms"));
   m.def("bank_lse", &bank_lse);
   m.def("batch_lse", &batch_lse);

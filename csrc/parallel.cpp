@@ -14,6 +14,7 @@ namespace sede {
 namespace {
 
 std::atomic<ParallelFor> injected{nullptr};
+std::atomic<ThreadCount> thread_count{nullptr};
 std::atomic<bool> forked{false};
 std::atomic<int> pool_threads{0};
 
@@ -103,9 +104,16 @@ void after_fork_in_child() {
 }
 const int fork_hook = pthread_atfork(nullptr, nullptr, after_fork_in_child);
 
+int wanted_threads() {
+  if (pool_threads > 0) return pool_threads;
+  const ThreadCount host = thread_count;
+  std::uint32_t threads = 0;
+  if (host && host(&threads) == 0 && threads > 0) return int(threads);
+  return int(std::max(1u, std::thread::hardware_concurrency()));
+}
+
 void run_on_pool(Job& job) {
-  int wanted = pool_threads;
-  if (wanted <= 0) wanted = std::max(1u, std::thread::hardware_concurrency());
+  const int wanted = wanted_threads();
   // Busy with another caller's job, or called from inside one: this thread does it all.
   if (wanted == 1 || shared->taken.test_and_set(std::memory_order_acquire)) return job.run();
   if (shared->pool && shared->pool->helpers() != wanted - 1) {
@@ -120,6 +128,7 @@ void run_on_pool(Job& job) {
 }  // namespace
 
 void set_parallel_for(ParallelFor function) { injected = function; }
+void set_thread_count(ThreadCount function) { thread_count = function; }
 void set_pool_threads(int threads) { pool_threads = threads; }
 
 void run_workers(std::int64_t tasks, const std::function<void()>& worker) {

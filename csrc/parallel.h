@@ -16,7 +16,13 @@ using ParallelFor = std::int32_t (*)(std::int64_t begin, std::int64_t end, std::
 // survive one.
 void set_parallel_for(ParallelFor function);
 
-// Threads of the fallback pool; 0: one a processor.
+// The C function torch_get_num_threads of torch >= 2.10: 0 for success.
+using ThreadCount = std::int32_t (*)(std::uint32_t* threads);
+
+// How many threads the host wants the pool to use. Null: one a processor.
+void set_thread_count(ThreadCount function);
+
+// Threads of the pool; 0: as many as the host wants.
 void set_pool_threads(int threads);
 
 // Run worker() on every thread of the pool, this one included, and wait. Each worker is expected to

@@ -60,6 +60,18 @@ void test_pool() {
     for (auto& caller : callers) caller.join();
     for (const auto& result : got) expect(result == want, "several callers at once");
   }
+  sede::set_pool_threads(0);
+  static int asked = 0;
+  sede::set_thread_count([](std::uint32_t* threads) -> std::int32_t {
+    ++asked;
+    *threads = 3;
+    return 0;
+  });
+  expect(accumulate() == want && asked > 0, "as many threads as the host wants");
+  sede::set_thread_count([](std::uint32_t*) -> std::int32_t { return 1; });
+  expect(accumulate() == want, "a host that does not say how many");
+  sede::set_thread_count(nullptr);
+  sede::set_pool_threads(4);
   test_ring();
 }
 

@@ -4,11 +4,12 @@ import ctypes
 import importlib
 import os
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from sede_kernels.backends import fork
 
 #: DType of csrc/kernels/api.h.
 DTYPE_CODES = {
@@ -34,25 +35,25 @@ def _import() -> ModuleType | str:
             return "the native module is not built (install with a C++ compiler at hand)"
         return f"the native module does not load: {error}"
     module.select_isa(os.environ.get("SEDE_CPU_ISA", ""))
-    module.set_parallel_for(_torch_parallel_for())
+    module.set_thread_count(_torch_function("torch_get_num_threads"))
+    module.set_parallel_for(0 if fork.is_child() else _torch_parallel_for())
     return module
+
+
+def _torch_function(name: str) -> int:
+    """Address of a C function of torch, or 0."""
+    function = getattr(fork.torch_library(), name, None)
+    return ctypes.cast(function, ctypes.c_void_p).value or 0 if function else 0
 
 
 def _torch_parallel_for() -> int:
     """Address of torch's C function of that name, or 0: then the module uses its own threads."""
-    folder = Path(torch.__file__).parent / "lib"
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        try:
-            library = ctypes.CDLL(str(folder / name))
-            return ctypes.cast(library.torch_parallel_for, ctypes.c_void_p).value or 0
-        except (OSError, AttributeError):
-            continue
-    return 0
+    return _torch_function("torch_parallel_for")
 
 
 def shares_threads() -> bool:
-    """Whether the kernels run on torch's threads: then ``torch.set_num_threads`` counts."""
-    return _torch_parallel_for() != 0
+    """Whether the kernels run on torch's threads, not on those of the module's own pool."""
+    return _torch_parallel_for() != 0 and not fork.is_child()
 
 
 def unavailable_reason() -> str | None:

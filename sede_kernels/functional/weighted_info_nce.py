@@ -12,6 +12,7 @@ from sede_kernels.functional._info_nce import (
     reference_loss,
 )
 from sede_kernels.functional._negatives import bank_pass
+from sede_kernels.functional._reference_stats import reference_stats
 
 NAME = "weighted_info_nce"
 
@@ -115,10 +116,9 @@ def weighted_info_nce(
         backend=backend,
     )
     direction = check_direction(NAME, query, positive, bank, query_ids, bank_ids, options)
-    if options.backend == "reference" and return_stats:
-        raise ValueError(f"{NAME}: return_stats needs a kernel backend, got backend='reference'.")
     if options.backend == "reference":
-        return reference_loss(direction, options)
+        plain = reference_loss(direction, options)
+        return (plain, reference_stats(direction, options)) if return_stats else plain
     positive_s = direction.positive_similarity()
     exponents = options.exponents(query)
     found, _ = bank_pass(

@@ -118,17 +118,24 @@ def debias(
 
 
 def reduce_loss(loss: Tensor, positive_focus: float, reduction: str) -> Tensor:
-    """Rows weighted by a = (1 - exp(-loss))^focus, detached; "mean" divides by the sum of a."""
-    weight = torch.ones_like(loss)
-    if positive_focus:
-        weight = (-torch.expm1(-loss.detach())).clamp(min=0.0).pow(positive_focus)
-    weighted = weight * loss
-    if reduction == "none":
-        return weighted
-    if reduction == "sum":
-        return weighted.sum()
-    total = weight.sum()
-    return weighted.sum() / torch.where(total == 0, torch.ones_like(total), total)
+    """Rows weighted by a = (1 - exp(-loss))^focus, detached; "mean" divides by the sum of a.
+
+    The quotient a / sum a is a softmax over log a, which does not underflow: rows of tiny losses
+    keep their share. Where every loss is exactly 0 the mean is 0.
+    """
+    if not positive_focus:
+        return loss if reduction == "none" else _sum_or_mean(loss, reduction)
+    log_weight = positive_focus * torch.log(-torch.expm1(-loss.detach().clamp(min=0.0)))
+    if reduction != "mean":
+        weighted = log_weight.exp() * loss
+        return weighted if reduction == "none" else weighted.sum()
+    share = log_weight.masked_fill((log_weight == NEG_INF).all(), 0.0).softmax(dim=0)
+    return (share * loss).sum()
+
+
+def _sum_or_mean(loss: Tensor, reduction: str) -> Tensor:
+    """The plain reduction; the mean of no rows is 0."""
+    return loss.sum() if reduction == "sum" else loss.sum() / max(loss.shape[0], 1)
 
 
 def weighted_info_nce(

@@ -111,7 +111,7 @@ template <class T>
 constexpr T kHeadroom = T(58);
 
 // Weights >= 0 rounded to bf16. The log-sum-exp takes them whole; a weighted mean of rows is divided by
-// the sum of the rounded ones, which the product uses.
+// the sum of the rounded ones, which the product uses, without the row scale that they carry.
 SEDE_INLINE VecF rounded(VecF p) { return (VecF)(((VecI)p + 0x8000) & std::int32_t(0xffff0000)); }
 SEDE_INLINE VecD rounded(VecD p) { return p; }
 
@@ -159,17 +159,20 @@ void weigh(const Weigher<T>& w, index_t lane, T* panel, T* second) {
       valid_count -= ok;
     }
     const T scale = row_scale ? T(row_scale[source[j]]) : T(1);
+    const bool vanishing = scale < T(1e-30);  // so is the row, whose weight counts all the same
+    const T inverse = HALF && row_scale && !vanishing ? T(1) / scale : T(1);
     for (int e = 0; e < E; ++e) {
       Vec p = exp2_fast((s - base) * w.exponent[e]);
       if (FILTER) p = ok ? p : Vec{};
       sum[e] += p;
       if (EXTRA && w.op->moments) moment[e] += p * (FILTER ? (ok ? s : Vec{}) : s);
-      if (HALF && (e == first || e == other)) {
-        p = rounded(p);
-        mass[e == other] += p;
+      if (e != first && e != other) continue;
+      Vec used = p * scale;
+      if (HALF) {
+        used = rounded(used);
+        mass[e == other] += vanishing ? p : used * inverse;
       }
-      if (e == first) store(panel + j * P, p * scale);
-      if (e == other) store(second + j * P, p * scale);
+      store((e == first ? panel : second) + j * P, used);
     }
     if (EXTRA && w.op->hardest) {
       Int better = s > top, odd = s != s;

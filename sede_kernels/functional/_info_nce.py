@@ -31,6 +31,7 @@ from sede_kernels.functional._exponents import (
     plan,
 )
 from sede_kernels.functional._negatives import Negatives, bank_pass, with_batch
+from sede_kernels.functional._reduction import reduce_rows
 from sede_kernels.ops.bank_lse import result_dtype
 
 FALSE_NEGATIVES = ("mask", "positive", "keep")
@@ -227,14 +228,15 @@ def _extra_positives(
     query, positive, bank, ids = direction
     it: Scalar = 1.0 / options.temperature
     differentiable = torch.is_grad_enabled() and query.requires_grad
-    # Exponent 0 weighs every positive alike: its accumulator is their mean, free of the query.
+    # Exponent 0 weighs every positive alike: its moment is their mean similarity, an fp32 sum, and
+    # its accumulator their mean row, from which the query's gradient comes and no value.
     exponents = Exponents(
         constants([it, 0.0], query),
         constants([it, 0.0], query).detach(),
-        [0, 1] if differentiable else [1],
+        [0, 1] if differentiable else [],
         False,
     )
-    found, acc = bank_pass(
+    found, moment, acc = bank_pass(
         query,
         bank,
         ids,
@@ -244,10 +246,14 @@ def _extra_positives(
         hardest=False,
         unit_length=options.unit_length,
         backend=options.backend,
+        moments=True,
     )
     q = query.to(positive_s.dtype)
-    log_extra, count = found.lse[0], found.number
-    total = (q * acc[-1].detach()).sum(dim=1) * count
+    log_extra, count, mean_s = found.lse[0], found.number, moment[1].detach()
+    if differentiable:
+        through_rows = (q * acc[1].detach()).sum(dim=1)
+        mean_s = mean_s + (through_rows - through_rows.detach())
+    total = mean_s * count
     if options.in_batch_negatives is not False and ids is not None:
         same = (ids.unsqueeze(1) == ids.unsqueeze(0)) & (ids != -1)
         own = torch.eye(ids.shape[0], dtype=torch.bool, device=ids.device)
@@ -309,7 +315,7 @@ def finish(
     # log(1 + e^x) of the difference: a loss near 0 keeps its digits beside logits of 1 / tau.
     above = negatives - log_positives
     rows = torch.logaddexp(above.new_zeros(()), above) + (log_positives - mean_logit)
-    loss = reference.reduce_loss(rows, options.positive_focus, options.reduction)
+    loss = reduce_rows(rows, options.positive_focus, options.reduction)
     stats = InfoNCEStats(
         rows.detach(),
         positive_s.detach(),

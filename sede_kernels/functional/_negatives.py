@@ -30,12 +30,17 @@ def bank_pass(
     hardest: bool,
     unit_length: bool,
     backend: str,
-) -> tuple[Negatives, Tensor]:
-    """The negatives of the bank, and their weighted row sums (A, B, D)."""
+    moments: bool = False,
+) -> tuple[Negatives, Tensor, Tensor]:
+    """The negatives of the bank, moments (E, B) if asked for, and weighted row sums (A, B, D).
+
+    The row sums are for gradients alone: a kernel may weigh rows in the operands' precision.
+    Moments are fp32 sums.
+    """
     if bank.rows.shape[0] == 0:
         return _no_negatives(query, exponents, hardest=hardest)
-    moments = torch.is_grad_enabled() and exponents.scales.requires_grad
-    lse, _, acc, count, top, top_index = ops.bank_lse.bank_lse(
+    moments = moments or (torch.is_grad_enabled() and exponents.scales.requires_grad)
+    lse, moment, acc, count, top, top_index = ops.bank_lse.bank_lse(
         query,
         bank.rows,
         bank.row_scale,
@@ -51,7 +56,7 @@ def bank_pass(
         unit_length and exponents.bounded,
         backend,
     )
-    return Negatives(lse, count, top, top_index), acc
+    return Negatives(lse, count, top, top_index), moment, acc
 
 
 def alike(queries: tuple[Tensor, Tensor], banks: tuple[BankTensors, BankTensors]) -> bool:
@@ -111,7 +116,7 @@ def bank_pass_pair(
 
 def _no_negatives(
     query: Tensor, exponents: Exponents, *, hardest: bool
-) -> tuple[Negatives, Tensor]:
+) -> tuple[Negatives, Tensor, Tensor]:
     """What a pass over an empty bank finds."""
     rows, dim = query.shape
     top_rows = rows if hardest else 0
@@ -122,7 +127,9 @@ def _no_negatives(
         nothing.expand(top_rows),
         torch.full((top_rows,), -1, dtype=torch.int64, device=query.device),
     )
-    return found, nothing.new_zeros(1).expand(len(exponents.accumulate), rows, dim)
+    zero = nothing.new_zeros(1)
+    moment = zero.expand(exponents.scales.shape[0], rows)
+    return found, moment, zero.expand(len(exponents.accumulate), rows, dim)
 
 
 def with_batch(

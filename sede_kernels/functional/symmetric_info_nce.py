@@ -150,7 +150,7 @@ def _negatives(
     results = []
     for side, limit in zip(sides, limits, strict=True):
         exponents = options.exponents(side.query)
-        found, _ = bank_pass(
+        found, *_ = bank_pass(
             side.query,
             side.bank,
             side.ids,

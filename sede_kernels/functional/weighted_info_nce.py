@@ -121,7 +121,7 @@ def weighted_info_nce(
         return (plain, reference_stats(direction, options)) if return_stats else plain
     positive_s = direction.positive_similarity()
     exponents = options.exponents(query)
-    found, _ = bank_pass(
+    found, *_ = bank_pass(
         query,
         direction.bank,
         direction.ids,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sede_kernels import reference
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.cpu.bank_lse import bank_lse
-from sede_kernels.backends.torch_blocked._blocks import valid_block
 
 pytestmark = pytest.mark.skipif(
     _native.unavailable_reason() is not None, reason="the native module is not built"
@@ -37,10 +37,7 @@ def oracle(query, bank, row_scale, scales, query_ids, bank_ids, limit, select, a
     q, m, c = query.double(), bank.double(), scales.double()
     if row_scale is not None:
         m = m * row_scale.double()[:, None]
-    valid = torch.ones(q.shape[0], m.shape[0], dtype=torch.bool)
-    chosen = valid_block(query_ids, bank_ids, select, q.shape[0])
-    if chosen is not None:
-        valid = valid & chosen
+    valid = reference.valid_slots(q, m, query_ids, bank_ids, select)
     if bank_ids is not None:
         m = m.masked_fill((bank_ids == -1)[:, None], 0.0)
     s = q @ m.T

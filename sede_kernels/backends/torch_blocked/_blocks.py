@@ -33,15 +33,18 @@ def dense_block(
 
 
 def valid_block(
-    query_ids: Tensor | None, bank_ids: Tensor | None, select: str, rows: int
+    query_ids: Tensor | None, bank_ids: Tensor | None, select: str, s: Tensor
 ) -> Tensor | None:
-    """(B or 1, J) bool of selectable slots, or None where every slot is one."""
+    """Selectable slots of s (B, J), (B or 1, J) bool; None where every slot is one.
+
+    Without ids on both sides nothing has an id of its own: no slot is a "positive".
+    """
+    if select == "positive" and (query_ids is None or bank_ids is None):
+        return s.new_zeros((1, s.shape[1]), dtype=torch.bool)
     if bank_ids is None:
         return None
     filled = (bank_ids != -1).unsqueeze(0)
-    if select == "keep":
+    if select == "keep" or query_ids is None:
         return filled
-    if query_ids is None:
-        return filled if select == "mask" else torch.zeros_like(filled)
     same = query_ids.unsqueeze(1) == bank_ids.unsqueeze(0)
     return filled & (same if select == "positive" else ~same)

@@ -112,7 +112,7 @@ def bank_lse(
                 dtype,
             )
             s = q @ block.T
-            valid = valid_block(query_ids, ids, select, rows)
+            valid = valid_block(query_ids, ids, select, s)
             if limit is not None:
                 within = s <= limit.to(dtype).unsqueeze(1)
                 valid = within if valid is None else valid & within

@@ -15,7 +15,7 @@ def _valid(
     index = torch.arange(rows, device=s.device)
     valid = index.unsqueeze(1) != (index[:width] + start).unsqueeze(0)
     if query_ids is not None and select != "keep":
-        chosen = valid_block(query_ids, query_ids[start : start + width], select, rows)
+        chosen = valid_block(query_ids, query_ids[start : start + width], select, s)
         # An id of -1 means "unknown" in a batch, not an empty slot: such a key stays a negative.
         if chosen is not None and select == "mask":
             chosen = chosen | (query_ids[start : start + width] == -1)

@@ -36,7 +36,7 @@ def hardest(
                 dtype,
             )
             s = q @ block.T
-            valid = valid_block(query_ids, ids, "mask", rows)
+            valid = valid_block(query_ids, ids, "mask", s)
             if valid is not None:
                 s = s.masked_fill(~valid, -torch.inf)
             position = torch.arange(start, stop, device=q.device).expand_as(s)

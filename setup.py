@@ -10,15 +10,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "1", "0")
+#: The name under which the folder ``benchmarks`` is installed.
+SUITE = "sede_kernels._bench"
 
 
 class BuildError(RuntimeError):
     """The native module could not be built."""
+
+
+def packages() -> list[str]:
+    """The library and, as a part of it, the benchmark suite."""
+    library = find_packages(str(ROOT), include=["sede_kernels", "sede_kernels.*"])
+    parts = find_packages(str(ROOT / "benchmarks"))
+    return [*library, SUITE, *(f"{SUITE}.{part}" for part in parts)]
 
 
 def choice() -> str:
@@ -99,6 +108,8 @@ def boxed(line: str) -> None:
 
 
 setup(
+    packages=packages(),
+    package_dir={SUITE: "benchmarks"},
     ext_modules=[] if choice() == "0" else [Extension("sede_kernels._cpu", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

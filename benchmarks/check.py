@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs, Operation, Outputs, Variant
 from sede_kernels.testing import FLOORS, relative_error
+
+from .case import Case, Inputs, Operation, Outputs, Variant
 
 
 @dataclass(frozen=True)

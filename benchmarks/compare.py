@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records, table
+from . import records, table
 
 Record = dict[str, Any]
 
@@ -63,6 +63,25 @@ def changes(
     return rows, failed
 
 
+def _refuse_gaps(sides: dict[Path, dict[tuple[Any, ...], Record]], allowed: list[str]) -> None:
+    """Refuse when a backend of ours is absent on one side and timed on the other.
+
+    Raises:
+        ValueError: so it is; the sentence says where, why, and what to do.
+    """
+    for place, found in sides.items():
+        gaps = table.gaps(list(found.values()))
+        others = [r for where, side in sides.items() if where != place for r in side.values()]
+        timed = {r["implementation"] for r in others if r["status"] == "ok"}
+        for name in gaps.keys() & timed:
+            backend = name.removeprefix("sede ")
+            if backend not in allowed:
+                raise ValueError(
+                    f"{place} was measured without {name} ({gaps[name]}), which the other side "
+                    f"has: compare runs that have it, or pass `--allow-missing {backend}`"
+                )
+
+
 def main(argv: list[str]) -> int:
     """Compare two results files or folders; the last record of each case counts."""
     parser = argparse.ArgumentParser(prog="sede bench compare", description=__doc__)
@@ -75,6 +94,13 @@ def main(argv: list[str]) -> int:
         metavar="SHARE",
         help="exit 1 when one of our variants is slower by more, beyond the spread [5%%]",
     )
+    parser.add_argument(
+        "--allow-missing",
+        action="append",
+        default=[],
+        metavar="BACKEND",
+        help="compare although one side was measured without this backend",
+    )
     arguments = parser.parse_args(argv)
     base, head = _load(arguments.base), _load(arguments.head)
     devices = {r["device"] for r in base.values()}, {r["device"] for r in head.values()}
@@ -83,6 +109,7 @@ def main(argv: list[str]) -> int:
             f"the results are of different devices ({', '.join(sorted(devices[0]))} and "
             f"{', '.join(sorted(devices[1]))}): compare runs of one machine"
         )
+    _refuse_gaps({arguments.base: base, arguments.head: head}, arguments.allow_missing)
     rows, failed = changes(base, head, arguments.fail_above)
     if not rows:
         raise ValueError(f"{arguments.base} holds no timed record to compare with")

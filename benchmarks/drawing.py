@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks import records, table
+from . import records, table
 
 Record = dict[str, Any]
 Groups = dict[tuple[Any, ...], list[Record]]

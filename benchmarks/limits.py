@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.case import DTYPES, Work
-from benchmarks.machine import cpu_flags
+from .case import DTYPES, Work
+from .machine import cpu_flags
 
 _GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 _COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}

@@ -1,12 +1,13 @@
-"""What the records say of the machine."""
+"""What the records say of the machine, and the folder that they belong to."""
 
+import json
 import os
 import platform
 import re
 import subprocess
 from datetime import datetime, timezone
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,65 @@ import torch
 
 import sede_kernels
 
-ROOT = Path(__file__).resolve().parent.parent
+
+def clone() -> Path | None:
+    """The clone that holds these files, else the one around the present folder, else None."""
+    here = Path.cwd()
+    for folder in (Path(__file__).resolve().parent.parent, here, *here.parents):
+        if (folder / "benchmarks" / "gpu_suite.sh").is_file() and (folder / "csrc").is_dir():
+            return folder
+    return None
 
 
-def _command(*words: str) -> str | None:
+def home() -> Path:
+    """Where results and figures go: ``benchmarks`` of the clone, else ``sede-bench`` here."""
+    found = clone()
+    return found / "benchmarks" if found else Path("sede-bench")
+
+
+def _command(*words: str, folder: Path | None = None) -> str | None:
     try:
         done = subprocess.run(
-            words, capture_output=True, text=True, timeout=20, check=True, cwd=ROOT
+            words, capture_output=True, text=True, timeout=20, check=True, cwd=folder
         )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
 
 
+def _sources(folder: Path) -> dict[str, bytes]:
+    """The Python files of a package by their place in it, without the suite's own."""
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*.py")}
+    return {name: p.read_bytes() for name, p in found.items() if not name.startswith("_bench")}
+
+
 @cache
 def git_state() -> str:
-    """Commit of the tree, with ``+`` when library or benchmark sources differ from it."""
-    sha = _command("git", "rev-parse", "--short=12", "HEAD")
+    """Commit of the measured package, with ``+`` when library or benchmark sources differ from it.
+
+    ``unknown`` where it cannot be told: the package is neither the clone's, nor equal to it file
+    by file, nor installed by pip from a commit.
+    """
+    package, root = Path(sede_kernels.__file__).resolve().parent, clone()
+    own = root / "sede_kernels" if root else None
+    if root is None or own is None or (own != package and _sources(own) != _sources(package)):
+        return _installed_commit() or "unknown"
+    sha = _command("git", "rev-parse", "--short=12", "HEAD", folder=root)
     if sha is None:
         return "unknown"
     sources = ("sede_kernels", "csrc", "benchmarks/*.py", "benchmarks/*/*.py")
-    dirty = _command("git", "status", "--porcelain", "--untracked-files=no", "--", *sources)
-    return sha + ("+" if dirty else "")
+    status = ("git", "status", "--porcelain", "--untracked-files=no", "--", *sources)
+    return sha + ("+" if _command(*status, folder=root) else "")
+
+
+def _installed_commit() -> str | None:
+    """The commit that pip installed from, where it was given a repository."""
+    try:
+        text = distribution("sede-kernels").read_text("direct_url.json")
+        commit = json.loads(text or "{}")["vcs_info"]["commit_id"]
+    except (PackageNotFoundError, ValueError, KeyError):
+        return None
+    return str(commit)[:12]
 
 
 def package_version(name: str) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.case import Run
+from .case import Run
 
 _SHORTEST_SAMPLE_S = 2e-4  # below it, several calls make one sample
 _FEWEST, _MOST = 5, 60

@@ -6,6 +6,10 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
+import subprocess
+import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -14,12 +18,18 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.case import Case, Inputs, Run
+from . import measured
+from .case import Case, Inputs, Run
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 # Large blocks come from mmap and go back at once, so that none hides in a free list.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+# `python -c` looks for modules in the present folder first; this takes the parent's search path.
+_START = (
+    "import sys; sys.path[:] = sys.argv[3:]; __import__(sys.argv[1]);"
+    "sys.modules[sys.argv[1]].serve(int(sys.argv[2]))"
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ def _fault(error: BaseException) -> Peak:
 
 def _weigh(case: Case, name: str, inputs: Inputs, limit_bytes: int | None) -> Peak:
     """Peak of one variant's second call in this process."""
-    from benchmarks.registry import OPERATIONS, find
+    from .registry import OPERATIONS, find
 
     try:
         if limit_bytes is not None:
@@ -129,9 +139,8 @@ def _weigh_all(
     pipe: Connection,
 ) -> None:
     """Draw inputs once, weigh each variant in a fork of this process, send the peaks in order."""
-    from benchmarks.registry import OPERATIONS
+    from .registry import OPERATIONS
 
-    torch.set_num_threads(1)  # a fork must not inherit a thread pool
     try:
         generator = torch.Generator().manual_seed(1)
         inputs = OPERATIONS[case.op].draw(case, torch.device("cpu"), generator)
@@ -150,6 +159,60 @@ def _weigh_all(
         pipe.send(_answer(child, here, timeout_s))
 
 
+def serve(handle: int) -> None:
+    """Weigh one case after another, each in a fork of this process, until the other end closes."""
+    from . import registry  # noqa: F401 - once, so that no fork pays for it
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word
+    torch.set_num_threads(1)  # a fork must not inherit a thread pool
+    context = multiprocessing.get_context("fork")
+    with Connection(handle) as pipe:
+        pipe.send(measured.files())
+        while True:
+            try:
+                request = pipe.recv()
+            except EOFError:
+                return
+            child = context.Process(target=_weigh_all, args=(*request, pipe))
+            child.start()
+            child.join()
+            pipe.send(child.exitcode)
+
+
+class _Server:
+    """A process of its own that has imported the suite, and only that, and serves requests."""
+
+    def __init__(self) -> None:
+        self.pipe, there = multiprocessing.Pipe()
+        with there:
+            handle = there.fileno()
+            process = subprocess.Popen(
+                [sys.executable, "-c", _START, __name__, str(handle), *sys.path],
+                env=_MALLOC | os.environ,
+                pass_fds=(handle,),
+            )
+        self.close = weakref.finalize(self, _end, process, self.pipe)
+        try:
+            theirs = self.pipe.recv()
+        except EOFError:
+            self.close()
+            raise ValueError(
+                f"the process that measures memory ended with status {process.returncode} before "
+                "it began; measure without it by `--no-memory`"
+            ) from None
+        if theirs != measured.files():
+            self.close()
+            raise ValueError(
+                f"the process that measures memory loads {theirs[0]} (native module: {theirs[1]}) "
+                f"and not {measured.files()[0]}: start from another folder, or unset PYTHONPATH"
+            )
+
+
+def _end(process: "subprocess.Popen[bytes]", pipe: Connection) -> None:
+    pipe.close()
+    process.wait()
+
+
 class Memory:
     """Measures peaks in children of a bare process that has only imported the libraries.
 
@@ -166,33 +229,29 @@ class Memory:
         self.limit_bytes = limit_bytes
         self.timeout_s = timeout_s
         self.usable = _STATUS.exists() and _CLEAR.exists()
-        if self.usable:
-            # An exec'd server that forks: no thread pool of this process is inherited.
-            os.environ |= {k: v for k, v in _MALLOC.items() if k not in os.environ}
-            self.context = multiprocessing.get_context("forkserver")
-            self.context.set_forkserver_preload(["benchmarks.memory", "benchmarks.registry"])
+        self._server: _Server | None = None
 
     def peaks(self, case: Case, names: Sequence[str]) -> dict[str, Peak]:
-        """Extra peak memory of the named variants on the CPU."""
+        """Extra peak memory of the named variants on the CPU.
+
+        Raises:
+            ValueError: the process that measures would load another package than this one.
+        """
         if not self.usable:
             return {name: Peak("ok", None, "not measured: needs Linux /proc") for name in names}
-        here, there = self.context.Pipe(duplex=False)
+        if self._server is None:
+            self._server = _Server()
         settings = (torch.get_num_threads(), self.limit_bytes, self.timeout_s)
-        child = self.context.Process(target=_weigh_all, args=(case, names, *settings, there))
-        child.start()
-        there.close()
-        found: dict[str, Peak] = {}
+        found: list[Peak] = []
         try:
-            for name in names:
-                found[name] = here.recv()
-        except EOFError:
-            child.join()
-            lost = Peak("error", None, f"the probing process ended with status {child.exitcode}")
-            return dict.fromkeys(names, lost) | found
-        finally:
-            child.join()
-            here.close()
-        return found
+            self._server.pipe.send((case, list(names), *settings))
+            while isinstance(answer := self._server.pipe.recv(), Peak):
+                found.append(answer)
+        except (EOFError, OSError):  # the whole server was killed: the next case gets a new one
+            self._server.close()
+            self._server, answer = None, -9
+        lost = Peak("error", None, f"the probing process ended with status {answer}")
+        return dict.fromkeys(names, lost) | dict(zip(names, found, strict=False))
 
 
 def device_peak(run: Run, device: torch.device) -> Peak:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import machine
-from benchmarks.operations.steps import fill_banks
+from . import machine, measured
+from .operations.steps import fill_banks
 
 _BANK = {"bank": 2048, "weighting": 5.0}
 _ALL = {**_BANK, "erase": "low"}
@@ -43,11 +43,13 @@ class Steps:
 
 
 def _trainer(data: str, folder: Path, device: str, **settings: Any) -> Any:
-    from sede_kernels.training.config import TrainConfig
-    from sede_kernels.training.files import UserError
-    from sede_kernels.training.loop import Trainer
+    from sede_kernels.training.files import UserError, require
 
     try:
+        require({"tqdm": "tqdm", "tensorboard": "tensorboard"}, "`sede bench modules`")
+        from sede_kernels.training.config import TrainConfig
+        from sede_kernels.training.loop import Trainer
+
         trainer = Trainer(TrainConfig(data=data, dropout=0.1, device=device, **settings), folder)
     except UserError as error:
         raise ValueError(error) from error
@@ -123,7 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=15, help="a variant [15]")
     parser.add_argument("--device", default="cpu", help="[cpu]")
     parser.add_argument("--threads", type=int, default=1, help="torch CPU threads [1]")
-    parser.add_argument("--out", type=Path, help="[benchmarks/results/<device>/...-modules.json]")
+    parser.add_argument("--out", type=Path, help="[results/<device>/...-modules.json]")
+    parser.add_argument(
+        "--allow-missing", action="append", default=[], metavar="BACKEND", help="as sede bench"
+    )
     return parser
 
 
@@ -132,6 +137,9 @@ def main(argv: Sequence[str], results: Path) -> int:
     arguments = _parser().parse_args(argv)
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
+    measured.check_allowed(arguments.allow_missing)
+    print(measured.header(device), flush=True)
+    measured.refuse_gaps(device, arguments.allow_missing)
     cases: list[dict[str, Any]] = []
     for model in arguments.models.split(","):
         for batch in map(int, arguments.batches.split(",")):

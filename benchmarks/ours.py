@@ -4,18 +4,20 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.case import Case, Inputs, Run, Variant
 from sede_kernels import available_backends
 
+from .case import Case, Inputs, Run, Variant
+
 BACKENDS = ("cpu", "triton", "cuda", "torch")
-_DEVICE = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
+#: Backends that serve one kind of device only.
+DEVICE = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
 
 
 def absent_backend(backend: str) -> Callable[[Case, torch.device], str | None]:
     """(case, device) -> why the backend cannot run there, or None."""
 
     def reason(case: Case, device: torch.device) -> str | None:
-        wanted = _DEVICE.get(backend, device.type)
+        wanted = DEVICE.get(backend, device.type)
         if wanted != device.type:
             return f"runs on {wanted} only"
         return available_backends()[backend]

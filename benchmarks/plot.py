@@ -1,12 +1,13 @@
 """``sede bench plot``: figures (PNG and SVG) and a page from the JSON lines alone."""
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import drawing, machine, records, table
+from . import drawing, machine, records, table
 
 Record = dict[str, Any]
 
@@ -15,6 +16,19 @@ FIGURES: dict[str, Callable[[list[Record], Any], Any]] = {
     "roofline": drawing.roofline,
     "speed_up": drawing.speed_up,
 }
+
+
+def require_matplotlib() -> None:
+    """Refuse to draw without matplotlib, before anything is measured.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(
+            "figures need matplotlib: run `pip install 'sede-kernels[bench]'`, or leave them out "
+            "by `--no-figures`"
+        )
 
 
 def draw(found: list[Record], folder: Path) -> list[Path]:
@@ -78,6 +92,7 @@ def main(argv: list[str], results: Path, figures: Path) -> int:
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
     parser.add_argument("--out", type=Path, default=figures, help="folder of folders [figures]")
     arguments = parser.parse_args(argv)
+    require_matplotlib()
     paths = [p for place in arguments.results or [results] for p in records.files_in(place)]
     found, problems = records.read(paths)
     for problem in problems:

@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable
 
-from benchmarks.case import BOTH, FORWARD, Case, Operation, Variant
-from benchmarks.operations import hosts
-from benchmarks.operations.bank import BankLoss, Hardest, LossOptions
-from benchmarks.operations.batch import BatchLoss
-from benchmarks.operations.erase import RULES, Erase
-from benchmarks.operations.pairs import Pairs
-from benchmarks.operations.ring import Enqueue
-from benchmarks.operations.scan import MODELS as SCAN_MODELS
-from benchmarks.operations.scan import Scan
-from benchmarks.operations.steps import STEPS, TrainingStep, compares_fragments
 from sede_kernels.training.models import MODELS
+
+from .case import BOTH, FORWARD, Case, Operation, Variant
+from .operations import hosts
+from .operations.bank import BankLoss, Hardest, LossOptions
+from .operations.batch import BatchLoss
+from .operations.erase import RULES, Erase
+from .operations.pairs import Pairs
+from .operations.ring import Enqueue
+from .operations.scan import MODELS as SCAN_MODELS
+from .operations.scan import Scan
+from .operations.steps import STEPS, TrainingStep, compares_fragments
 
 WEIGHTED, ATTACHED, MASKED = "weighted_info_nce", "weighted_info_nce_attached", "info_nce_masked"
 

@@ -15,14 +15,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, limits, machine, modules, plot, table, targets
-from benchmarks.case import Case
-from benchmarks.memory import Memory
-from benchmarks.registry import GRIDS
-from benchmarks.runner import Record, Runner, shrunk
+from . import compare, limits, machine, measured, modules, plot, table, targets
+from .case import Case
+from .memory import Memory
+from .registry import GRIDS
+from .runner import Record, Runner, shrunk
 
-RESULTS = machine.ROOT / "benchmarks" / "results"
-FIGURES = machine.ROOT / "benchmarks" / "figures"
 _QUICK_SECONDS, _QUICK_BUDGET, _FULL_BUDGET = 250.0, 1.2, 6.0
 
 
@@ -50,8 +48,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, help="of the inputs [fresh]")
     parser.add_argument("--threads", type=int, help="torch CPU threads [torch's choice]")
-    parser.add_argument("--out", type=Path, help="results file [benchmarks/results/<device>/...]")
-    parser.add_argument("--figures", type=Path, help="figures folder [benchmarks/figures/<device>]")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="results file, or a folder that exists [results/<device>/... in benchmarks/ of the "
+        "clone, elsewhere in ./sede-bench/]",
+    )
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        help="figures folder [figures/<device> beside results; with --out: figures beside it]",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="append",
+        default=[],
+        metavar="BACKEND",
+        help="measure although this backend could be here and is not: cpu, triton or cuda",
+    )
     parser.add_argument("--no-figures", action="store_true", help="draw nothing")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
@@ -111,12 +125,19 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.list:
         print("\n".join(case.title for case in cases))
         return 0
+    measured.check_allowed(arguments.allow_missing)
+    print(measured.header(device), flush=True)
+    measured.refuse_gaps(device, arguments.allow_missing, arguments.impl or ())
+    if not arguments.no_figures:
+        plot.require_matplotlib()
     quick = arguments.quick or arguments.smoke
     seconds = arguments.seconds or (_QUICK_SECONDS if quick else None)
     slug = machine.slug(machine.device_name(device))
     stamp = machine.utc_now().replace("-", "").replace(":", "")
     run = f"{stamp}-{machine.git_state().rstrip('+')}"
-    out = arguments.out or RESULTS / slug / f"{run}.jsonl"
+    out = arguments.out or machine.home() / "results" / slug / f"{run}.jsonl"
+    if out.is_dir():
+        out /= f"{run}.jsonl"
     weighed = device.type == "cpu" and not arguments.no_memory
     memory = Memory(timeout_s=30.0 if quick else 120.0) if weighed else None
     print(f"{machine.device_name(device)}, {torch.get_num_threads()} threads; results in {out}")
@@ -139,8 +160,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     records = _measure(runner, cases, None if seconds is None else started + seconds)
     print(f"\n{table.summary(records)}")
     if not arguments.no_figures:
-        folder = arguments.figures or FIGURES / slug
-        for path in plot.draw(records, folder):
+        default = out.parent if arguments.out else machine.home()
+        folder = default / "figures" / ("" if arguments.out else slug)
+        for path in plot.draw(records, arguments.figures or folder):
             print(f"figure: {path}")
     print(f"{len(records)} records in {out}; {time.monotonic() - started:.0f} s")
     bad = [r for r in records if r["kind"] == "ours" and r["status"] in ("wrong", "error")]
@@ -154,17 +176,18 @@ def main(argv: list[str] | None = None) -> int:
         0; 1 when a result of ours failed its check or a comparison got worse; 2 for wrong usage.
     """
     words: Sequence[str] = sys.argv[1:] if argv is None else argv
+    results, figures = machine.home() / "results", machine.home() / "figures"
     try:
         if words and words[0] == "compare":
             return compare.main(list(words[1:]))
         if words and words[0] == "table":
-            return table.main(list(words[1:]), RESULTS)
+            return table.main(list(words[1:]), results)
         if words and words[0] == "targets":
-            return targets.main(list(words[1:]), RESULTS)
+            return targets.main(list(words[1:]), results)
         if words and words[0] == "modules":
-            return modules.main(list(words[1:]), RESULTS)
+            return modules.main(list(words[1:]), results)
         if words and words[0] == "plot":
-            return plot.main(list(words[1:]), RESULTS, FIGURES)
+            return plot.main(list(words[1:]), results, figures)
         return _bench(_parser().parse_args(words))
     except (ValueError, FileNotFoundError) as error:
         print(f"sede bench: {error}", file=sys.stderr)

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import machine, records
-from benchmarks.case import Case, Inputs, Operation, Run, Variant, Work
-from benchmarks.check import Checker, Verdict
-from benchmarks.limits import Limits
-from benchmarks.measure import Timing, interleave
-from benchmarks.memory import Memory, Peak, device_peak, out_of_memory
-from benchmarks.peers.packages import DISTRIBUTIONS
-from benchmarks.registry import OPERATIONS
 from sede_kernels import BackendUnavailableError
+
+from . import machine, records
+from .case import Case, Inputs, Operation, Run, Variant, Work
+from .check import Checker, Verdict
+from .limits import Limits
+from .measure import Timing, interleave
+from .memory import Memory, Peak, device_peak, out_of_memory
+from .peers.packages import DISTRIBUTIONS
+from .registry import OPERATIONS
 
 _ROTATE_OVER = 3  # input sets together fill the last-level cache so many times
 _MOST_SETS = 32

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records as store
+from . import records as store
 
 Record = dict[str, Any]
+
+# Reasons for which a backend is rightly absent.
+_NEVER_HERE = ("runs on cpu only", "runs on cuda only", "not part of this version")
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -112,8 +115,21 @@ def summary(records: list[Record], most: int = 38) -> str:
                 _number(eager["extra_peak_mb"] if eager else None),
             ]
         )
-    text = render(rows, left=2)
-    return text + (f"\n... and {left_out} more cases in the results file" if left_out else "")
+    lines = [render(rows, left=2)]
+    lines += [f"... and {left_out} more cases in the results file"] if left_out else []
+    lines += [f"measured without {name}: {reason}" for name, reason in gaps(records).items()]
+    return "\n".join(lines)
+
+
+def gaps(records: list[Record]) -> dict[str, str]:
+    """Implementations of ours that these records wanted and nowhere have, with the reasons."""
+    ours = [r for r in records if r["kind"] == "ours"]
+    present = {r["implementation"] for r in ours if r["status"] != "absent"}
+    return {
+        r["implementation"]: r["reason"]
+        for r in ours
+        if r["implementation"] not in present and r["reason"] not in _NEVER_HERE
+    }
 
 
 def _short(record: Record) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records, table
-from benchmarks.case import BOTH, FORWARD
-from benchmarks.operations.erase import RULES
+from . import records, table
+from .case import BOTH, FORWARD
+from .operations.erase import RULES
 
 Record = dict[str, Any]
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks import machine
-from benchmarks.case import Case, Inputs, Operation
-from benchmarks.check import Checker
-from benchmarks.memory import out_of_memory
-from benchmarks.registry import GRIDS, OPERATIONS, find
-from benchmarks.runner import nbytes, shrunk
 from sede_kernels import BackendUnavailableError
+
+from . import machine, measured
+from .case import Case, Inputs, Operation
+from .check import Checker
+from .memory import out_of_memory
+from .registry import GRIDS, OPERATIONS, find
+from .runner import nbytes, shrunk
 
 pytest.importorskip("pytest_benchmark", reason="pip install pytest-benchmark")
 
@@ -63,6 +64,11 @@ def prepared(request: pytest.FixtureRequest) -> Iterator[Prepared]:
             sets.append(operation.draw(case, DEVICE, generator))
         _latest[case.title] = (operation, sets, Checker(operation, case, sets[0]))
     yield _latest[case.title]
+
+
+def test_no_backend_is_missing():
+    """Deselect it to measure without a backend that this machine could have."""
+    measured.refuse_gaps(DEVICE, ())
 
 
 @pytest.mark.parametrize(("case", "name"), _pairs())

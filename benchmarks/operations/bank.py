@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
-from benchmarks.operations.exact import Exact, exact_loss
-from benchmarks.ours import absent_backend, backend_variants
-from benchmarks.peers import bank as plain
-from benchmarks.peers import packages
 from sede_kernels import MemoryBank, hardest_negatives, weighted_info_nce
+
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
+from ..ours import absent_backend, backend_variants
+from ..peers import bank as plain
+from ..peers import packages
+from .exact import Exact, exact_loss
 
 TEMPERATURE = 0.07
 _HARDNESS = 5.0

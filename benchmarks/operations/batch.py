@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
-from benchmarks.operations.bank import TEMPERATURE, unit_rows
-from benchmarks.ours import backend_variants
-from benchmarks.peers.bank import no_compiler
-from benchmarks.peers.packages import memeff_loss, needs
 from sede_kernels import reference, weighted_info_nce
+
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
+from ..ours import backend_variants
+from ..peers.bank import no_compiler
+from ..peers.packages import memeff_loss, needs
+from .bank import TEMPERATURE, unit_rows
 
 _Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs, Operation, Outputs, Run, Variant, Work
-from benchmarks.ours import backend_variants
-from benchmarks.peers.bank import no_compiler
 from sede_kernels import attention_erase, reference
+
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work
+from ..ours import backend_variants
+from ..peers.bank import no_compiler
 
 #: Rule -> threshold as a function of L.
 RULES = {

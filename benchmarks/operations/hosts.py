@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import (
+from sede_kernels import MemoryBank
+from sede_kernels.integrations import albef, lightly, moco, open_clip, scan, vsepp
+from sede_kernels.integrations import sentence_transformers as st
+
+from ..case import (
     BOTH,
     Case,
     Inputs,
@@ -20,12 +24,9 @@ from benchmarks.case import (
     Work,
     with_gradient,
 )
-from benchmarks.operations.bank import TEMPERATURE, BankLoss, LossOptions, draw_bank, unit_rows
-from benchmarks.peers import fragments, packages
-from benchmarks.peers.torchvision import load_torchvision
-from sede_kernels import MemoryBank
-from sede_kernels.integrations import albef, lightly, moco, open_clip, scan, vsepp
-from sede_kernels.integrations import sentence_transformers as st
+from ..peers import fragments, packages
+from ..peers.torchvision import load_torchvision
+from .bank import TEMPERATURE, BankLoss, LossOptions, draw_bank, unit_rows
 
 Build = Callable[[Case, list[Inputs]], Run]
 #: (case, an input set) -> a call that returns the loss; its criterion is built outside the clock.

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
-from benchmarks.ours import backend_variants
-from benchmarks.peers import fragments
-from benchmarks.peers.bank import no_compiler
 from sede_kernels import cross_attention_pairs
+
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
+from ..ours import backend_variants
+from ..peers import fragments
+from ..peers.bank import no_compiler
 
 _Similarity = Callable[[Tensor, Tensor, Tensor], Tensor]
 _SMOOTHING = {"t2i": 9.0, "i2t": 4.0}

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import Case, Inputs, Operation, Outputs, Run, Variant, Work
-from benchmarks.ours import backend_variants
 from sede_kernels import MemoryBank
+
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work
+from ..ours import backend_variants
 
 
 class Enqueue(Operation):

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import Case, Inputs, Operation, Outputs, Run, Variant, Work
-from benchmarks.ours import BACKENDS, absent_backend
 from sede_kernels import FragmentBank, MemoryBank
 from sede_kernels.training.models import MODELS
+
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work
+from ..ours import BACKENDS, absent_backend
 
 _WORDS = 200
 _LONGEST = 15

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.case import Case, Inputs, Outputs, Run, Variant, with_gradient
+from ..case import Case, Inputs, Outputs, Run, Variant, with_gradient
 
 _TEMPERATURE = 0.07
 # Similarities of one chunk: what a second-level cache holds on a CPU, what fills a GPU.

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Inputs, Outputs, Run, Variant, with_gradient
-from benchmarks.peers.bank import dense_bank, loss_from_cross_entropy, no_compiler
-from benchmarks.peers.torchvision import load_torchvision
+from ..case import Case, Inputs, Outputs, Run, Variant, with_gradient
+from .bank import dense_bank, loss_from_cross_entropy, no_compiler
+from .torchvision import load_torchvision
 
 if TYPE_CHECKING:
-    from benchmarks.operations.bank import BankLoss
+    from ..operations.bank import BankLoss
 
 _TEMPERATURE = 0.07
 

@@ -142,15 +142,16 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _bench(rest: Sequence[str]) -> int:
-    # The command's folder, not the present one, is on the path; a clone is recognised by its file,
-    # so that another project's `benchmarks` is never taken.
-    if not Path("benchmarks/run.py").is_file() or not Path("sede_kernels").is_dir():
+    try:
+        suite = importlib.import_module("sede_kernels._bench.run")
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("sede_kernels._bench"):
+            raise
         raise UserError(
-            "the benchmarks are not part of the installed package: clone the repository and run "
-            "`sede bench` (or `python -m benchmarks.run`) from its folder."
-        )
-    sys.path.insert(0, str(Path.cwd()))
-    return int(importlib.import_module("benchmarks.run").main(list(rest)) or 0)
+            "the benchmarks come with the installed package, and this one is a source folder: run "
+            "`python -m benchmarks.run` from there, or `pip install` it."
+        ) from None
+    return int(suite.main(list(rest)) or 0)
 
 
 def _info(rest: Sequence[str]) -> int:
@@ -223,7 +224,7 @@ def _parser(flags_of: str) -> argparse.ArgumentParser:
         "--beside", type=Path, metavar="RUN2", help="a second run to compare with"
     )
 
-    add("bench", lambda _: 0, "measure the kernels (from a clone)")
+    add("bench", lambda _: 0, "measure the kernels beside their peers")
     add("info", lambda _: 0, "backends, versions and hardware")
     return parser
 

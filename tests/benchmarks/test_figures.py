@@ -1,12 +1,15 @@
 """Figures, tables and targets: all from JSON lines alone."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from benchmarks import plot, records, run, table, targets
 from benchmarks.case import BOTH
 from tests.benchmarks.test_records import record
+
+ROOT = Path(__file__).parents[2]
 
 
 def _sweep_records():
@@ -98,15 +101,15 @@ def test_targets_compare_the_records_with_what_is_asked():
 def test_the_documented_targets_are_those_of_the_committed_records():
     listed = subprocess.run(
         ["git", "ls-files", "-z", "benchmarks/results/amd-epyc-2-cores"],
-        cwd=run.machine.ROOT,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    paths = [run.machine.ROOT / name for name in listed.stdout.split("\0") if name]
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name]
     if not paths:
         pytest.skip("no git checkout")
-    documented = (run.machine.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    documented = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     found, problems = records.read(paths)
     assert problems == []
     assert targets.markdown(records.latest(found).values()) in documented

@@ -1,47 +1,35 @@
 """Installing where there is no compiler, and what the installed package then says of itself."""
 
-import os
-import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-pytest.importorskip("setuptools", minversion="61")
+from tests.install.conftest import SETUPTOOLS, Environment, copy_sources, run
+
+pytest.importorskip("setuptools", minversion=SETUPTOOLS)
+
+Python = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """The sources alone, with nothing built."""
-    root = tmp_path / "source"
-    root.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "CMakeLists.txt"):
-        shutil.copy(ROOT / name, root)
-    shutil.copytree(
-        ROOT / "sede_kernels",
-        root / "sede_kernels",
-        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
-    )
-    return root
+    return copy_sources(tmp_path / "source")
 
 
-def run(tree: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def python(tree: Path, bare: Environment) -> Python:
     """Python in the tree, with no program to be found on PATH."""
     nowhere = tree.parent / "nowhere"
-    nowhere.mkdir(exist_ok=True)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SEDE_")}
-    environment |= {"PATH": str(nowhere), "PYTHONPATH": str(tree)} | variables
-    environment.pop("PYTHONSAFEPATH", None)
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=tree, env=environment, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    nowhere.mkdir()
+    paths = {"PATH": str(nowhere), "PYTHONPATH": str(tree)}
+    return lambda *words, **variables: run([bare.python, *words], tree, **(paths | variables))
 
 
-def test_without_a_compiler_the_package_is_pure_and_says_so(tree: Path) -> None:
-    done = run(tree, "setup.py", "-q", "build", "--build-base", "out", "--build-lib", "out/lib")
+def test_without_a_compiler_the_package_is_pure_and_says_so(python: Python, tree: Path) -> None:
+    done = python("setup.py", "-q", "build", "--build-base", "out", "--build-lib", "out/lib")
     assert done.returncode == 0, done.stderr
     assert "| sede-kernels: no native CPU kernels (" in done.stderr
     assert "backend 'torch' serves instead." in done.stderr
@@ -63,18 +51,18 @@ else:
 from sede_kernels.info import main
 raise SystemExit(main([]))
 """
-    used = run(tree, "-c", code, PYTHONPATH=str(tree / "out/lib"))
+    used = python("-c", code, PYTHONPATH=str(tree / "out/lib"))
     assert used.returncode == 0, used.stderr
     assert "not built" in used.stdout
 
 
-def test_a_demanded_build_fails_with_the_reason(tree: Path) -> None:
-    done = run(tree, "setup.py", "-q", "build_ext", SEDE_BUILD_CPU="1")
+def test_a_demanded_build_fails_with_the_reason(python: Python, tree: Path) -> None:
+    done = python("setup.py", "-q", "build_ext", SEDE_BUILD_CPU="1")
     assert done.returncode != 0
     assert "SEDE_BUILD_CPU=1: the native CPU kernels could not be built: " in done.stderr
 
 
-def test_an_unknown_choice_is_refused(tree: Path) -> None:
-    done = run(tree, "setup.py", "-q", "build_ext", SEDE_BUILD_CPU="maybe")
+def test_an_unknown_choice_is_refused(python: Python, tree: Path) -> None:
+    done = python("setup.py", "-q", "build_ext", SEDE_BUILD_CPU="maybe")
     assert done.returncode != 0
     assert "SEDE_BUILD_CPU must be one of auto, 1, 0, got 'maybe'." in done.stderr

@@ -141,7 +141,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     weighed = device.type == "cpu" and not arguments.no_memory
     memory = Memory(timeout_s=30.0 if quick else 120.0) if weighed else None
     print(f"{machine.device_name(device)}, {torch.get_num_threads()} threads; results in {out}")
-    found_limits = limits.measure(device, {case.dtype for case in cases})
+    found_limits = limits.measure(
+        device, {case.dtype for case in cases}, seconds=0.05 if arguments.smoke else 0.4
+    )
     for dtype, rate in found_limits.matrix.items():
         print(f"limit {dtype}: {rate.value:,.0f} GFLOP/s ({rate.of})")
     print(f"limit memory: {found_limits.copy.value:.1f} GB/s ({found_limits.copy.of})")
@@ -160,9 +162,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     records = _measure(runner, cases, None if seconds is None else started + seconds)
     print(f"\n{table.summary(records)}")
     if not arguments.no_figures:
-        default = out.parent if arguments.out else machine.home()
-        folder = default / "figures" / ("" if arguments.out else slug)
-        for path in plot.draw(records, arguments.figures or folder):
+        beside = out.parent / "figures" if arguments.out else machine.home() / "figures" / slug
+        for path in plot.draw(records, arguments.figures or beside):
             print(f"figure: {path}")
     print(f"{len(records)} records in {out}; {time.monotonic() - started:.0f} s")
     bad = [r for r in records if r["kind"] == "ours" and r["status"] in ("wrong", "error")]

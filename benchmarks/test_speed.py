@@ -66,7 +66,7 @@ def prepared(request: pytest.FixtureRequest) -> Iterator[Prepared]:
     yield _latest[case.title]
 
 
-def test_no_backend_is_missing():
+def test_no_backend_is_missing() -> None:
     """Deselect it to measure without a backend that this machine could have."""
     measured.refuse_gaps(DEVICE, ())
 

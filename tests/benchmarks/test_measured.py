@@ -66,7 +66,7 @@ def test_a_missing_backend_is_refused_unless_told_so(tmp_path, monkeypatch, caps
 
 def test_a_native_module_of_another_installation_is_refused(monkeypatch):
     monkeypatch.setattr(measured, "files", lambda: ("/a/sede_kernels/__init__.py", "/b/_cpu.so"))
-    with pytest.raises(ValueError, match="native module is /b/_cpu.so, of another installation"):
+    with pytest.raises(ValueError, match="of another installation"):
         measured.refuse_gaps(CPU, ())
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
-for name, examples in (("quick", 25), ("ci", 400), ("long", 20_000)):
+for name, examples in (("quick", 25), ("ci", 800), ("long", 20_000)):
     settings.register_profile(
         name,
         max_examples=examples,

@@ -1,4 +1,4 @@
-"""What the twins share: when a call may write to its banks, ids in any form, warm-up."""
+"""What the twins share: when a call may write to its banks, ids in any form."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sede_kernels.distributed import gather_with_grad
 
-__all__ = ["BankedLoss", "Ids", "gather_with_grad", "ids_tensor", "training_call"]
+__all__ = ["Ids", "gather_with_grad", "ids_tensor", "training_call"]
 
 Ids = Tensor | Sequence[int]
 
@@ -32,31 +32,3 @@ def ids_tensor(name: str, ids: Ids | None, rows: int, device: torch.device) -> T
     if found.shape != (rows,):
         raise ValueError(f"{name}: ids must be ({rows},), one a row, got {tuple(found.shape)}.")
     return found.to(torch.int64)
-
-
-class BankedLoss(nn.Module):
-    """A loss with banks: they are buffers, and join the loss after ``start_step`` enqueues.
-
-    Args:
-        start_step: enqueues before the banks' entries count as negatives (warm-up); >= 0.
-    """
-
-    def __init__(self, start_step: int = 0) -> None:
-        super().__init__()
-        if start_step < 0:
-            raise ValueError(f"{type(self).__name__}: start_step must be >= 0, got {start_step}.")
-        self.start_step = start_step
-        self.steps = 0
-
-    def get_extra_state(self) -> int:
-        """Enqueues so far, so that a resumed run knows whether its warm-up is over."""
-        return self.steps
-
-    def set_extra_state(self, state: int) -> None:
-        """Restore the number of enqueues."""
-        self.steps = int(state)
-
-    @property
-    def warm(self) -> bool:
-        """Whether the banks take part in the loss."""
-        return self.steps >= self.start_step

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sede_kernels.bank import FragmentBank
-from sede_kernels.integrations._banked import BankedLoss, Ids, ids_tensor, training_call
+from sede_kernels.integrations._banked import Ids, ids_tensor, training_call
 from sede_kernels.integrations._scores import (
     Objective,
     bank_mask,
@@ -15,6 +15,7 @@ from sede_kernels.integrations._scores import (
     negatives_mask,
     one_way,
 )
+from sede_kernels.warmup import WarmUp
 
 Lengths = Tensor | Sequence[int]
 Score = Callable[[Tensor, Tensor, Lengths], Tensor]
@@ -33,7 +34,7 @@ def lengths_tensor(lengths: Lengths, device: torch.device) -> Tensor:
     return torch.as_tensor(lengths, device=device).to(torch.int64)
 
 
-class FragmentLoss(BankedLoss):
+class FragmentLoss(WarmUp):
     """Bidirectional hinge, or weighted InfoNCE, of a score matrix and two banks.
 
     Args:
@@ -130,7 +131,9 @@ class FragmentLoss(BankedLoss):
                     "ContrastiveLoss: with a bank the criterion needs the images, captions and "
                     "lengths beside the scores."
                 )
-            if self.warm:
+            # The stored sets are counted on the host anyway; before the end of the warm-up they
+            # are not even scored.
+            if self.warm is None or bool(self.warm):
                 texts += self._against_texts(batch.images, self.text_bank, known)
                 images += self._against_images(batch, self.image_bank, known)
         objective = Objective(self.margin, self.max_violation, self.temperature, self.hardness)
@@ -179,4 +182,4 @@ class FragmentLoss(BankedLoss):
         lengths = lengths_tensor(keys.lengths, keys.captions.device).clamp(max=most)
         self.image_bank.enqueue(keys.images, None, ids)
         self.text_bank.enqueue(keys.captions[:, :most], lengths, ids)
-        self.steps += 1
+        self.advance()

@@ -1,5 +1,6 @@
 """BFAN: focal attention is attention-guided erasing; both directions, means added."""
 
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -73,9 +74,7 @@ class ContrastiveLoss(scan.ContrastiveLoss):
 
     @staticmethod
     def _default_score(opt: Options, erase: str | EraseSettings | None) -> Score:  # type: ignore[override]
-        return lambda images, captions, lengths: xattn_score(
-            images, captions, lengths, opt, erase=erase
-        )
+        return partial(xattn_score, opt=opt, erase=erase)
 
 
 def shard_xattn(

@@ -1,5 +1,6 @@
 """IMRAM: SGRAF's criterion on a score matrix, with the options first and captions in rows."""
 
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -23,16 +24,16 @@ class Model(Protocol):
         """Scores of every pair; captions in rows in training, images in rows in evaluation."""
 
 
+def _images_in_rows(model: Model, images: Tensor, captions: Tensor, lengths: Lengths) -> Tensor:
+    # The host takes, but does not read, a pooled image and the last state of the GRU.
+    pooled, state = images.mean(dim=1), captions[:, 0]
+    scores = model.forward_score(pooled, images, state, captions, lengths)
+    return scores.t() if model.training else scores
+
+
 def bank_score(model: Model) -> Score:
     """``score=`` for the criterion's banks: the model's own, images in rows in either mode."""
-
-    def score(images: Tensor, captions: Tensor, lengths: Lengths) -> Tensor:
-        # The host takes, but does not read, a pooled image and the last state of the GRU.
-        pooled, state = images.mean(dim=1), captions[:, 0]
-        scores = model.forward_score(pooled, images, state, captions, lengths)
-        return scores.t() if model.training else scores
-
-    return score
+    return partial(_images_in_rows, model)
 
 
 class ContrastiveLoss(sgraf.ContrastiveLoss):

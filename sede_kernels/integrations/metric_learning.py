@@ -166,31 +166,73 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
 
     Differences: ``queue_idx`` and ``has_been_filled`` are saved and restored; no list of allowed
     losses; a batch may be larger than the memory (its last rows stay); in evaluation mode, and
-    where nothing carries a gradient, nothing is stored; with ``WeightedNTXentLoss`` on the cosine
-    similarity and no miner the memory is read once instead of listing B x K pairs.
+    where nothing carries a gradient, nothing is stored; a row that is not finite is never stored;
+    with ``WeightedNTXentLoss`` on the cosine similarity and no miner the memory is read once
+    instead of listing B x K pairs.
 
     Args:
         loss: any loss of the host that takes ``ref_emb``.
         embedding_size: D.
         memory_size: K.
         miner: a tuple miner of the host, or None.
+
+    Attributes:
+        ptr: () int64, next row to write; the host's ``queue_idx`` reads and sets it.
+        count: () int64, rows filled; the host's ``has_been_filled`` reads and sets it.
     """
 
     embedding_memory: Tensor
     label_memory: Tensor
+    ptr: Tensor
+    count: Tensor
 
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
         """Every loss is welcome."""
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The position in the ring, which the host loses."""
-        return {"queue_idx": self.queue_idx, "has_been_filled": self.has_been_filled}
+    @property
+    def queue_idx(self) -> int:
+        """Next row to write; reads the device."""
+        return int(self.ptr)
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore the position in the ring."""
-        self.queue_idx = int(state["queue_idx"])
-        self.has_been_filled = bool(state["has_been_filled"])
+    @queue_idx.setter
+    def queue_idx(self, value: int) -> None:
+        filled = self.has_been_filled
+        self.ptr.fill_(value)
+        if not filled:
+            self.count.fill_(value)
+
+    @property
+    def has_been_filled(self) -> bool:
+        """Whether every row was written; reads the device."""
+        return bool(self.count == self.memory_size)
+
+    @has_been_filled.setter
+    def has_been_filled(self, value: bool) -> None:
+        self.count.copy_(torch.full_like(self.ptr, self.memory_size) if value else self.ptr)
+
+    def reset_queue(self) -> None:
+        """Empty the memory; the host's hook, called at construction too."""
+        for name in ("ptr", "count"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
+        super().reset_queue()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Empty the memory in place, after ``to_empty`` for example."""
+        for buffer in (self.embedding_memory, self.label_memory, self.ptr, self.count):
+            buffer.zero_()
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        # Version 0.1.0 kept the position as Python numbers beside the tensors.
+        old = state.pop(prefix + "_extra_state", None)
+        if old is not None:
+            position = int(old["queue_idx"])
+            count = self.memory_size if old["has_been_filled"] else position
+            state[prefix + "ptr"], state[prefix + "count"] = (
+                torch.tensor(value, dtype=torch.int64) for value in (position, count)
+            )
+        super()._load_from_state_dict(state, prefix, *arguments)
 
     def forward(
         self,
@@ -234,26 +276,27 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
                 self._store(*kept)
         elif store:
             slots = self._store(embeddings, labels)
-        filled = self.memory_size if self.has_been_filled else self.queue_idx
+        filled = int(self.count)
         memory, known = self.embedding_memory[:filled], self.label_memory[:filled]
         pairs = self._pairs(embeddings, labels, memory, known, slots, indices_tuple)
         result: Tensor = self.loss(embeddings, labels, pairs, memory, known)
         return result
 
     def _store(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Write a batch; returns the slot of each row, -1 for those that did not stay."""
-        total = len(embeddings)
+        """Write the finite rows; the slot of each row, -1 for those that did not stay."""
+        finite = torch.where(embeddings.isfinite().all(dim=1))[0]
+        total = len(finite)
         skipped = max(0, total - self.memory_size)
-        position = torch.arange(total, device=labels.device) + self.queue_idx
-        slots = (position % self.memory_size).masked_fill(position < self.queue_idx + skipped, -1)
-        self.curr_batch_idx = slots[skipped:]
-        self.embedding_memory[self.curr_batch_idx] = embeddings[skipped:].detach()
-        self.label_memory[self.curr_batch_idx] = labels[skipped:].detach()
-        end = self.queue_idx + total
-        self.has_been_filled = bool(self.has_been_filled or end >= self.memory_size)
-        self.queue_idx = end % self.memory_size
-        written: Tensor = slots
-        return written
+        position = (torch.arange(total, device=labels.device) + self.ptr) % self.memory_size
+        position[:skipped] = -1
+        self.curr_batch_idx = position[skipped:]
+        self.embedding_memory[self.curr_batch_idx] = embeddings[finite[skipped:]].detach()
+        self.label_memory[self.curr_batch_idx] = labels[finite[skipped:]].detach()
+        self.ptr.copy_((self.ptr + total) % self.memory_size)
+        self.count.copy_((self.count + total).clamp(max=self.memory_size))
+        slots = torch.full((len(embeddings),), -1, device=labels.device)
+        slots[finite] = position
+        return slots
 
     def _pairs(
         self,

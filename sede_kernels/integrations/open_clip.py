@@ -10,17 +10,17 @@ from sede_kernels.bank import MemoryBank
 from sede_kernels.distributed import Batches, batches, gather_keys
 from sede_kernels.functional import symmetric_info_nce
 from sede_kernels.integrations._banked import (
-    BankedLoss,
     Ids,
     ids_tensor,
     training_call,
 )
+from sede_kernels.warmup import WarmUp
 
 #: Most rows whose plain loss shares one matrix of logits between both directions (fp32: 64 MB).
 DENSE_ROWS = 4096
 
 
-class ClipLoss(BankedLoss):
+class ClipLoss(WarmUp):
     """Twin of open_clip's ``ClipLoss``: same arguments, same sum, plus banks, weights and ids.
 
     Without bank, hardness and ids value and gradients are the host's; beyond ``DENSE_ROWS`` rows no
@@ -147,7 +147,9 @@ class ClipLoss(BankedLoss):
         ranks = self._ranks(image_features, known)
         image, text = self._gather(image_features, ranks), self._gather(text_features, ranks)
         every = known if known is None or ranks is None else ranks.gather(known)
-        texts, images = (self.text_bank, self.image_bank) if self.warm else (None, None)
+        warm = self.warm
+        texts = None if self.text_bank is None else self.text_bank.where(warm)
+        images = None if self.image_bank is None else self.image_bank.where(warm)
         plain = texts is None and every is None and not self.hardness and not self.options
         if plain and len(image) <= DENSE_ROWS:
             logits = logit_scale * image @ text.t()
@@ -191,7 +193,7 @@ class ClipLoss(BankedLoss):
             return
         self.image_bank.enqueue(image, ids)
         self.text_bank.enqueue(text, ids)
-        self.steps += 1
+        self.advance()
 
 
 class TrainerArguments(Protocol):

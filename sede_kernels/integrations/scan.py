@@ -1,6 +1,7 @@
 """SCAN: criterion, cross-attention scores and evaluation with the host's own signatures."""
 
 import sys
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -158,9 +159,7 @@ class ContrastiveLoss(FragmentLoss):
             raise ValueError(
                 f"ContrastiveLoss: opt.cross_attn must be t2i or i2t, got {opt.cross_attn!r}."
             )
-        return lambda images, captions, lengths: _score(
-            opt.cross_attn, images, captions, lengths, opt, erase
-        )
+        return partial(_score, opt.cross_attn, opt=opt, erase=erase)
 
     def forward(
         self,

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sede_kernels.bank import MemoryBank
+from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.distributed import Batches, batches
 from sede_kernels.functional import bank_lse
 from sede_kernels.integrations._banked import (
-    BankedLoss,
     Ids,
     ids_tensor,
     training_call,
 )
+from sede_kernels.warmup import WarmUp
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS_MODES = (None, "in_batch_negatives", "hard_negatives", "all_negatives")
@@ -24,7 +24,7 @@ NAME = "MultipleNegativesRankingLoss"
 Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
-class MultipleNegativesRankingLoss(BankedLoss):
+class MultipleNegativesRankingLoss(WarmUp):
     """Twin of the host's loss of that name, with a bank of past documents.
 
     ``loss = -log(e^{scale s+} / sum_d e^{scale s_d + strength sg(s_d)})`` over the documents of
@@ -159,14 +159,15 @@ class MultipleNegativesRankingLoss(BankedLoss):
         if self.partition_mode == "joint":
             matrices = [torch.cat(matrices, dim=1)]
         parts = [torch.logsumexp(logits, dim=1) for logits in matrices]
-        if self.bank is not None and self.warm:
-            parts[0] = torch.logaddexp(parts[0], self._bank_part(embeddings[0], self.bank, ids))
+        if self.bank is not None:
+            stored_part = self._bank_part(embeddings[0], self.bank.where(self.warm), ids)
+            parts[0] = torch.logaddexp(parts[0], stored_part)
         rows = torch.stack(parts).mean(dim=0) - own
         # The mean of equal batches; of ragged ones what DDP averages to the mean over all rows.
         loss = rows.sum() / (max(ranks.total, 1) / len(ranks.sizes))
         if self.bank is not None and training_call(self, query, positive):
             self.bank.enqueue(stored, every)
-            self.steps += 1
+            self.advance()
         return loss
 
     def _ranks(self, query: Tensor, ids: Tensor | None) -> Batches:
@@ -220,7 +221,7 @@ class MultipleNegativesRankingLoss(BankedLoss):
         others = ~own & in_batch
         return torch.cat([others] + [others | (own & hard)] * (columns - 1), dim=1)
 
-    def _bank_part(self, query: Tensor, bank: MemoryBank, ids: Tensor | None) -> Tensor:
+    def _bank_part(self, query: Tensor, bank: MemoryBank | BankView, ids: Tensor | None) -> Tensor:
         """(B,) log-sum of the stored documents; -inf while there are none."""
         on = self.hardness_mode in ("in_batch_negatives", "all_negatives")
         exponent = self.scale + (self.hardness_strength if on else 0.0)
@@ -241,7 +242,8 @@ class MultipleNegativesRankingLoss(BankedLoss):
     def load_bank_state(self, state: Mapping[str, Any]) -> None:
         """Restore what ``bank_state`` returned."""
         expected = set(self.bank_state())
-        if set(state) != expected:
+        # Version 0.1.0 saved the count of enqueues under another name.
+        if {"steps" if key == "_extra_state" else key for key in state} != expected:
             raise ValueError(
                 f"{NAME}: the saved state holds {sorted(state)}, this loss needs "
                 f"{sorted(expected)}; build it with the same bank."

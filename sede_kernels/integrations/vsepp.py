@@ -7,10 +7,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sede_kernels.bank import MemoryBank
+from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional import hardest_negatives, symmetric_info_nce
 from sede_kernels.integrations import _ranking
-from sede_kernels.integrations._banked import BankedLoss, Ids, ids_tensor, training_call
+from sede_kernels.integrations._banked import Ids, ids_tensor, training_call
 from sede_kernels.integrations._scores import (
     Objective,
     bank_mask,
@@ -18,8 +18,10 @@ from sede_kernels.integrations._scores import (
     negatives_mask,
     one_way,
 )
+from sede_kernels.warmup import WarmUp
 
 MEASURES = ("cosine", "order")
+Bank = MemoryBank | BankView
 
 
 def order_similarity(im: Tensor, s: Tensor) -> Tensor:
@@ -29,7 +31,15 @@ def order_similarity(im: Tensor, s: Tensor) -> Tensor:
     return scores
 
 
-class ContrastiveLoss(BankedLoss):
+def _dense(bank: Bank, slots: Tensor | slice, dtype: torch.dtype) -> Tensor:
+    """A copy of the rows in these slots, scales applied; empty slots are as they come."""
+    found = bank.rows[slots].to(dtype, copy=True)
+    if bank.row_scale is not None:
+        found *= bank.row_scale[slots].to(dtype).unsqueeze(1)
+    return found
+
+
+class ContrastiveLoss(WarmUp):
     """Twin of VSE++'s ``ContrastiveLoss(margin, measure, max_violation)``, banks and weights.
 
     Without ids, banks, temperature and hardness the value and gradients are the host's: the sum
@@ -129,8 +139,9 @@ class ContrastiveLoss(BankedLoss):
                 f"{tuple(im.shape)} and {tuple(s.shape)}."
             )
         known = ids_tensor("ContrastiveLoss", ids, im.shape[0], im.device)
-        texts = self.text_bank if self.warm else None
-        images = self.image_bank if self.warm else None
+        warm = self.warm
+        texts = None if self.text_bank is None else self.text_bank.where(warm)
+        images = None if self.image_bank is None else self.image_bank.where(warm)
         if self.temperature is not None:
             total = 2 * symmetric_info_nce(
                 im,
@@ -154,7 +165,7 @@ class ContrastiveLoss(BankedLoss):
         return total
 
     def _hinge(
-        self, query: Tensor, scores: Tensor, bank: MemoryBank | None, ids: Tensor | None
+        self, query: Tensor, scores: Tensor, bank: Bank | None, ids: Tensor | None
     ) -> Tensor:
         rows = scores.shape[0]
         valid = negatives_mask(ids, rows, scores.device)
@@ -163,22 +174,19 @@ class ContrastiveLoss(BankedLoss):
             if self.max_violation:
                 extra, seen = self._hardest(query, bank, ids)
             else:
-                # dense() copies: the bank is written to before the backward pass reads it.
-                extra = query @ bank.dense(query.dtype).t()
+                # A copy: the bank is written to before the backward pass reads it.
+                extra = query @ _dense(bank, slice(None), query.dtype).t()
                 seen = bank_mask(ids, bank.ids, rows)
             scores, valid = torch.cat([scores, extra], 1), torch.cat([valid, seen], 1)
         objective = Objective(self.margin, self.max_violation, None, self.hardness)
         return one_way(positive, scores, valid, objective)
 
     @staticmethod
-    def _hardest(query: Tensor, bank: MemoryBank, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _hardest(query: Tensor, bank: Bank, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Score (B, 1) of the hardest stored negative and whether there is one."""
         _, index = hardest_negatives(query.detach(), bank, 1, query_ids=ids)
         # The product again on copied rows, for the gradient and because the bank is overwritten.
-        row = index[:, 0].clamp(min=0)
-        found = bank.rows[row].to(query.dtype)
-        if bank.row_scale is not None:
-            found = found * bank.row_scale[row].to(query.dtype).unsqueeze(1)
+        found = _dense(bank, index[:, 0].clamp(min=0), query.dtype)
         return (query * found).sum(dim=1, keepdim=True), index >= 0
 
     @torch.no_grad()
@@ -188,7 +196,7 @@ class ContrastiveLoss(BankedLoss):
             return
         self.image_bank.enqueue(im, ids)
         self.text_bank.enqueue(s, ids)
-        self.steps += 1
+        self.advance()
 
 
 @torch.inference_mode()

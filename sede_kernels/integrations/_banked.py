@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sede_kernels.distributed import gather_with_grad
 
-__all__ = ["Ids", "gather_with_grad", "ids_tensor", "training_call"]
+__all__ = ["Ids", "gather_with_grad", "ids_tensor", "snapshot", "training_call"]
 
 Ids = Tensor | Sequence[int]
 
@@ -20,6 +20,21 @@ def training_call(module: nn.Module, *outputs: Tensor) -> bool:
     """
     wanted = torch.is_grad_enabled() and any(output.requires_grad for output in outputs)
     return module.training and wanted
+
+
+@torch.library.custom_op("sede::snapshot", mutates_args=())
+def snapshot(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in ``dtype`` of what a bank holds now, for a product whose gradient needs it.
+
+    The bank is written to before the backward pass. A compiler may compute a plain copy again
+    there, from the new contents; the output of an op that it cannot see into it keeps.
+    """
+    return stored.to(dtype, copy=True)
+
+
+@snapshot.register_fake
+def _(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(stored, dtype=dtype)
 
 
 def ids_tensor(name: str, ids: Ids | None, rows: int, device: torch.device) -> Tensor | None:

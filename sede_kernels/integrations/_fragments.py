@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sede_kernels.bank import FragmentBank
-from sede_kernels.integrations._banked import Ids, ids_tensor, training_call
+from sede_kernels.integrations._banked import Ids, ids_tensor, snapshot, training_call
 from sede_kernels.integrations._scores import (
     Objective,
     bank_mask,
@@ -153,8 +153,7 @@ class FragmentLoss(WarmUp):
         if not filled:
             return []
         lengths = bank.lengths[:filled]
-        # A copy of what is stored: the bank is written to before the backward pass reads it.
-        words = bank.rows[:filled, : int(lengths.max())].to(images.dtype, copy=True)
+        words = snapshot(bank.rows[:filled, : int(lengths.max())], images.dtype)
         scores = self.score(images, words, lengths.clone())
         return [(scores, bank_mask(ids, bank.ids[:filled], scores.shape[0]))]
 
@@ -164,7 +163,7 @@ class FragmentLoss(WarmUp):
         filled = len(bank)
         if not filled:
             return []
-        regions = bank.rows[:filled].to(batch.captions.dtype, copy=True)
+        regions = snapshot(bank.rows[:filled], batch.captions.dtype)
         scores = self.score(regions, batch.captions, batch.lengths).t()
         return [(scores, bank_mask(ids, bank.ids[:filled], scores.shape[0]))]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional import hardest_negatives, symmetric_info_nce
 from sede_kernels.integrations import _ranking
-from sede_kernels.integrations._banked import Ids, ids_tensor, training_call
+from sede_kernels.integrations._banked import Ids, ids_tensor, snapshot, training_call
 from sede_kernels.integrations._scores import (
     Objective,
     bank_mask,
@@ -33,10 +33,11 @@ def order_similarity(im: Tensor, s: Tensor) -> Tensor:
 
 def _dense(bank: Bank, slots: Tensor | slice, dtype: torch.dtype) -> Tensor:
     """A copy of the rows in these slots, scales applied; empty slots are as they come."""
-    found = bank.rows[slots].to(dtype, copy=True)
-    if bank.row_scale is not None:
-        found *= bank.row_scale[slots].to(dtype).unsqueeze(1)
-    return found
+    found: Tensor = snapshot(bank.rows[slots], dtype)
+    if bank.row_scale is None:
+        return found
+    scale: Tensor = snapshot(bank.row_scale[slots], dtype)
+    return found * scale.unsqueeze(1)
 
 
 class ContrastiveLoss(WarmUp):
@@ -174,7 +175,6 @@ class ContrastiveLoss(WarmUp):
             if self.max_violation:
                 extra, seen = self._hardest(query, bank, ids)
             else:
-                # A copy: the bank is written to before the backward pass reads it.
                 extra = query @ _dense(bank, slice(None), query.dtype).t()
                 seen = bank_mask(ids, bank.ids, rows)
             scores, valid = torch.cat([scores, extra], 1), torch.cat([valid, seen], 1)
@@ -185,7 +185,7 @@ class ContrastiveLoss(WarmUp):
     def _hardest(query: Tensor, bank: Bank, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Score (B, 1) of the hardest stored negative and whether there is one."""
         _, index = hardest_negatives(query.detach(), bank, 1, query_ids=ids)
-        # The product again on copied rows, for the gradient and because the bank is overwritten.
+        # The product again on copied rows: the gradient needs them as they are now.
         found = _dense(bank, index[:, 0].clamp(min=0), query.dtype)
         return (query * found).sum(dim=1, keepdim=True), index >= 0
 

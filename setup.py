@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+SETUPTOOLS = 77  # the first to read `license = "Apache-2.0"`
 CHOICES = ("auto", "1", "0")
 #: The name under which the folder ``benchmarks`` is installed.
 SUITE = "sede_kernels._bench"
@@ -51,6 +53,9 @@ class CMakeBuild(build_ext):
             # The wheel then holds no native code: say so to whatever names and lists its files.
             self.extensions = []
             self.distribution.ext_modules = []
+            wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
+            if wheel is not None:
+                wheel.root_is_pure = True  # decided before the build: py3-none-any after all
             boxed(f"sede-kernels: no native CPU kernels ({error}); backend 'torch' serves instead.")
 
     def build_extension(self, ext: Extension) -> None:
@@ -107,6 +112,12 @@ def boxed(line: str) -> None:
     print(f"{bar}\n| {line} |\n{bar}", file=sys.stderr)
 
 
+if int(setuptools.__version__.split(".")[0]) < SETUPTOOLS:
+    sys.exit(
+        f"sede-kernels: building needs setuptools {SETUPTOOLS} or newer, found "
+        f"{setuptools.__version__}: run `pip install -U 'setuptools>={SETUPTOOLS}'`, or leave out "
+        "--no-build-isolation."
+    )
 setup(
     packages=packages(),
     package_dir={SUITE: "benchmarks"},

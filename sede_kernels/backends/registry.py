@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -35,6 +36,7 @@ FILES = {
 }
 
 _AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
+_warned_of: set[str] = set()
 
 
 @cache
@@ -126,12 +128,15 @@ def resolve(op: str, backend: str, *tensors: Tensor, **options: Any) -> Callable
     if name == "reference":
         raise ValueError(f"{op}: the reference has no ops; call sede_kernels.functional instead.")
     if name == "auto":
-        for candidate in _AUTO_ORDER.get(tensors[0].device.type, ("torch",)):
+        order = _AUTO_ORDER.get(tensors[0].device.type, ("torch",))
+        for candidate in order:
             if _refusal(candidate, op, tensors, options) is None:
                 name = candidate
                 break
         else:
             raise BackendUnavailableError(f"{op}: no backend can serve this call.\n{_report()}")
+        if name != order[0]:
+            _warn_once(order[0], name)
     else:
         reason = _refusal(name, op, tensors, options)
         if reason is not None:
@@ -142,6 +147,21 @@ def resolve(op: str, backend: str, *tensors: Tensor, **options: Any) -> Callable
     if function is None:
         raise BackendUnavailableError(f"{op}: backend {name!r} has no {op} kernel.")
     return function
+
+
+def _warn_once(first: str, name: str) -> None:
+    """Say once a process that ``auto`` has to do without its first choice, and what to do."""
+    reason = unavailable_reason(first)
+    if reason is None or first in _warned_of:
+        return
+    _warned_of.add(first)
+    warnings.warn(
+        f"sede_kernels: backend {name!r} serves, which is slower and takes more memory than "
+        f"{first!r}: {reason}. Install what is missing, or set SEDE_BACKEND={name} to choose "
+        f"{name!r} without this warning.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _report() -> str:

@@ -51,7 +51,8 @@ def checked(words: list[object], folder: Path, **variables: str) -> str:
 def build_wheel(source: Path, folder: Path, **variables: str) -> Path:
     """``pip wheel`` of a source folder or archive with the packages that are here."""
     words = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps"]
-    checked([*words, "--no-index", "-w", folder, source], folder.parent, **variables)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    checked([*words, "--no-index", "-w", folder, source], folder.parent, PATH=path, **variables)
     (wheel,) = folder.glob("*.whl")
     return wheel
 

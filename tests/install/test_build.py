@@ -1,12 +1,14 @@
 """Installing where there is no compiler, and what the installed package then says of itself."""
 
+import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
-from tests.install.conftest import SETUPTOOLS, Environment, copy_sources, run
+from tests.install.conftest import ROOT, SETUPTOOLS, Environment, copy_sources, run
 
 pytest.importorskip("setuptools", minversion=SETUPTOOLS)
 
@@ -36,12 +38,25 @@ def test_without_a_compiler_the_package_is_pure_and_says_so(python: Python, tree
     assert (tree / "out/lib/sede_kernels/reference.py").is_file()
     assert not list((tree / "out").rglob("_cpu*"))
     code = """
+import os, warnings
 import torch, sede_kernels
 from sede_kernels import functional
 reason = sede_kernels.available_backends()["cpu"]
 assert "not built" in reason, reason
 q = torch.nn.functional.normalize(torch.randn(4, 8), dim=1)
-assert functional.weighted_info_nce(q, q, q, backend="auto").isfinite()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    functional.weighted_info_nce(q, q, q, backend="torch")
+    os.environ["SEDE_BACKEND"] = "torch"
+    functional.weighted_info_nce(q, q, q)
+    assert not caught, caught[0].message  # asked for
+    del os.environ["SEDE_BACKEND"]
+    for _ in range(2):
+        assert functional.weighted_info_nce(q, q, q, backend="auto").isfinite()
+    functional.hardest_negatives(q, q)
+    (said,) = map(str, [one.message for one in caught])  # once a process
+assert said.startswith("sede_kernels: backend 'torch' serves, which is slower"), said
+assert "not built" in said and "set SEDE_BACKEND=torch to choose 'torch'" in said, said
 try:
     functional.weighted_info_nce(q, q, q, backend="cpu")
 except sede_kernels.BackendUnavailableError as error:
@@ -66,3 +81,35 @@ def test_an_unknown_choice_is_refused(python: Python, tree: Path) -> None:
     done = python("setup.py", "-q", "build_ext", SEDE_BUILD_CPU="maybe")
     assert done.returncode != 0
     assert "SEDE_BUILD_CPU must be one of auto, 1, 0, got 'maybe'." in done.stderr
+
+
+def test_a_wheel_without_native_code_is_for_every_machine(python: Python, tree: Path) -> None:
+    words = ["wheel", "-q", "--no-build-isolation", "--no-deps", "--no-index", "-w", "out", "."]
+    done = python("-m", "pip", *words)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tree / "out").glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/WHEEL"))
+        assert b"Root-Is-Purelib: true" in archive.read(name)
+
+
+def test_an_old_setuptools_is_named(python: Python) -> None:
+    code = (
+        "import runpy, setuptools; setuptools.__version__ = '65.5.0'; "
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    done = python("-c", code)
+    assert done.returncode == 1
+    assert "needs setuptools 77 or newer, found 65.5.0: run `pip install -U" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_sources_hold_what_pyproject_asks_of_setuptools() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    asked = re.search(r'requires = \["setuptools>=(\d+)"', text)
+    checked = re.search(
+        r"^SETUPTOOLS = (\d+)", (ROOT / "setup.py").read_text(encoding="utf-8"), re.M
+    )
+    assert asked and checked
+    assert asked[1] == checked[1] == SETUPTOOLS

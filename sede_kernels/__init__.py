@@ -16,6 +16,7 @@ from sede_kernels.functional import (
     cross_attention_pairs,
     cross_attention_similarity,
     hardest_negatives,
+    symmetric_info_nce,
     weighted_info_nce,
 )
 from sede_kernels.modules import (
@@ -48,5 +49,6 @@ __all__ = [
     "cross_attention_pairs",
     "cross_attention_similarity",
     "hardest_negatives",
+    "symmetric_info_nce",
     "weighted_info_nce",
 ]

@@ -1,5 +1,7 @@
 """nn.Module twins of the functions, with the same keywords, and the two-bank SEDE loss."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ class WeightedInfoNCE(nn.Module):
             self.log_inverse_temperature = nn.Parameter(-torch.tensor(float(temperature)).log())
         self.fixed_temperature = float(temperature)
         self.hardness = _scalar(hardness, learn_hardness)
-        self.options = {
+        self.options: dict[str, Any] = {
             "normalize_weights": normalize_weights,
             "detach_weights": detach_weights,
             "positive_focus": positive_focus,
@@ -111,7 +113,7 @@ class WeightedInfoNCE(nn.Module):
             query_ids=query_ids,
             bank_ids=bank_ids,
             return_stats=return_stats,
-            **self.options,  # type: ignore[arg-type]
+            **self.options,
         )
 
 
@@ -259,12 +261,12 @@ class SEDELoss(WarmUp):
         *,
         dtype: torch.dtype = torch.float32,
         start_step: int = 0,
-        **loss_options: object,
+        **loss_options: Any,
     ) -> None:
         super().__init__(start_step)
         self.image_bank = MemoryBank(size, dim, dtype=dtype)
         self.text_bank = MemoryBank(size, dim, dtype=dtype)
-        self.nce = WeightedInfoNCE(**loss_options)  # type: ignore[arg-type]
+        self.nce = WeightedInfoNCE(**loss_options)
 
     def extra_repr(self) -> str:
         """The warm-up."""
@@ -299,7 +301,7 @@ class SEDELoss(WarmUp):
         options = dict(self.nce.options)
         if warm is not None and not options["in_batch_negatives"]:
             options["in_batch_negatives"] = ~warm
-        return F.symmetric_info_nce(
+        loss: Tensor = F.symmetric_info_nce(
             image,
             text,
             image_key,
@@ -309,8 +311,9 @@ class SEDELoss(WarmUp):
             temperature=self.nce.temperature,
             hardness=self.nce.hardness_at_least_zero,
             ids=ids,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
+        return loss
 
     @torch.no_grad()
     def enqueue(self, image_key: Tensor, text_key: Tensor, *, ids: Tensor | None = None) -> None:

@@ -1,5 +1,7 @@
 """Weighted InfoNCE in both directions, two banks in one pass."""
 
+from typing import Literal, overload
+
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
@@ -7,6 +9,7 @@ from sede_kernels.functional._checks import check_same_device
 from sede_kernels.functional._exponents import Exponents
 from sede_kernels.functional._info_nce import (
     Direction,
+    InfoNCEStats,
     Options,
     check_direction,
     check_options,
@@ -15,8 +18,61 @@ from sede_kernels.functional._info_nce import (
     reference_loss,
 )
 from sede_kernels.functional._negatives import Negatives, alike, bank_pass, bank_pass_pair
+from sede_kernels.functional._reference_stats import reference_stats
 
 NAME = "symmetric_info_nce"
+
+
+@overload
+def symmetric_info_nce(
+    image: Tensor,
+    text: Tensor,
+    image_key: Tensor,
+    text_key: Tensor,
+    image_bank: Tensor | MemoryBank | BankView | None,
+    text_bank: Tensor | MemoryBank | BankView | None,
+    *,
+    temperature: float | Tensor = 0.07,
+    hardness: float | Tensor = 0.0,
+    normalize_weights: bool = True,
+    detach_weights: bool = True,
+    positive_focus: float = 0.0,
+    tau_plus: float = 0.0,
+    ids: Tensor | None = None,
+    false_negatives: str = "mask",
+    margin: float | None = None,
+    in_batch_negatives: bool | Tensor = False,
+    unit_length: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def symmetric_info_nce(
+    image: Tensor,
+    text: Tensor,
+    image_key: Tensor,
+    text_key: Tensor,
+    image_bank: Tensor | MemoryBank | BankView | None,
+    text_bank: Tensor | MemoryBank | BankView | None,
+    *,
+    temperature: float | Tensor = 0.07,
+    hardness: float | Tensor = 0.0,
+    normalize_weights: bool = True,
+    detach_weights: bool = True,
+    positive_focus: float = 0.0,
+    tau_plus: float = 0.0,
+    ids: Tensor | None = None,
+    false_negatives: str = "mask",
+    margin: float | None = None,
+    in_batch_negatives: bool | Tensor = False,
+    unit_length: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: Literal[True],
+) -> tuple[Tensor, tuple[InfoNCEStats, InfoNCEStats]]: ...
 
 
 def symmetric_info_nce(
@@ -40,7 +96,8 @@ def symmetric_info_nce(
     unit_length: bool = False,
     reduction: str = "mean",
     backend: str = "auto",
-) -> Tensor:
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, tuple[InfoNCEStats, InfoNCEStats]]:
     r"""The mean of ``weighted_info_nce`` from images to texts and from texts to images.
 
     ``(NCE(image, text_key; text_bank) + NCE(text, image_key; image_bank)) / 2``. Where both banks
@@ -68,9 +125,11 @@ def symmetric_info_nce(
         unit_length: a promise that embeddings and bank rows have unit length, up to rounding.
         reduction: ``none``, ``mean`` or ``sum``, of each direction.
         backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
+        return_stats: also return ``InfoNCEStats`` of both directions.
 
     Returns:
         The loss, scalar, or (B,) with ``reduction="none"``; float32 (float64 for float64 input).
+        With ``return_stats`` also the statistics from images to texts and from texts to images.
 
     Raises:
         ValueError, TypeError: one sentence on what was expected and what came.
@@ -115,19 +174,26 @@ def symmetric_info_nce(
         check_direction(NAME, text, image_key, image_bank, ids, None, options, ids_name="ids"),
     )
     if options.backend == "reference":
-        return (reference_loss(sides[0], options) + reference_loss(sides[1], options)) / 2
+        loss = (reference_loss(sides[0], options) + reference_loss(sides[1], options)) / 2
+        if not return_stats:
+            return loss
+        return loss, (reference_stats(sides[0], options), reference_stats(sides[1], options))
     positives = sides[0].positive_similarity(), sides[1].positive_similarity()
-    losses = [
-        finish(side, options, exponents, found, positive_s)[0]
-        for side, positive_s, (exponents, found) in zip(
-            sides, positives, _negatives(sides, options, positives), strict=True
-        )
-    ]
-    return (losses[0] + losses[1]) / 2
+    passes = _negatives(sides, options, positives, hardest=return_stats)
+    (first, first_stats), (second, second_stats) = (
+        finish(side, options, exponents, found, positive_s, hardest=return_stats)
+        for side, positive_s, (exponents, found) in zip(sides, positives, passes, strict=True)
+    )
+    loss = (first + second) / 2
+    return (loss, (first_stats, second_stats)) if return_stats else loss
 
 
 def _negatives(
-    sides: tuple[Direction, Direction], options: Options, positives: tuple[Tensor, Tensor]
+    sides: tuple[Direction, Direction],
+    options: Options,
+    positives: tuple[Tensor, Tensor],
+    *,
+    hardest: bool,
 ) -> list[tuple[Exponents, Negatives]]:
     """What the pass over the bank finds for each side, and the exponents of the pass."""
     first, second = sides
@@ -142,7 +208,7 @@ def _negatives(
             exponents,
             limits=None if limits[0] is None or limits[1] is None else (limits[0], limits[1]),
             select=options.select,
-            hardest=False,
+            hardest=hardest,
             unit_length=options.unit_length,
             backend=options.backend,
         )
@@ -157,7 +223,7 @@ def _negatives(
             exponents,
             limit=limit,
             select=options.select,
-            hardest=False,
+            hardest=hardest,
             unit_length=options.unit_length,
             backend=options.backend,
         )

@@ -139,3 +139,17 @@ def test_bad_input_gets_one_sentence(change, message) -> None:
     given = dict(zip(names, (*_leaves(), *_banks("dense")), strict=True))
     with pytest.raises(ValueError, match="symmetric_info_nce: .*" + message):
         symmetric_info_nce(**{**given, **change})
+
+
+@pytest.mark.parametrize("chosen", ["reference", "torch", "cpu"])
+def test_statistics_of_both_directions_are_those_of_two_calls(chosen) -> None:
+    leaves, banks, ids = _leaves(torch.float32), _banks("int8"), torch.arange(6)
+    options = {"hardness": 4.0, "in_batch_negatives": True, "backend": chosen}
+    loss, both = symmetric_info_nce(*leaves, *banks, ids=ids, return_stats=True, **options)
+    torch.testing.assert_close(loss, symmetric_info_nce(*leaves, *banks, ids=ids, **options))
+    image, text, image_key, text_key = leaves
+    sides = ((image, text_key, banks[1]), (text, image_key, banks[0]))
+    for stats, side in zip(both, sides, strict=True):
+        _, alone = weighted_info_nce(*side, query_ids=ids, return_stats=True, **options)
+        for got, want in zip(stats, alone, strict=True):
+            torch.testing.assert_close(got, want)

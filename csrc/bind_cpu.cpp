@@ -3,10 +3,11 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <iterator>
 #include <string>
-#include <tuple>
 #include <vector>
 
+#include "bind_checks.h"
 #include "bind_fragments.h"
 #include "dispatch.h"
 #include "drivers.h"
@@ -17,58 +18,75 @@ namespace py = pybind11;
 namespace {
 
 using sede::index_t;
-using Address = std::uintptr_t;
+using namespace sede_bind;
 
-template <class T = void>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
+constexpr int kExponents = 3;  // the kernels are made for 0 to 3
+
+// Query and bank of one width, and what every pass over a bank takes with them.
+sede::BankLse pass(const char* name, const MatrixTuple& query, const MatrixTuple& bank,
+                   Address row_scale, Address query_ids, Address bank_ids, int select) {
+  sede::BankLse op{};
+  op.query = matrix(name, "query", query);
+  op.bank = matrix(name, "bank", bank);
+  op.row_scale = optional<const float>(row_scale);
+  op.query_ids = optional<const index_t>(query_ids);
+  op.bank_ids = optional<const index_t>(bank_ids);
+  op.select = select_of(name, select);
+  require(op.query.cols == op.bank.cols, name, "query and bank differ in width");
+  require(op.query.dtype != sede::DType::i8, name, "the query must be floating");
+  require((op.bank.dtype == sede::DType::i8) == (op.row_scale != nullptr), name,
+          "an int8 bank, and no other, has row scales");
+  return op;
 }
 
-// (address, rows, columns, row stride, column stride, dtype code), strides in elements.
-using MatrixTuple = std::tuple<Address, index_t, index_t, index_t, index_t, int>;
+void set_exponents(const char* name, sede::BankLse& op, Address scales, int exponents) {
+  require(exponents >= 0 && exponents <= kExponents, name, "there are too many exponents");
+  op.scales = array(name, "scales", scales, exponents);
+  op.exponents = exponents;
+}
 
-sede::Matrix matrix(const MatrixTuple& m) {
-  return {pointer(std::get<0>(m)), std::get<1>(m), std::get<2>(m),
-          std::get<3>(m),          std::get<4>(m), sede::DType(std::get<5>(m))};
+sede::BankLseOut outputs(const char* name, const sede::BankLse& op, Address lse, Address moment,
+                         Address acc, Address count, Address top, Address top_index) {
+  const index_t rows = op.query.rows;
+  return {array(name, "lse", lse, rows * op.exponents),
+          optional(moment),
+          array(name, "acc", acc, rows * op.query.cols * op.accumulators),
+          array<index_t>(name, "count", count, rows),
+          optional(top),
+          optional<index_t>(top_index)};
 }
 
 void bank_lse(const MatrixTuple& query, const MatrixTuple& bank, Address row_scale, Address scales,
               int exponents, Address query_ids, Address bank_ids, Address limit, int select,
               const std::vector<int>& accumulate, Address lse, Address moment, Address acc,
               Address count, Address top, Address top_index) {
-  sede::BankLse op{};
-  op.query = matrix(query);
-  op.bank = matrix(bank);
-  op.row_scale = pointer<const float>(row_scale);
-  op.scales = pointer(scales);
-  op.exponents = exponents;
-  op.query_ids = pointer<const index_t>(query_ids);
-  op.bank_ids = pointer<const index_t>(bank_ids);
-  op.limit = pointer(limit);
-  op.select = sede::Select(select);
+  const char* name = "bank_lse";
+  sede::BankLse op = pass(name, query, bank, row_scale, query_ids, bank_ids, select);
+  set_exponents(name, op, scales, exponents);
+  op.limit = optional(limit);
   op.empty_slots = true;
   op.moments = moment != 0;
   op.hardest = top != 0;
+  require(accumulate.size() <= std::size(op.accumulate), name, "there are too many accumulators");
+  for (int index : accumulate)
+    require(index >= 0 && index < exponents, name, "an accumulator names no exponent");
   op.accumulators = int(accumulate.size());
   std::copy(accumulate.begin(), accumulate.end(), op.accumulate);
-  const sede::BankLseOut out{pointer(lse),          pointer(moment), pointer(acc),
-                             pointer<index_t>(count), pointer(top),    pointer<index_t>(top_index)};
+  require(!op.hardest || top_index != 0, name, "top has no top_index");
+  const sede::BankLseOut out = outputs(name, op, lse, moment, acc, count, top, top_index);
   py::gil_scoped_release release;
   sede::bank_lse(op, out);
 }
 
 // In-batch negatives: the keys are the bank, the query ids its ids, and the diagonal is left out.
-sede::BankLse batch(const MatrixTuple& query, const MatrixTuple& key, Address scales, int exponents,
-                    Address query_ids, Address limit, int select, Address scores) {
-  sede::BankLse op{};
-  op.query = matrix(query);
-  op.bank = matrix(key);
-  op.scores = pointer(scores);
-  op.scales = pointer(scales);
-  op.exponents = exponents;
-  op.query_ids = op.bank_ids = pointer<const index_t>(query_ids);
-  op.limit = pointer(limit);
-  op.select = sede::Select(select);
+sede::BankLse batch(const char* name, const MatrixTuple& query, const MatrixTuple& key,
+                    Address scales, int exponents, Address query_ids, Address limit, int select,
+                    Address scores) {
+  sede::BankLse op = pass(name, query, key, 0, query_ids, query_ids, select);
+  set_exponents(name, op, scales, exponents);
+  require(op.query.rows == op.bank.rows, name, "query and key differ in length");
+  op.scores = optional(scores);
+  op.limit = optional(limit);
   op.skip_diagonal = true;
   return op;
 }
@@ -76,11 +94,12 @@ sede::BankLse batch(const MatrixTuple& query, const MatrixTuple& key, Address sc
 void batch_lse(const MatrixTuple& query, const MatrixTuple& key, Address scales, int exponents,
                Address query_ids, Address limit, int select, Address scores, Address lse,
                Address moment, Address count, Address top, Address top_index) {
-  sede::BankLse op = batch(query, key, scales, exponents, query_ids, limit, select, scores);
+  const char* name = "batch_lse";
+  sede::BankLse op = batch(name, query, key, scales, exponents, query_ids, limit, select, scores);
   op.moments = moment != 0;
   op.hardest = top != 0;
-  const sede::BankLseOut out{pointer(lse),          pointer(moment), nullptr,
-                             pointer<index_t>(count), pointer(top),    pointer<index_t>(top_index)};
+  require(!op.hardest || top_index != 0, name, "top has no top_index");
+  const sede::BankLseOut out = outputs(name, op, lse, moment, 0, count, top, top_index);
   py::gil_scoped_release release;
   sede::bank_lse(op, out);
 }
@@ -88,43 +107,53 @@ void batch_lse(const MatrixTuple& query, const MatrixTuple& key, Address scales,
 void batch_lse_backward(const MatrixTuple& query, const MatrixTuple& key, Address scales,
                         int exponents, Address query_ids, Address limit, int select, Address scores,
                         Address lse, Address grad, Address query_grad, Address key_grad) {
-  const sede::BankLse op = batch(query, key, scales, exponents, query_ids, limit, select, scores);
+  const char* name = "batch_lse_backward";
+  const sede::BankLse op =
+      batch(name, query, key, scales, exponents, query_ids, limit, select, scores);
+  const index_t sums = op.query.rows * exponents, elements = op.query.rows * op.query.cols;
+  const void* lse_in = array(name, "lse", lse, sums);
+  const void* grad_in = array(name, "grad", grad, sums);
+  void* query_out = array(name, "query_grad", query_grad, elements);
+  void* key_out = array(name, "key_grad", key_grad, elements);
   py::gil_scoped_release release;
-  sede::batch_lse_backward(op, pointer(lse), pointer(grad), pointer(query_grad),
-                           pointer(key_grad));
+  sede::batch_lse_backward(op, lse_in, grad_in, query_out, key_out);
 }
 
 void hardest(const MatrixTuple& query, const MatrixTuple& bank, Address row_scale,
              Address query_ids, Address bank_ids, index_t k, Address values, Address indices) {
-  sede::BankLse op{};
-  op.query = matrix(query);
-  op.bank = matrix(bank);
-  op.row_scale = pointer<const float>(row_scale);
-  op.query_ids = pointer<const index_t>(query_ids);
-  op.bank_ids = pointer<const index_t>(bank_ids);
-  op.select = sede::Select::mask;
+  const char* name = "hardest";
+  sede::BankLse op = pass(name, query, bank, row_scale, query_ids, bank_ids,
+                          int(sede::Select::mask));
   op.empty_slots = true;
+  require(k >= 0, name, "k is negative");
+  void* values_out = array(name, "values", values, op.query.rows * k);
+  index_t* indices_out = array<index_t>(name, "indices", indices, op.query.rows * k);
   py::gil_scoped_release release;
-  sede::hardest(op, k, pointer(values), pointer<index_t>(indices));
+  sede::hardest(op, k, values_out, indices_out);
 }
 
 // The last rows.rows of `total` keys, of which the first are not among `keys`; the ring's pointer and
-// its count of filled slots move on.
+// its counts move on.
 void enqueue(const MatrixTuple& rows, Address row_scale, Address ids, const MatrixTuple& keys,
-             Address key_ids, Address ptr, Address count, index_t total, bool normalize) {
-  const index_t size = std::get<1>(rows), kept = std::get<1>(keys);
-  const index_t start = *pointer<index_t>(ptr);
-  const sede::Enqueue op{matrix(rows),
-                         pointer<float>(row_scale),
-                         pointer<index_t>(ids),
-                         matrix(keys),
-                         pointer<const index_t>(key_ids),
-                         (start + total - kept) % size,
-                         normalize};
+             Address key_ids, Address ptr, Address count, Address rejected, index_t total,
+             bool normalize) {
+  const char* name = "enqueue";
+  sede::Enqueue op{matrix(name, "rows", rows),
+                   optional<float>(row_scale),
+                   nullptr,
+                   matrix(name, "keys", keys),
+                   optional<const index_t>(key_ids),
+                   0,
+                   normalize};
+  op.ids = array<index_t>(name, "ids", ids, op.rows.rows);
+  require(op.keys.dtype != sede::DType::i8, name, "the keys must be floating");
+  require((op.rows.dtype == sede::DType::i8) == (op.row_scale != nullptr), name,
+          "an int8 bank, and no other, has row scales");
+  const sede::Ring ring{array<index_t>(name, "ptr", ptr, 1),
+                        array<index_t>(name, "count", count, 1),
+                        array<index_t>(name, "rejected", rejected, 1)};
   py::gil_scoped_release release;
-  sede::enqueue(op);
-  *pointer<index_t>(ptr) = (start + total) % size;
-  *pointer<index_t>(count) = std::min(*pointer<index_t>(count) + total, size);
+  sede::enqueue(op, ring, total);
 }
 
 // GFLOP/s of a loop of fused multiply-adds in registers on `threads` threads at once.

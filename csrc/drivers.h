@@ -24,7 +24,18 @@ void hardest(const BankLse& op, index_t k, void* values, index_t* indices);
 void batch_lse_backward(const BankLse& op, const void* lse, const void* grad, void* query_grad,
                         void* key_grad);
 
-void enqueue(const Enqueue& op);
+Enqueued enqueue(const Enqueue& op);
+
+// Where a ring stands; all are written.
+struct Ring {
+  index_t* ptr;       // next slot
+  index_t* count;     // filled slots
+  index_t* rejected;  // keys refused so far
+};
+
+// The last of `total` keys, those of `op`, from the ring's pointer on (op.first_slot is set here).
+// Throws std::invalid_argument where pointer or count lie outside the ring; nothing is written then.
+void enqueue(Enqueue op, const Ring& ring, index_t total);
 
 // GFLOP/s of register-only fused multiply-adds on `threads` threads at once, for `ms` milliseconds.
 double fma_peak_gflops(int threads, double ms);

@@ -1,40 +1,32 @@
 """Memory banks: ring buffers of past keys with their ids, as modules whose state survives."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from sede_kernels import ops
+from sede_kernels.fragment_bank import FragmentBank, FragmentView
+from sede_kernels.ring import (
+    ANONYMOUS,
+    BANK_DTYPES,
+    EMPTY,
+    Ring,
+    checked_ids,
+    ids_where,
+    positive_int,
+)
 
-BANK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
-EMPTY, ANONYMOUS = -1, -2
-
-
-def _positive_int(name: str, argument: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: {argument} must be an integer >= 1, got {value!r}.")
-    return value
-
-
-def _checked_ids(name: str, ids: Tensor | None, rows: int, device: torch.device) -> Tensor | None:
-    if ids is None:
-        return None
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{name}: ids must be a torch.Tensor, got {type(ids).__name__}.")
-    if ids.dtype.is_floating_point or ids.dtype == torch.bool:
-        raise TypeError(f"{name}: ids must be integers (int64), got {ids.dtype}.")
-    if ids.shape != (rows,):
-        raise ValueError(f"{name}: ids must be ({rows},), one a key, got {tuple(ids.shape)}.")
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and rows:
-        smallest = int(ids.min())
-        if smallest < 0:
-            raise ValueError(
-                f"{name}: ids must be >= 0 (-1 marks an empty slot), got {smallest}; "
-                "leave ids out for keys without an id."
-            )
-    return ids.to(device=device, dtype=torch.int64)
+__all__ = [
+    "ANONYMOUS",
+    "BANK_DTYPES",
+    "EMPTY",
+    "BankView",
+    "FragmentBank",
+    "FragmentView",
+    "MemoryBank",
+]
 
 
 class BankView(NamedTuple):
@@ -51,29 +43,7 @@ class BankView(NamedTuple):
     ids: Tensor
 
 
-class FragmentView(NamedTuple):
-    """A fragment bank as a loss reads it; what ``FragmentBank.where`` returns.
-
-    Attributes:
-        rows: (K, L, D), the bank's own.
-        lengths: (K,) int64.
-        ids: (K,) int64, -1 for a slot that does not count.
-    """
-
-    rows: Tensor
-    lengths: Tensor
-    ids: Tensor
-
-
-def _ids_where(name: str, flag: Tensor, ids: Tensor) -> Tensor:
-    """``ids``, all -1 where the flag is False; decided on the device."""
-    if not isinstance(flag, Tensor) or flag.dtype != torch.bool or flag.ndim:
-        came = f"{flag.dtype} {tuple(flag.shape)}" if isinstance(flag, Tensor) else repr(flag)
-        raise TypeError(f"{name}: flag must be a 0-d bool tensor or None, got {came}.")
-    return torch.where(flag, ids, EMPTY)
-
-
-class MemoryBank(nn.Module):
+class MemoryBank(Ring):
     """Ring buffer of the last ``size`` keys: the negatives of the weighted InfoNCE.
 
     ``enqueue`` is explicit and in place, takes any number of keys and wraps anywhere; nothing
@@ -93,9 +63,17 @@ class MemoryBank(nn.Module):
         ids: (K,) int64, -1 for an empty slot, -2 for a key that came without an id.
         ptr: () int64, next slot to write.
         count: () int64, filled slots.
+        rejected: () int64, keys that were not stored.
 
-    All are buffers: in ``state_dict``, moved by ``.to()`` (which leaves the row dtype alone
-    except for floating banks), copied by ``deepcopy``. ``enqueue`` never synchronises with a GPU.
+    All are buffers: in ``state_dict``, moved by ``.to()``, copied by ``deepcopy``. A cast reaches
+    the rows of a floating bank and nothing else. A bank made on the meta device is empty when it
+    leaves it. ``enqueue`` never synchronises with a GPU.
+
+    A key is not stored where its row would not be finite: a NaN or an infinity in it, with
+    ``normalize`` a squared norm beyond its dtype, or a number beyond the dtype of the bank. Its
+    slot becomes a hole (id -1, zeros), the pointer moves on, ``rejected`` counts it. A hole is one
+    negative less until the ring comes round, K / N calls later; it costs nothing else. Keys that
+    the same call overwrites are not looked at.
 
     Example:
         >>> bank = MemoryBank(3, 2)
@@ -104,11 +82,9 @@ class MemoryBank(nn.Module):
         ([7, 8, -1], 2)
     """
 
-    rows: Tensor
+    fixed: ClassVar[Mapping[str, torch.dtype]] = {**Ring.fixed, "row_scale": torch.float32}
+
     row_scale: Tensor | None
-    ids: Tensor
-    ptr: Tensor
-    count: Tensor
 
     def __init__(
         self,
@@ -120,8 +96,8 @@ class MemoryBank(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        _positive_int("MemoryBank", "size", size)
-        _positive_int("MemoryBank", "dim", dim)
+        positive_int("MemoryBank", "size", size)
+        positive_int("MemoryBank", "dim", dim)
         if dtype not in BANK_DTYPES:
             raise TypeError(
                 "MemoryBank: dtype must be float32, bfloat16, float16, float64 or int8, "
@@ -129,28 +105,20 @@ class MemoryBank(nn.Module):
             )
         self.normalize = normalize
         self.register_buffer("rows", torch.zeros(size, dim, dtype=dtype, device=device))
-        scale = torch.zeros(size, device=device) if dtype == torch.int8 else None
+        scale = None
+        if dtype == torch.int8:
+            scale = torch.zeros(size, dtype=torch.float32, device=device)
         self.register_buffer("row_scale", scale)
-        self.register_buffer("ids", torch.full((size,), EMPTY, device=device))
-        self.register_buffer("ptr", torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
-
-    def __len__(self) -> int:
-        """Filled slots; reads the device."""
-        return int(self.count)
+        self._make_counters(device)
 
     def extra_repr(self) -> str:
         """Shape and dtype."""
         size, dim = self.rows.shape
         return f"size={size}, dim={dim}, dtype={self.rows.dtype}, normalize={self.normalize}"
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        # .half() or .to(bfloat16) of a whole model must not touch the scales of an int8 bank.
-        scale = self.row_scale
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if scale is not None and self.row_scale is not None:
-            self.row_scale = scale.to(self.row_scale.device)
-        return self
+    def finite_rows(self) -> Tensor:
+        """(K,) bool: rows without NaN or infinity."""
+        return super().finite_rows() if self.row_scale is None else self.row_scale.isfinite()
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, ids: Tensor | None = None, *, backend: str = "auto") -> None:
@@ -167,6 +135,7 @@ class MemoryBank(nn.Module):
         Cost:
             One read of the keys and one write of N rows; no host synchronisation.
         """
+        self._ready()
         rows = self.rows
         dim = rows.shape[1]
         if not isinstance(keys, Tensor) or not keys.dtype.is_floating_point:
@@ -181,7 +150,7 @@ class MemoryBank(nn.Module):
                 f"MemoryBank.enqueue: keys are on {keys.device} but the bank is on "
                 f"{rows.device}; move one of them with .to()."
             )
-        key_ids = _checked_ids("MemoryBank.enqueue", ids, keys.shape[0], keys.device)
+        key_ids = checked_ids("MemoryBank.enqueue", ids, keys.shape[0], keys.device)
         if keys.shape[0]:
             ops.enqueue.write(
                 rows,
@@ -189,6 +158,7 @@ class MemoryBank(nn.Module):
                 self.ids,
                 self.ptr,
                 self.count,
+                self.rejected,
                 keys.detach(),
                 key_ids,
                 self.normalize,
@@ -209,142 +179,18 @@ class MemoryBank(nn.Module):
         """
         if flag is None:
             return self
-        return BankView(self.rows, self.row_scale, _ids_where("MemoryBank.where", flag, self.ids))
+        rows, row_scale, ids = self.view()
+        return BankView(rows, row_scale, ids_where("MemoryBank.where", flag, ids))
+
+    def view(self) -> BankView:
+        """Rows, scales and ids as they stand."""
+        self._ready()
+        return BankView(self.rows, self.row_scale, self.ids)
 
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """(K, D) copy in ``dtype``, scales applied, in slot order; empty slots are zero."""
+        self._ready()
         rows = self.rows.to(dtype)
         if self.row_scale is not None:
             rows = rows * self.row_scale.to(dtype).unsqueeze(1)
         return rows.masked_fill((self.ids == EMPTY).unsqueeze(1), 0.0)
-
-    @torch.no_grad()
-    def clear(self) -> None:
-        """Empty every slot."""
-        self.ids.fill_(EMPTY)
-        self.ptr.zero_()
-        self.count.zero_()
-
-
-class FragmentBank(nn.Module):
-    """Ring buffer of fragment sets (regions of an image, words of a caption) with lengths.
-
-    For models that compare sets (SCAN, BFAN) and have no single vector to store.
-
-    Args:
-        size: K >= 1, number of sets.
-        max_length: L >= 1, most fragments a set.
-        dim: D >= 1.
-        dtype: float32, bfloat16, float16 or float64.
-
-    Attributes:
-        rows: (K, L, D), zero beyond each length.
-        lengths: (K,) int64, 0 for an empty slot.
-        ids: (K,) int64, -1 for an empty slot, -2 for a set without an id.
-        ptr: () int64.
-        count: () int64.
-
-    Example:
-        >>> bank = FragmentBank(4, 3, 2)
-        >>> bank.enqueue(torch.ones(2, 2, 2), torch.tensor([2, 1]))
-        >>> bank.lengths.tolist()
-        [2, 1, 0, 0]
-    """
-
-    rows: Tensor
-    lengths: Tensor
-    ids: Tensor
-    ptr: Tensor
-    count: Tensor
-
-    def __init__(
-        self,
-        size: int,
-        max_length: int,
-        dim: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__()
-        for argument, value in (("size", size), ("max_length", max_length), ("dim", dim)):
-            _positive_int("FragmentBank", argument, value)
-        if dtype not in BANK_DTYPES[:-1]:
-            raise TypeError(
-                f"FragmentBank: dtype must be float32, bfloat16, float16 or float64, got {dtype}."
-            )
-        self.register_buffer("rows", torch.zeros(size, max_length, dim, dtype=dtype, device=device))
-        self.register_buffer("lengths", torch.zeros(size, dtype=torch.int64, device=device))
-        self.register_buffer("ids", torch.full((size,), EMPTY, device=device))
-        self.register_buffer("ptr", torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
-
-    def __len__(self) -> int:
-        """Filled slots; reads the device."""
-        return int(self.count)
-
-    @torch.no_grad()
-    def enqueue(
-        self, keys: Tensor, lengths: Tensor | None = None, ids: Tensor | None = None
-    ) -> None:
-        """Write N fragment sets at the ring pointer.
-
-        Args:
-            keys: (N, L', D) floating with L' <= max_length, on the bank's device.
-            lengths: (N,) integers in [1, L']; None: all L' fragments are valid.
-            ids: (N,) integers >= 0, or None.
-
-        Raises:
-            ValueError, TypeError: wrong shape, dtype, device, lengths or ids; nothing is written.
-
-        Cost:
-            One read of the keys and one write of N sets; no host synchronisation.
-        """
-        name = "FragmentBank.enqueue"
-        size, longest, dim = self.rows.shape
-        if not isinstance(keys, Tensor) or not keys.dtype.is_floating_point:
-            came = keys.dtype if isinstance(keys, Tensor) else type(keys).__name__
-            raise TypeError(f"{name}: keys must be a floating tensor, got {came}.")
-        if keys.ndim != 3 or keys.shape[2] != dim or keys.shape[1] > longest:
-            raise ValueError(
-                f"{name}: keys must be (N, at most {longest}, {dim}), got {tuple(keys.shape)}."
-            )
-        if keys.device != self.rows.device:
-            raise ValueError(f"{name}: keys are on {keys.device}, the bank on {self.rows.device}.")
-        total, width = keys.shape[:2]
-        ragged = lengths is not None
-        if lengths is None:
-            lengths = torch.full((total,), width, device=keys.device)
-        if lengths.shape != (total,) or lengths.dtype.is_floating_point:
-            raise ValueError(
-                f"{name}: lengths must be ({total},) integers, one a set, "
-                f"got {tuple(lengths.shape)} {lengths.dtype}."
-            )
-        if lengths.device.type == "cpu" and total and not torch.compiler.is_compiling():
-            shortest, most = int(lengths.min()), int(lengths.max())
-            if shortest < 1 or most > width:
-                raise ValueError(
-                    f"{name}: lengths must lie in [1, {width}], got {shortest} to {most}."
-                )
-        key_ids = _checked_ids(name, ids, total, keys.device)
-        skipped = max(0, total - size)
-        slots = (self.ptr + torch.arange(skipped, total, device=keys.device)) % size
-        sets, lengths = keys[skipped:], lengths.to(keys.device, torch.int64)[skipped:]
-        if ragged:
-            index = torch.arange(width, device=keys.device)
-            sets = sets.masked_fill((index >= lengths.unsqueeze(1)).unsqueeze(2), 0.0)
-        if width < longest:
-            sets = F.pad(sets, (0, 0, 0, longest - width))
-        self.rows.index_copy_(0, slots, sets.to(self.rows.dtype))
-        self.lengths.index_copy_(0, slots, lengths)
-        stored = torch.full_like(slots, ANONYMOUS) if key_ids is None else key_ids[skipped:]
-        self.ids.index_copy_(0, slots, stored)
-        self.ptr.copy_((self.ptr + total) % size)
-        self.count.copy_((self.count + total).clamp(max=size))
-
-    def where(self, flag: Tensor | None) -> "FragmentBank | FragmentView":
-        """The bank where ``flag`` holds, one with every id -1 elsewhere; see ``MemoryBank``."""
-        if flag is None:
-            return self
-        ids = _ids_where("FragmentBank.where", flag, self.ids)
-        return FragmentView(self.rows, self.lengths, ids)

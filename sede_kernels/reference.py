@@ -196,14 +196,19 @@ def weighted_info_nce(
 def enqueue(
     rows: Tensor, ids: Tensor, ptr: int, keys: Tensor, key_ids: Tensor | None, normalize: bool
 ) -> int:
-    """Write the keys one by one into the ring (in place); returns the new pointer."""
+    """Write the keys one by one into the ring (in place); returns the new pointer.
+
+    A key whose row is not finite leaves a hole: zeros, and the id of an empty slot.
+    """
     for n in range(keys.shape[0]):
         key = keys[n]
         norm = key.norm()
         if normalize and norm > 0:
             key = key / norm
-        rows[ptr] = key.to(rows.dtype)
-        ids[ptr] = -2 if key_ids is None else key_ids[n]
+        row = key.to(rows.dtype)
+        finite = bool(row.isfinite().all()) and (not normalize or bool(norm.isfinite()))
+        rows[ptr] = row if finite else 0.0
+        ids[ptr] = -1 if not finite else -2 if key_ids is None else key_ids[n]
         ptr = (ptr + 1) % rows.shape[0]
     return ptr
 

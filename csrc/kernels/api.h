@@ -101,7 +101,7 @@ struct BatchCall {
   char* scratch;
 };
 
-// Keys into a ring.
+// Keys into a ring. A key whose row would not be finite is refused: its slot gets zeros and id -1.
 struct Enqueue {
   Matrix rows;               // the ring; written
   float* row_scale;          // [K] for int8 rows, else null
@@ -110,6 +110,11 @@ struct Enqueue {
   const index_t* key_ids;    // [N] or null: -2
   index_t first_slot;        // of key 0
   bool normalize;
+};
+
+struct Enqueued {
+  index_t filled;    // slots filled by the call less those it emptied
+  index_t rejected;  // keys refused
 };
 
 }  // namespace sede

@@ -13,6 +13,11 @@ SEDE_INLINE void narrow(double x, float& out) { out = float(x); }
 SEDE_INLINE void narrow(double x, double& out) { out = x; }
 SEDE_INLINE void narrow(double x, Bf16& out) { out.bits = float_to_bf16(float(x)); }
 SEDE_INLINE void narrow(double x, F16& out) { out.bits = float_to_f16(float(x)); }
+SEDE_INLINE bool finite(float x) { return x - x == 0.0f; }
+SEDE_INLINE bool finite(double x) { return x - x == 0.0; }
+SEDE_INLINE bool finite(Bf16 x) { return (x.bits & 0x7f80) != 0x7f80; }
+SEDE_INLINE bool finite(F16 x) { return (x.bits & 0x7c00) != 0x7c00; }
+SEDE_INLINE bool finite(std::int8_t) { return true; }
 // To the nearest, ties to even (the sum's low bits are the integer); NaN becomes 0.
 template <class T>
 SEDE_INLINE void narrow(T x, std::int8_t& out) {
@@ -28,19 +33,21 @@ T total(typename Simd<T>::Vec v) {
   return sum;
 }
 
-// What a key is scaled by, and the scale of its row where rows are quantised. Four chains of sums: one
-// would wait for each addition.
+// What a key is scaled by, the scale of its row where rows are quantised, and whether the row will be
+// finite. Four chains of sums: one would wait for each addition.
 template <class T>
 struct Scaling {
   T factor, row_scale;
+  bool is_finite;
 
-  Scaling(const T* x, index_t padded, bool normalize, bool quantize) {
+  Scaling(const T* x, index_t padded, const Enqueue& op) {
+    const bool normalize = op.normalize, quantize = op.row_scale != nullptr;
     using Vec = typename Simd<T>::Vec;
     constexpr index_t W = Simd<T>::width, kChains = 4;
     Vec squares[kChains] = {}, largest[kChains] = {};
     auto take = [&](Vec v, int chain) {
       squares[chain] += v * v;
-      if (!quantize) return;
+      if (normalize && !quantize) return;
       const Vec magnitude = v < T(0) ? -v : v;
       largest[chain] = magnitude > largest[chain] ? magnitude : largest[chain];
     };
@@ -54,49 +61,70 @@ struct Scaling {
     const T off = square - T(1);
     if (normalize && square != T(0) && !((off < T(0) ? -off : off) <= T(1e-6)))
       factor = T(1) / T(__builtin_sqrt(double(square)));
-    if (!quantize) return;
+    // A NaN or an infinity anywhere makes the squares NaN or infinite.
+    is_finite = normalize ? finite(square) : square == square;
+    if (normalize && !quantize) return;
     T peak = T(0);
     for (const Vec& chain : largest)
       for (int lane = 0; lane < W; ++lane) peak = chain[lane] > peak ? chain[lane] : peak;
-    // A NaN anywhere makes the squares NaN: the whole row then reads as NaN.
-    row_scale = square == square ? peak * factor / T(127) : square;
+    if (!normalize) is_finite = is_finite && holds(peak, op.rows.dtype);
+    if (!quantize) return;
+    row_scale = peak * factor / T(127);
+    is_finite = is_finite && finite(float(row_scale));
     factor = row_scale == T(0) ? T(0) : factor / row_scale;
+  }
+
+  // Whether a row of that type takes numbers up to `peak`.
+  static bool holds(T peak, DType dtype) {
+    bool yes = true;
+    with_type(dtype, static_cast<const void*>(nullptr), [&](auto* data) {
+      std::remove_const_t<std::remove_pointer_t<decltype(data)>> stored;
+      narrow(peak, stored);
+      yes = finite(stored);
+    });
+    return yes && finite(peak);
   }
 };
 
 // Keys begin .. end of the call; scratch holds one key, padded with zeros to whole vectors, unless
 // the keys lie in memory as such.
 template <class T>
-void write_keys(const Enqueue& op, index_t begin, index_t end, T* scratch) {
+Enqueued write_keys(const Enqueue& op, index_t begin, index_t end, T* scratch) {
   const index_t dim = op.rows.cols, padded = round_up(dim, Simd<T>::width), size = op.rows.rows;
   const bool in_place = padded == dim && op.keys.col_stride == 1 &&
                         op.keys.dtype == (sizeof(T) == 8 ? DType::f64 : DType::f32);
   for (index_t d = dim; d < padded; ++d) scratch[d] = T(0);
+  Enqueued done{0, 0};
   for (index_t n = begin; n < end; ++n) {
     const index_t slot = (op.first_slot + n) % size;
     if (!in_place) read_row(op.keys, n, scratch, 1);
     const T* x = in_place ? (const T*)op.keys.data + n * op.keys.row_stride : scratch;
-    const Scaling<T> scaling(x, padded, op.normalize, op.row_scale != nullptr);
-    if (op.row_scale) op.row_scale[slot] = float(scaling.row_scale);
+    const Scaling<T> scaling(x, padded, op);
+    const bool kept = scaling.is_finite;
+    if (op.row_scale) op.row_scale[slot] = kept ? float(scaling.row_scale) : 0.0f;
     const T factor = scaling.factor;
     with_type(op.rows.dtype, op.rows.data, [&](auto* data) {
       auto* row = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(data)>>*>(data) +
                   slot * op.rows.row_stride;
       const index_t step = op.rows.col_stride;
-      if (step == 1)
+      if (!kept)
+        for (index_t d = 0; d < dim; ++d) row[d * step] = {};
+      else if (step == 1)
         for (index_t d = 0; d < dim; ++d) narrow(x[d] * factor, row[d]);
       else
         for (index_t d = 0; d < dim; ++d) narrow(x[d] * factor, row[d * step]);
     });
-    op.ids[slot] = op.key_ids ? op.key_ids[n] : -2;
+    const index_t id = !kept ? -1 : op.key_ids ? op.key_ids[n] : -2;
+    done.filled += index_t(id != -1) - index_t(op.ids[slot] != -1);
+    done.rejected += index_t(!kept);
+    op.ids[slot] = id;
   }
+  return done;
 }
 
-void write(const Enqueue& op, index_t begin, index_t end, char* scratch) {
-  if (op.keys.dtype == DType::f64)
-    write_keys<double>(op, begin, end, (double*)scratch);
-  else
-    write_keys<float>(op, begin, end, (float*)scratch);
+Enqueued write(const Enqueue& op, index_t begin, index_t end, char* scratch) {
+  if (op.keys.dtype == DType::f64) return write_keys<double>(op, begin, end, (double*)scratch);
+  return write_keys<float>(op, begin, end, (float*)scratch);
 }
 
 index_t scratch_bytes(index_t dim) { return round_up(dim, kAlign) * 8; }

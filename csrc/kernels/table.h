@@ -34,7 +34,7 @@ struct BatchOps {
 
 struct EnqueueOps {
   index_t (*scratch)(index_t dim);
-  void (*write)(const Enqueue& op, index_t begin, index_t end, char* scratch);
+  Enqueued (*write)(const Enqueue& op, index_t begin, index_t end, char* scratch);
 };
 
 // Tables are constants the compiler can lay out: code that ran at start-up to build one would run

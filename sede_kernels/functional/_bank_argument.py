@@ -36,7 +36,8 @@ def unpack_bank(
                 f"{name}: bank_ids came with a MemoryBank, which brings its own ids; leave "
                 "bank_ids out and pass ids to enqueue."
             )
-        tensors = BankTensors(bank.rows, bank.row_scale, bank.ids)
+        view = bank.view() if isinstance(bank, MemoryBank) else bank
+        tensors = BankTensors(view.rows, view.row_scale, view.ids)
     else:
         if not isinstance(bank, Tensor):
             raise TypeError(
@@ -58,6 +59,23 @@ def unpack_bank(
         raise TypeError(
             f"{name}: bank must be float32, bfloat16, float16, float64 or int8, got {rows.dtype}."
         )
-    check_same_device(name, query, bank=rows, bank_ids=tensors.ids)
+    check_same_device(name, query, bank=rows, bank_ids=tensors.ids, row_scale=tensors.row_scale)
+    _check_scale(name, rows, tensors.row_scale)
     ids = check_ids(name, "bank_ids", tensors.ids, rows.shape[0])
     return BankTensors(rows, tensors.row_scale, ids)
+
+
+def _check_scale(name: str, rows: Tensor, scale: Tensor | None) -> None:
+    """An int8 bank, and no other, has a float32 scale for each row."""
+    if scale is None and rows.dtype != torch.int8:
+        return
+    if scale is None or rows.dtype != torch.int8:
+        raise ValueError(
+            f"{name}: an int8 bank, and no other, has row scales; got {rows.dtype} rows "
+            f"{'without' if scale is None else 'with'} them."
+        )
+    if scale.dtype != torch.float32 or scale.shape != rows.shape[:1]:
+        raise ValueError(
+            f"{name}: row_scale of the bank must be ({rows.shape[0]},) float32, "
+            f"got {shape_of(scale)} {scale.dtype}."
+        )

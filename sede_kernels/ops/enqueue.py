@@ -1,26 +1,33 @@
-"""Write keys into a ring buffer in place: normalise, cast or quantise, store the ids, move on."""
+"""Write keys into a ring buffer in place: normalise, cast or quantise, store the ids, move on.
+
+A key whose row would not be finite is refused: its slot gets zeros and the id -1, the pointer moves
+on, ``rejected`` counts it. ``count`` stays the number of filled slots.
+"""
 
 import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
 
+_STATE = ("rows", "row_scale", "ids", "ptr", "count", "rejected")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-@torch.library.custom_op("sede::enqueue", mutates_args=("rows", "row_scale", "ids", "ptr", "count"))
+
+@torch.library.custom_op("sede::enqueue", mutates_args=_STATE)
 def enqueue(
     rows: Tensor,
     row_scale: Tensor | None,
     ids: Tensor,
     ptr: Tensor,
     count: Tensor,
+    rejected: Tensor,
     keys: Tensor,
     key_ids: Tensor | None,
     normalize: bool,
     backend: str,
 ) -> None:
     """Rows (ptr + n) % K take the keys; without ids the slots are marked -2 (filled, anonymous)."""
-    run = resolve("enqueue", backend, rows, keys)
-    run(rows, row_scale, ids, ptr, count, keys, key_ids, normalize=normalize)
+    _run(rows, row_scale, ids, ptr, count, rejected, keys, key_ids, normalize, backend)
 
 
 @enqueue.register_fake
@@ -30,6 +37,7 @@ def _(
     ids: Tensor,
     ptr: Tensor,
     count: Tensor,
+    rejected: Tensor,
     keys: Tensor,
     key_ids: Tensor | None,
     normalize: bool,
@@ -44,6 +52,7 @@ def write(
     ids: Tensor,
     ptr: Tensor,
     count: Tensor,
+    rejected: Tensor,
     keys: Tensor,
     key_ids: Tensor | None,
     normalize: bool,
@@ -52,10 +61,89 @@ def write(
     """``enqueue``, without the dispatcher for plain CPU tensors: it takes longer than the write."""
     plain = type(rows) is Tensor and type(keys) is Tensor and rows.device.type == "cpu"
     if not plain or torch.compiler.is_compiling():
-        enqueue(rows, row_scale, ids, ptr, count, keys, key_ids, normalize, backend)
+        enqueue(rows, row_scale, ids, ptr, count, rejected, keys, key_ids, normalize, backend)
         return
-    run = resolve("enqueue", backend, rows, keys)
-    run(rows, row_scale, ids, ptr, count, keys, key_ids, normalize=normalize)
+    _run(rows, row_scale, ids, ptr, count, rejected, keys, key_ids, normalize, backend)
     # So that autograd sees when a tensor it saved was written to.
-    written = [rows, ids, ptr, count] if row_scale is None else [rows, row_scale, ids, ptr, count]
-    torch.autograd.graph.increment_version(written)
+    written = [rows, ids, ptr, count, rejected]
+    torch.autograd.graph.increment_version(written if row_scale is None else [*written, row_scale])
+
+
+def _run(
+    rows: Tensor,
+    row_scale: Tensor | None,
+    ids: Tensor,
+    ptr: Tensor,
+    count: Tensor,
+    rejected: Tensor,
+    keys: Tensor,
+    key_ids: Tensor | None,
+    normalize: bool,
+    backend: str,
+) -> None:
+    check_ring(rows, row_scale, ids, ptr, count, rejected)
+    if keys.ndim != 2 or keys.shape[1] != rows.shape[1] or keys.dtype not in _FLOATS:
+        raise ValueError(
+            f"enqueue: keys must be floating (N, {rows.shape[1]}), "
+            f"got {tuple(keys.shape)} {keys.dtype}."
+        )
+    if key_ids is not None:
+        _check("key_ids", key_ids, torch.int64, keys.shape[:1], rows.device)
+    run = resolve("enqueue", backend, rows, keys)
+    run(rows, row_scale, ids, ptr, count, rejected, keys, key_ids, normalize=normalize)
+
+
+def _check(
+    name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device
+) -> None:
+    if tensor.dtype != dtype or tensor.shape != shape or tensor.device != device:
+        raise ValueError(
+            f"enqueue: {name} of the bank must be {tuple(shape)} {dtype} on {device}, "
+            f"got {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}."
+        )
+
+
+def check_ring(
+    rows: Tensor, row_scale: Tensor | None, ids: Tensor, ptr: Tensor, count: Tensor,
+    rejected: Tensor,
+) -> None:  # fmt: skip
+    """Refuse a ring whose buffers do not fit each other, whose pointer or count lie outside it.
+
+    Values are read where that is free, on the CPU; a kernel elsewhere keeps any pointer inside.
+
+    Raises:
+        ValueError: one sentence naming the buffer.
+    """
+    if rows.ndim != 2 or rows.dtype not in (*_FLOATS, torch.int8):
+        raise ValueError(
+            f"enqueue: rows of the bank must be (K, D), floating or int8, "
+            f"got {tuple(rows.shape)} {rows.dtype}."
+        )
+    size, device = rows.shape[0], rows.device
+    if (row_scale is not None) != (rows.dtype == torch.int8):
+        has = "no row_scale" if row_scale is None else "a row_scale"
+        raise ValueError(
+            f"enqueue: an int8 bank, and no other, has row scales; got {rows.dtype} with {has}."
+        )
+    if row_scale is not None:
+        _check("row_scale", row_scale, torch.float32, (size,), device)
+    _check("ids", ids, torch.int64, (size,), device)
+    for name, scalar in (("ptr", ptr), ("count", count), ("rejected", rejected)):
+        _check(name, scalar, torch.int64, (), device)
+    check_place("enqueue", size, ptr, count)
+
+
+def check_place(name: str, size: int, ptr: Tensor, count: Tensor) -> None:
+    """Pointer in [0, K), count in [0, K], where the CPU holds them.
+
+    Raises:
+        ValueError: one sentence naming the value.
+    """
+    if ptr.device.type != "cpu":
+        return
+    for argument, value, most in (("ptr", int(ptr), size - 1), ("count", int(count), size)):
+        if not 0 <= value <= most:
+            raise ValueError(
+                f"{name}: {argument} of the bank must lie in [0, {most}], got {value}; its state "
+                "is damaged: load a checkpoint or call reset_parameters()."
+            )

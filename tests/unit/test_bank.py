@@ -21,8 +21,8 @@ def test_any_batch_size_wraps_like_one_by_one(size, batches, backend) -> None:
     total = 0
     for batch in batches:
         keys, key_ids = torch.randn(batch, 3, dtype=torch.float64), torch.randint(0, 99, (batch,))
-        enqueue_op(bank.rows, None, bank.ids, bank.ptr, bank.count, keys, key_ids, True,
-                   "torch" if backend == "cpu" else backend)  # fmt: skip
+        state = (bank.rows, None, bank.ids, bank.ptr, bank.count, bank.rejected)
+        enqueue_op(*state, keys, key_ids, True, "torch" if backend == "cpu" else backend)
         ptr = reference.enqueue(rows, ids, ptr, keys, key_ids, normalize=True)
         total += batch
     torch.testing.assert_close(bank.rows, rows)

@@ -127,7 +127,7 @@ def test_batch_lse(isa: str, select: str, shape: tuple[int, int], dtype: torch.d
 def ring(size: int, dim: int, dtype: torch.dtype) -> list[Tensor | None]:
     scale = torch.zeros(size) if dtype == torch.int8 else None
     rows = torch.zeros(size, dim, dtype=dtype)
-    return [rows, scale, torch.full((size,), -1), torch.tensor(0), torch.tensor(0)]
+    return [rows, scale, torch.full((size,), -1), *(torch.tensor(0) for _ in range(3))]
 
 
 @pytest.mark.parametrize(
@@ -145,12 +145,14 @@ def test_enqueue(isa: str, dtype: torch.dtype, normalize: bool, keys_dtype: torc
         if total > 5:
             keys[3] = 0.0
             keys[4] = unit(dim, seed=9)
+            keys[5, dim - 1], keys[6, 0] = torch.nan, -torch.inf
         keys = keys.to(keys_dtype)
         key_ids = None if step % 2 else torch.arange(total) + 100 * step
         enqueue(*ours, keys, key_ids, normalize=normalize)
         blocked_enqueue.enqueue(*theirs, keys, key_ids, normalize=normalize)
         assert torch.equal(ours[2], theirs[2])
-        assert (int(ours[3]), int(ours[4])) == (int(theirs[3]), int(theirs[4]))
+        assert [int(counter) for counter in ours[3:]] == [int(counter) for counter in theirs[3:]]
+        assert int(ours[4]) == int((ours[2] != -1).sum())
         # One unit of the stored format: the norm may round the other way.
         unit_of = {torch.int8: 1.0, torch.bfloat16: 2**-7, torch.float16: 2**-10}
         ulp = unit_of.get(dtype, 3e-7)
@@ -165,14 +167,23 @@ def test_enqueue(isa: str, dtype: torch.dtype, normalize: bool, keys_dtype: torc
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_enqueue_rounds_every_value_as_torch_does(isa: str, dtype: torch.dtype) -> None:
     bits = torch.arange(-(2**31), 2**31, 9973).to(torch.int32)
-    special = torch.tensor([0.0, -0.0, 65504.0, 65519.9, 65520.0, 5.96e-8, 2.98e-8, 2.99e-8])
-    keys = torch.cat([bits.view(torch.float32), special, special.new_tensor([torch.inf])])
-    keys = keys[: keys.shape[0] // 4 * 4].view(-1, 4)
-    store = ring(keys.shape[0], 4, dtype)
+    special = torch.tensor([0.0, -0.0, 65504.0, 65519.9, 5.96e-8, 2.98e-8, 2.99e-8])
+    numbers = torch.cat([bits.view(torch.float32), special])
+    numbers = numbers[numbers.to(dtype).isfinite()]  # a row with any other becomes a hole
+    keys = numbers[: numbers.shape[0] // 20 * 20].view(-1, 20)
+    store = ring(keys.shape[0], 20, dtype)
     enqueue(*store, keys, None, normalize=False)
-    want = keys.to(dtype)
-    assert torch.equal(store[0].isnan(), want.isnan())
-    assert torch.equal(store[0].nan_to_num(1.0), want.nan_to_num(1.0))
+    assert torch.equal(store[0], keys.to(dtype))
+    assert int(store[4]) == keys.shape[0] and int(store[5]) == 0
+    largest = float(torch.finfo(dtype).max)
+    beyond = torch.tensor(
+        [[largest * (1 + 2.0**-12), 65520.0 if dtype == torch.float16 else 3.4e38]]
+    )
+    for number, held in ((beyond[0, 0], True), (beyond[0, 1], False)):
+        store = ring(1, 1, dtype)
+        enqueue(*store, number.view(1, 1), None, normalize=False)
+        assert (int(store[4]), int(store[5])) == (int(held), int(not held))
+        assert bool(number.to(dtype).isfinite()) == held
 
 
 def test_enqueue_into_strided_rows(isa: str) -> None:

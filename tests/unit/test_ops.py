@@ -64,8 +64,8 @@ def test_opcheck(backend) -> None:
         store = MemoryBank(8, 7, dtype=dtype)
         opcheck(
             ops.enqueue.enqueue,
-            (store.rows, store.row_scale, store.ids, store.ptr, store.count, f32(3, 7), None, True,
-             backend),
+            (store.rows, store.row_scale, store.ids, store.ptr, store.count, store.rejected,
+             f32(3, 7), None, True, backend),
         )  # fmt: skip
 
 

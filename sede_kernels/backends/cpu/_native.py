@@ -75,7 +75,9 @@ def module() -> ModuleType:
 
 
 def matrix(tensor: Tensor) -> Matrix:
-    """A matrix of any strides, as csrc/bind_cpu.cpp takes it."""
+    """A matrix of any strides on the CPU, as csrc/bind_cpu.cpp takes it."""
+    if tensor.device.type != "cpu":
+        raise ValueError(f"cpu backend: matrices must be on the CPU, got one on {tensor.device}.")
     rows, columns = tensor.shape
     row_stride, column_stride = tensor.stride()
     return (
@@ -88,9 +90,51 @@ def matrix(tensor: Tensor) -> Matrix:
     )
 
 
-def address(tensor: Tensor | None) -> int:
-    """Address of a contiguous tensor, or 0."""
-    return 0 if tensor is None else tensor.data_ptr()
+def address(name: str, tensor: Tensor | None, dtype: torch.dtype, size: int) -> int:
+    """Address of ``size`` contiguous elements, or 0 for None: what native code may rely on.
+
+    Raises:
+        ValueError: the tensor is something else; native code would read or write beside it.
+    """
+    if tensor is None:
+        return 0
+    if tensor.dtype != dtype or tensor.numel() != size or not tensor.is_contiguous():
+        layout = "" if tensor.is_contiguous() else ", not contiguous"
+        raise ValueError(
+            f"cpu backend: {name} must hold {size} contiguous {dtype}, "
+            f"got {tuple(tensor.shape)} {tensor.dtype}{layout}."
+        )
+    if tensor.device.type != "cpu":
+        raise ValueError(f"cpu backend: {name} must be on the CPU, got {tensor.device}.")
+    return tensor.data_ptr()
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for native code to write, whatever the default dtype and device are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """As ``empty``, zeroed."""
+    return torch.zeros(shape, dtype=dtype, device="cpu")
+
+
+def counts(name: str, lengths: Tensor, shape: tuple[int, ...], most: int) -> Tensor:
+    """Lengths as contiguous int64 of ``shape``, each in [0, most]: native code counts by them.
+
+    Raises:
+        ValueError: a shape or a value is out of range.
+    """
+    found = lengths.to(torch.int64).contiguous()
+    if tuple(found.shape) != shape:
+        raise ValueError(f"{name}: lengths must be {shape}, got {tuple(found.shape)}.")
+    if found.numel():
+        smallest, largest = (int(bound) for bound in found.aminmax())
+        if smallest < 0 or largest > most:
+            raise ValueError(
+                f"{name}: lengths must lie in [0, {most}], got {smallest} to {largest}."
+            )
+    return found
 
 
 def contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

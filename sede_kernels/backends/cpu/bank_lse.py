@@ -34,29 +34,29 @@ def bank_lse(
     query_ids = _native.contiguous(query_ids, torch.int64)
     bank_ids = _native.contiguous(bank_ids, torch.int64)
     limit = _native.contiguous(limit, dtype)
-    lse = torch.empty(exponents, rows, dtype=dtype)
-    moment = torch.empty(exponents if moments else 0, rows, dtype=dtype)
-    acc = torch.empty(len(accumulate), rows, dim, dtype=dtype)
-    count = torch.empty(rows, dtype=torch.int64)
-    top = torch.empty(rows if hardest else 0, dtype=dtype)
-    top_index = torch.empty(rows if hardest else 0, dtype=torch.int64)
+    lse = _native.empty(exponents, rows, dtype=dtype)
+    moment = _native.empty(exponents if moments else 0, rows, dtype=dtype)
+    acc = _native.empty(len(accumulate), rows, dim, dtype=dtype)
+    count = _native.empty(rows, dtype=torch.int64)
+    top = _native.empty(rows if hardest else 0, dtype=dtype)
+    top_index = _native.empty(rows if hardest else 0, dtype=torch.int64)
     _native.module().bank_lse(
         _native.matrix(query),
         _native.matrix(bank),
-        _native.address(row_scale),
-        _native.address(scales),
+        _native.address("row_scale", row_scale, torch.float32, bank.shape[0]),
+        _native.address("scales", scales, dtype, exponents),
         exponents,
-        _native.address(query_ids),
-        _native.address(bank_ids),
-        _native.address(limit),
+        _native.address("query_ids", query_ids, torch.int64, rows),
+        _native.address("bank_ids", bank_ids, torch.int64, bank.shape[0]),
+        _native.address("limit", limit, dtype, rows),
         _native.SELECT_CODES[select],
         list(accumulate),
-        _native.address(lse),
-        _native.address(moment),
-        _native.address(acc),
-        _native.address(count),
-        _native.address(top),
-        _native.address(top_index),
+        lse.data_ptr(),
+        moment.data_ptr(),
+        acc.data_ptr(),
+        count.data_ptr(),
+        top.data_ptr(),
+        top_index.data_ptr(),
     )
     return lse, moment, acc, count, top, top_index
 

@@ -83,8 +83,8 @@ class Rows:
 
 def _lengths(sets: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
-        return torch.full((sets.shape[0],), sets.shape[1], dtype=torch.int64)
-    return lengths.to(torch.int64)
+        return torch.full((sets.shape[0],), sets.shape[1], dtype=torch.int64, device="cpu")
+    return _native.counts("cross_attention", lengths, sets.shape[:1], sets.shape[1])
 
 
 def _cuts(lengths: Tensor) -> list[tuple[int, int, int, int]]:
@@ -115,7 +115,7 @@ def _groups(sets: Tensor, lengths: Tensor) -> Iterator[Group]:
         counts[: end - begin] = lengths[chosen]
         place = lengths.new_zeros(lanes)
         place[: end - begin] = chosen * longest
-        fragment = torch.arange(fragments).unsqueeze(1)
+        fragment = torch.arange(fragments, device="cpu").unsqueeze(1)
         beyond = fragment >= counts
         # Lanes that end early repeat a row that exists, until they are cleared.
         source = (place + fragment).masked_fill(beyond, 0).flatten()
@@ -127,8 +127,8 @@ def _groups(sets: Tensor, lengths: Tensor) -> Iterator[Group]:
 
 
 def _rows(sets: Tensor, lengths: Tensor) -> Rows:
-    valid = torch.arange(sets.shape[1]) < lengths.unsqueeze(1)
-    starts = torch.zeros(sets.shape[0] + 1, dtype=torch.int64)
+    valid = torch.arange(sets.shape[1], device="cpu") < lengths.unsqueeze(1)
+    starts = _native.zeros(sets.shape[0] + 1, dtype=torch.int64)
     torch.cumsum(lengths, 0, out=starts[1:])
     values = sets[valid].to(torch.float32).contiguous()
     return Rows(values, starts, lengths, valid)
@@ -175,12 +175,12 @@ class _Plan:
         self.groups = (g for g in _groups(lane_sets, lane_counts) if g.fragments)
         self.rows = _rows(row_sets, row_counts)
         self.row_norms = self.rows.values.norm(dim=1)
-        self._scratch = torch.empty(0)
+        self._scratch = _native.empty(0)
 
     def scratch(self, rows: int, columns: int) -> Tensor:
         """(rows, columns) of memory that every block uses in turn."""
         if self._scratch.numel() < rows * columns:
-            self._scratch = torch.empty(rows * columns)
+            self._scratch = _native.empty(rows * columns)
         return self._scratch[: rows * columns].view(rows, columns)
 
     def similarities(self, group: Group, chunk: Chunk, kept: Tensor, *, ready: bool) -> Tensor:
@@ -271,14 +271,14 @@ def cross_attention(
     module = _native.module()
     with torch.autocast("cpu", enabled=False):
         plan = _Plan(regions, words, region_lengths, word_lengths, direction)
-        out = torch.zeros(regions.shape[0], words.shape[0])
+        out = _native.zeros(regions.shape[0], words.shape[0])
         by_lane = out if plan.lanes_are_regions else out.T
         for group in plan.groups:
             lane_gram = plan.gram_of_lanes(group)
             for chunk in plan.rows.chunks(group.values.shape[0]):
                 s = plan.similarities(group, chunk, kept, ready=False)
                 call, held = plan.call(group, chunk, lane_gram, s)
-                part = torch.empty(chunk[1] - chunk[0], group.lanes)
+                part = _native.empty(chunk[1] - chunk[0], group.lanes)
                 module.cross_attention(call, settings, part.data_ptr())
                 del held
                 by_lane[group.sets, chunk[0] : chunk[1]] = part[:, : group.sets.shape[0]].T
@@ -306,14 +306,14 @@ def cross_attention_backward(
         plan = _Plan(regions, words, region_lengths, word_lengths, direction)
         for_lanes, for_rows = wanted if plan.lanes_are_regions else wanted[::-1]
         g = (grad if plan.lanes_are_regions else grad.T).to(torch.float32)
-        d_lane_sets = torch.zeros(plan.lane_sets.shape if for_lanes else (0,))
-        d_rows = torch.zeros(plan.rows.values.shape) if for_rows else None
+        d_lane_sets = _native.zeros(*(plan.lane_sets.shape if for_lanes else (0,)))
+        d_rows = _native.zeros(*plan.rows.values.shape) if for_rows else None
         for group in plan.groups:
-            d_lanes = torch.zeros(group.values.shape) if for_lanes else None
+            d_lanes = _native.zeros(*group.values.shape) if for_lanes else None
             _group_backward(plan, group, g, settings, kept, d_lanes, d_rows)
             if d_lanes is not None:
                 d_lane_sets[group.sets, : group.fragments] = group.by_set(d_lanes)
-        d_row_sets = torch.empty(0)
+        d_row_sets = _native.empty(0)
         if d_rows is not None:
             d_row_sets = plan.rows.padded(0, plan.rows.valid.shape[0], d_rows)
     return (d_lane_sets, d_row_sets) if plan.lanes_are_regions else (d_row_sets, d_lane_sets)
@@ -333,19 +333,19 @@ def _group_backward(
     square = group.fragments * columns
     partials = max(1, min(_MAX_PARTIALS, _PARTIAL_ELEMENTS // square))
     lane_gram = plan.gram_of_lanes(group)
-    d_gram = torch.zeros(partials, square if plan.lane_source and d_lanes is not None else 0)
-    d_norm = torch.zeros(partials, 0 if plan.lane_source else columns)
+    d_gram = _native.zeros(partials, square if plan.lane_source and d_lanes is not None else 0)
+    d_norm = _native.zeros(partials, 0 if plan.lane_source else columns)
     for chunk in rows.chunks(columns):
         first, end, begin, stop = chunk
         s = plan.similarities(group, chunk, kept, ready=True)
         ds = plan.scratch(*s.shape) if kept.numel() else s
         call, held = plan.call(group, chunk, lane_gram, s)
-        part = torch.zeros(end - first, group.lanes)
+        part = _native.zeros(end - first, group.lanes)
         part[:, : group.sets.shape[0]] = grad[group.sets, first:end].T
         if plan.lane_source:
-            d_norm = torch.zeros(stop - begin)
+            d_norm = _native.zeros(stop - begin)
         elif d_rows is not None:
-            d_gram = torch.zeros(end - first, rows.valid.shape[1], rows.valid.shape[1])
+            d_gram = _native.zeros(end - first, rows.valid.shape[1], rows.valid.shape[1])
         _native.module().cross_attention_backward(
             call,
             settings,

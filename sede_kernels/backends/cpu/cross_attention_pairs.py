@@ -47,9 +47,10 @@ class _Pairs:
 def _dense(sets: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     values, missing = sets.to(torch.float32), -sets.shape[3] % _WIDTH
     values = F.pad(values, (0, missing)) if missing else values.contiguous()
+    most = sets.shape[2]
     if lengths is None:
-        return values, torch.full(sets.shape[:2], sets.shape[2], dtype=torch.int64)
-    return values, lengths.to(torch.int64).contiguous()
+        return values, torch.full(sets.shape[:2], most, dtype=torch.int64, device="cpu")
+    return values, _native.counts("cross_attention_pairs", lengths, sets.shape[:2], most)
 
 
 def cross_attention_pairs(
@@ -67,7 +68,7 @@ def cross_attention_pairs(
     """See ``sede_kernels.ops.cross_attention_pairs``."""
     settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
     pairs = _Pairs(regions, words, region_lengths, word_lengths, direction)
-    out = torch.zeros(pairs.shape)
+    out = _native.zeros(*pairs.shape)
     _native.module().cross_pairs(pairs.call(), settings, out.data_ptr())
     return out
 
@@ -90,13 +91,14 @@ def cross_attention_pairs_backward(
     settings: Settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
     pairs = _Pairs(regions, words, region_lengths, word_lengths, direction)
     g = grad.to(torch.float32).contiguous()
+    grad_address = _native.address("grad", g, torch.float32, pairs.shape[0] * pairs.shape[1])
     asked = wanted[::-1] if pairs.swap else wanted
     grads = [
-        torch.zeros(side.shape if wants else (0,))
+        _native.zeros(*(side.shape if wants else (0,)))
         for side, wants in zip((pairs.source, pairs.query), asked, strict=True)
     ]
     addresses = (d.data_ptr() if wants else 0 for d, wants in zip(grads, asked, strict=True))
-    _native.module().cross_pairs_backward(pairs.call(), settings, g.data_ptr(), *addresses)
+    _native.module().cross_pairs_backward(pairs.call(), settings, grad_address, *addresses)
     dim = regions.shape[3]
     d_source, d_query = (
         d[..., :dim] if wants else d for d, wants in zip(grads, asked, strict=True)

@@ -12,6 +12,7 @@ def enqueue(
     ids: Tensor,
     ptr: Tensor,
     count: Tensor,
+    rejected: Tensor,
     keys: Tensor,
     key_ids: Tensor | None,
     *,
@@ -31,12 +32,13 @@ def enqueue(
     dense_scale = None if row_scale is None else row_scale.contiguous()
     _native.module().enqueue(
         _native.matrix(rows),
-        _native.address(dense_scale),
-        _native.address(dense_ids),
+        _native.address("row_scale", dense_scale, torch.float32, size),
+        _native.address("ids", dense_ids, torch.int64, size),
         _native.matrix(keys),
-        _native.address(key_ids),
-        ptr.data_ptr(),
-        count.data_ptr(),
+        _native.address("key_ids", key_ids, torch.int64, keys.shape[0]),
+        _native.address("ptr", ptr, torch.int64, 1),
+        _native.address("count", count, torch.int64, 1),
+        _native.address("rejected", rejected, torch.int64, 1),
         total,
         normalize,
     )

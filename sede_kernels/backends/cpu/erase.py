@@ -21,14 +21,19 @@ def erase(
 ) -> tuple[Tensor, Tensor]:
     """See ``sede_kernels.ops.erase``. Memory: the results and a few rows a thread."""
     a = attention.contiguous()
-    counts = _native.contiguous(lengths, torch.int64)
-    out = torch.empty_like(a)
-    mask = torch.empty(a.shape, dtype=torch.bool)
     fragments = a.shape[-1]
+    rows = a.numel() // max(fragments, 1)
+    counts = None
+    if lengths is not None:
+        counts = _native.counts("attention_erase", lengths, a.shape[:-1], fragments)
+    out = _native.empty(*a.shape, dtype=a.dtype)
+    mask = _native.empty(*a.shape, dtype=torch.bool)
     _native.module().erase(
-        a.data_ptr(),
-        _native.address(counts),
-        a.numel() // max(fragments, 1),
+        _native.address("attention", a, a.dtype, a.numel()),
+        _native.address(
+            "lengths", counts, torch.int64, counts.numel() if counts is not None else 0
+        ),
+        rows,
         fragments,
         _native.DTYPE_CODES[a.dtype],
         RULE_CODES[rule],
@@ -49,12 +54,12 @@ def erase_backward(
     a = attention.contiguous()
     grad = _native.contiguous(grad_out, a.dtype)
     kept = mask.contiguous()
-    out = torch.empty_like(a)
+    out = _native.empty(*a.shape, dtype=a.dtype)
     fragments = a.shape[-1]
     _native.module().erase_backward(
-        _native.address(grad),
-        a.data_ptr(),
-        kept.data_ptr(),
+        _native.address("grad", grad, a.dtype, a.numel()),
+        _native.address("attention", a, a.dtype, a.numel()),
+        _native.address("mask", kept, torch.bool, a.numel()),
         a.numel() // max(fragments, 1),
         fragments,
         _native.DTYPE_CODES[a.dtype],

@@ -19,16 +19,16 @@ def hardest(
     row_scale = _native.contiguous(row_scale, torch.float32)
     query_ids = _native.contiguous(query_ids, torch.int64)
     bank_ids = _native.contiguous(bank_ids, torch.int64)
-    values = torch.empty(query.shape[0], k, dtype=_native.compute_dtype(query))
-    indices = torch.empty(query.shape[0], k, dtype=torch.int64)
+    values = _native.empty(query.shape[0], k, dtype=_native.compute_dtype(query))
+    indices = _native.empty(query.shape[0], k, dtype=torch.int64)
     _native.module().hardest(
         _native.matrix(query),
         _native.matrix(bank),
-        _native.address(row_scale),
-        _native.address(query_ids),
-        _native.address(bank_ids),
+        _native.address("row_scale", row_scale, torch.float32, bank.shape[0]),
+        _native.address("query_ids", query_ids, torch.int64, query.shape[0]),
+        _native.address("bank_ids", bank_ids, torch.int64, bank.shape[0]),
         k,
-        _native.address(values),
-        _native.address(indices),
+        values.data_ptr(),
+        indices.data_ptr(),
     )
     return values, indices

@@ -15,6 +15,7 @@ def enqueue(
     ids: Tensor,
     ptr: Tensor,
     count: Tensor,
+    rejected: Tensor,
     keys: Tensor,
     key_ids: Tensor | None,
     *,
@@ -25,18 +26,28 @@ def enqueue(
     skipped = max(0, total - size)
     kept = keys[skipped:].to(compute_dtype(keys))
     slots = (ptr + torch.arange(skipped, total, device=rows.device)) % size
+    good = None
     if normalize:
         square = (kept * kept).sum(dim=1, keepdim=True)
         unit = (square - 1).abs() <= _UNIT_TOLERANCE
         factor = torch.where(unit | (square == 0), torch.ones_like(square), square.rsqrt())
-        kept = kept * factor
+        kept, good = kept * factor, square.isfinite().squeeze(1)
     if row_scale is not None:
         scale = kept.abs().amax(dim=1) / 127 if kept.shape[1] else kept.new_zeros(kept.shape[0])
         divisor = scale.masked_fill(scale == 0, 1.0).unsqueeze(1)
         kept = (kept / divisor).round_().clamp_(-127, 127)
-        row_scale.index_copy_(0, slots, scale.to(row_scale.dtype))
-    rows.index_copy_(0, slots, kept.to(rows.dtype))
+        stored_scale = scale.to(row_scale.dtype)
+        good = stored_scale.isfinite() if good is None else good & stored_scale.isfinite()
+        row_scale.index_copy_(0, slots, stored_scale.masked_fill(~good, 0.0))
+        stored = kept.nan_to_num_(0.0).to(rows.dtype)
+    else:
+        stored = kept.to(rows.dtype)
+        good = stored.isfinite().all(dim=1) if good is None else good
+    rows.index_copy_(0, slots, stored.masked_fill(~good.unsqueeze(1), 0))
     new_ids = torch.full_like(slots, -2) if key_ids is None else key_ids[skipped:]
+    new_ids = new_ids.masked_fill(~good, -1)
+    filled = (new_ids != -1).sum() - (ids[slots] != -1).sum()
     ids.index_copy_(0, slots, new_ids)
     ptr.copy_((ptr + total) % size)
-    count.copy_((count + total).clamp(max=size))
+    count.copy_((count + filled).clamp(0, size))
+    rejected.add_((~good).sum())

@@ -57,7 +57,7 @@ def _enqueue_cases(architecture: str) -> Iterator[Case]:
                 "rows": "*i8" if quantize else "*bf16",
                 "keys": "*fp32",
                 **({"row_scale": "*fp32"} if quantize else {}),
-                **dict.fromkeys(("ids", "ptr", "key_ids"), "*i64"),
+                **dict.fromkeys(("ids", "ptr", "count", "rejected", "key_ids"), "*i64"),
                 **dict.fromkeys(integers, "i32"),
             },
             {
@@ -75,7 +75,7 @@ def _enqueue_cases(architecture: str) -> Iterator[Case]:
         "enqueue advance",
         architecture,
         _enqueue_advance_kernel,
-        {**dict.fromkeys(("ptr", "count"), "*i64"), **dict.fromkeys(("N", "K"), "i32")},
+        {"ptr": "*i64", **dict.fromkeys(("N", "K"), "i32")},
         {},
         ADVANCE_OPTIONS,
     )

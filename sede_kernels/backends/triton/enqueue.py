@@ -16,6 +16,7 @@ def enqueue(
     ids: Tensor,
     ptr: Tensor,
     count: Tensor,
+    rejected: Tensor,
     keys: Tensor,
     key_ids: Tensor | None,
     *,
@@ -32,6 +33,8 @@ def enqueue(
             row_scale,
             ids,
             ptr,
+            count,
+            rejected,
             keys,
             key_ids,
             total - written,
@@ -44,4 +47,4 @@ def enqueue(
             BLOCK_D=BLOCK_D,
             **OPTIONS,
         )
-        _enqueue_advance_kernel[(1,)](ptr, count, total, size, **ADVANCE_OPTIONS)
+        _enqueue_advance_kernel[(1,)](ptr, total, size, **ADVANCE_OPTIONS)

@@ -1,0 +1,193 @@
+"""A bank of fragment sets, for models that compare sets and have no single vector to store."""
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sede_kernels.ring import (
+    ANONYMOUS,
+    BANK_DTYPES,
+    EMPTY,
+    Ring,
+    checked_ids,
+    ids_where,
+    positive_int,
+)
+
+NAME = "FragmentBank.enqueue"
+
+
+class FragmentView(NamedTuple):
+    """A fragment bank as a loss reads it; what ``FragmentBank.where`` returns.
+
+    Attributes:
+        rows: (K, L, D), the bank's own.
+        lengths: (K,) int64.
+        ids: (K,) int64, -1 for a slot that does not count.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    ids: Tensor
+
+
+class FragmentBank(Ring):
+    """Ring buffer of fragment sets (regions of an image, words of a caption) with lengths.
+
+    For models that compare sets (SCAN, BFAN) and have no single vector to store. A set with a NaN
+    or an infinity in a valid fragment is not stored, see ``MemoryBank``.
+
+    Args:
+        size: K >= 1, number of sets.
+        max_length: L >= 1, most fragments a set.
+        dim: D >= 1.
+        dtype: float32, bfloat16, float16 or float64.
+
+    Attributes:
+        rows: (K, L, D), zero beyond each length.
+        lengths: (K,) int64, 0 for an empty slot.
+        ids: (K,) int64, -1 for an empty slot, -2 for a set without an id.
+        ptr: () int64, next slot to write.
+        count: () int64, filled slots.
+        rejected: () int64, sets that were not stored.
+
+    Example:
+        >>> bank = FragmentBank(4, 3, 2)
+        >>> bank.enqueue(torch.ones(2, 2, 2), torch.tensor([2, 1]))
+        >>> bank.lengths.tolist()
+        [2, 1, 0, 0]
+    """
+
+    fixed: ClassVar[Mapping[str, torch.dtype]] = {**Ring.fixed, "lengths": torch.int64}
+
+    lengths: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        max_length: int,
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        for argument, value in (("size", size), ("max_length", max_length), ("dim", dim)):
+            positive_int("FragmentBank", argument, value)
+        if dtype not in BANK_DTYPES[:-1]:
+            raise TypeError(
+                f"FragmentBank: dtype must be float32, bfloat16, float16 or float64, got {dtype}."
+            )
+        self.register_buffer("rows", torch.zeros(size, max_length, dim, dtype=dtype, device=device))
+        self.register_buffer("lengths", torch.zeros(size, dtype=torch.int64, device=device))
+        self._make_counters(device)
+
+    def extra_repr(self) -> str:
+        """Shape and dtype."""
+        size, longest, dim = self.rows.shape
+        return f"size={size}, max_length={longest}, dim={dim}, dtype={self.rows.dtype}"
+
+    @torch.no_grad()
+    def enqueue(
+        self, keys: Tensor, lengths: Tensor | None = None, ids: Tensor | None = None
+    ) -> None:
+        """Write N fragment sets at the ring pointer.
+
+        Args:
+            keys: (N, L', D) floating with L' <= max_length, on the bank's device.
+            lengths: (N,) integers in [1, L']; None: all L' fragments are valid.
+            ids: (N,) integers >= 0, or None.
+
+        Raises:
+            ValueError, TypeError: wrong shape, dtype, device, lengths or ids; nothing is written.
+
+        Cost:
+            One read of the keys and one write of N sets, and a read of them to find what is not
+            finite; no host synchronisation.
+        """
+        self._ready()
+        key_lengths = self._checked(keys, lengths)
+        key_ids = checked_ids(NAME, ids, keys.shape[0], keys.device)
+        self._check_place(NAME)
+        size, longest, _ = self.rows.shape
+        total, width = keys.shape[:2]
+        skipped = max(0, total - size)
+        slots = (self.ptr + torch.arange(skipped, total, device=keys.device)) % size
+        sets, key_lengths = keys[skipped:], key_lengths[skipped:]
+        if lengths is not None:
+            index = torch.arange(width, device=keys.device)
+            sets = sets.masked_fill((index >= key_lengths.unsqueeze(1)).unsqueeze(2), 0.0)
+        if width < longest:
+            sets = F.pad(sets, (0, 0, 0, longest - width))
+        sets = sets.to(self.rows.dtype)
+        good = torch.linalg.vector_norm(sets.flatten(1), torch.inf, dim=1).isfinite()
+        stored = torch.full_like(slots, ANONYMOUS) if key_ids is None else key_ids[skipped:]
+        if not _known_to_hold(good):
+            sets = sets.masked_fill(~good.view(-1, 1, 1), 0.0)
+            stored, key_lengths = stored.masked_fill(~good, EMPTY), key_lengths * good
+        filled = (stored != EMPTY).sum() - (self.ids[slots] != EMPTY).sum()
+        self.rows.index_copy_(0, slots, sets)
+        self.lengths.index_copy_(0, slots, key_lengths)
+        self.ids.index_copy_(0, slots, stored)
+        self.ptr.copy_((self.ptr + total) % size)
+        self.count.copy_((self.count + filled).clamp(0, size))
+        self.rejected.add_((~good).sum())
+
+    def _checked(self, keys: Tensor, lengths: Tensor | None) -> Tensor:
+        """Lengths (N,) int64 of keys that fit this bank."""
+        _, longest, dim = self.rows.shape
+        if not isinstance(keys, Tensor) or not keys.dtype.is_floating_point:
+            came = keys.dtype if isinstance(keys, Tensor) else type(keys).__name__
+            raise TypeError(f"{NAME}: keys must be a floating tensor, got {came}.")
+        if keys.ndim != 3 or keys.shape[2] != dim or keys.shape[1] > longest:
+            raise ValueError(
+                f"{NAME}: keys must be (N, at most {longest}, {dim}), got {tuple(keys.shape)}."
+            )
+        if keys.device != self.rows.device:
+            raise ValueError(f"{NAME}: keys are on {keys.device}, the bank on {self.rows.device}.")
+        total, width = keys.shape[:2]
+        if lengths is None:
+            return torch.full((total,), width, dtype=torch.int64, device=keys.device)
+        if not isinstance(lengths, Tensor):
+            raise TypeError(
+                f"{NAME}: lengths must be a torch.Tensor, got {type(lengths).__name__}."
+            )
+        if lengths.shape != (total,) or not _integers(lengths.dtype):
+            raise ValueError(
+                f"{NAME}: lengths must be ({total},) integers, one a set, "
+                f"got {tuple(lengths.shape)} {lengths.dtype}."
+            )
+        if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and total:
+            shortest, most = int(lengths.min()), int(lengths.max())
+            if shortest < 1 or most > width:
+                raise ValueError(
+                    f"{NAME}: lengths must lie in [1, {width}], got {shortest} to {most}."
+                )
+        return lengths.to(keys.device, torch.int64).clamp(0, width)
+
+    def where(self, flag: Tensor | None) -> "FragmentBank | FragmentView":
+        """The bank where ``flag`` holds, one with every id -1 elsewhere; see ``MemoryBank``."""
+        self._ready()
+        if flag is None:
+            return self
+        ids = ids_where("FragmentBank.where", flag, self.ids)
+        return FragmentView(self.rows, self.lengths, ids)
+
+    def _wrong_value(self, name: str, value: Tensor) -> list[str]:
+        longest = self.rows.shape[1]
+        if name == "lengths" and not 0 <= int(value.min()) <= int(value.max()) <= longest:
+            return [f"lengths must lie in [0, {longest}], got {value.min()} to {value.max()}"]
+        return super()._wrong_value(name, value)
+
+
+def _integers(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def _known_to_hold(flags: Tensor) -> bool:
+    """Whether all flags hold, where the host may look without waiting for a device."""
+    looks = flags.device.type == "cpu" and not torch.compiler.is_compiling()
+    return looks and bool(flags.all())

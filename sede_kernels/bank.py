@@ -9,14 +9,13 @@ from torch import Tensor
 from sede_kernels import ops
 from sede_kernels.fragment_bank import FragmentBank, FragmentView
 from sede_kernels.ring import (
-    ANONYMOUS,
     BANK_DTYPES,
-    EMPTY,
     Ring,
     checked_ids,
     ids_where,
     positive_int,
 )
+from sede_kernels.types import ANONYMOUS, EMPTY
 
 __all__ = [
     "ANONYMOUS",

@@ -8,14 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sede_kernels.ring import (
-    ANONYMOUS,
     BANK_DTYPES,
-    EMPTY,
     Ring,
     checked_ids,
     ids_where,
     positive_int,
 )
+from sede_kernels.types import ANONYMOUS, EMPTY
 
 NAME = "FragmentBank.enqueue"
 

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sede_kernels.ops.enqueue import check_place
+from sede_kernels.types import EMPTY
 
 BANK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
-EMPTY, ANONYMOUS = -1, -2
 
 _OVERWRITTEN = (
     "DistributedDataParallel broadcast its buffers and overwrote this rank's {name} with that of "

@@ -17,7 +17,7 @@ struct BankLseOut {
 void bank_lse(const BankLse& op, const BankLseOut& out);
 
 // The k most similar valid rows of each query, best first, ties to the lowest index; (-inf, -1)
-// where there are fewer. values [B, k] are float or double, indices [B, k].
+// where there are fewer. NaN is not similar at all. values [B, k] are float or double, indices [B, k].
 void hardest(const BankLse& op, index_t k, void* values, index_t* indices);
 
 // Gradients of in-batch negatives; op.bank holds the keys. lse, grad [E, B]; dq, dk [B, D].

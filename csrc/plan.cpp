@@ -25,11 +25,11 @@ constexpr index_t kQueryBlock = 128;
 constexpr index_t kTasks = 64;                  // enough to fill many threads evenly
 constexpr index_t kTaskFlops = 4 << 20;         // below this a task is not worth a thread
 constexpr index_t kPartialBytes = index_t(4) << 20;
+constexpr index_t kCandidateBytes = index_t(1) << 20;  // of the top-k, for a block of queries
 
-}  // namespace
-
-Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
-               index_t slice_bytes) {
+// `block`: queries of a block; `most`: slices at most.
+Plan cut(index_t queries, index_t rows, index_t dim, index_t element, index_t panel, index_t block,
+         index_t most) {
   Plan plan;
   const index_t row_bytes = std::max<index_t>(dim, 1) * element + 64;
   // Three eighths of L2 for the bank tile; queries, accumulators and the next tile stream through the
@@ -37,7 +37,7 @@ Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, inde
   plan.tiling.bank_rows = std::clamp<index_t>(l2_bytes / 8 * 3 / row_bytes / 8 * 8, 16, 128);
   // Half of L1 for the block of the packed query.
   plan.tiling.depth = std::max<index_t>(l1_bytes / 2 / (panel * element) / 16 * 16, 16);
-  plan.query_block = std::min(kQueryBlock, (queries + panel - 1) / panel * panel);
+  plan.query_block = std::min(block, round_up(queries, panel));
   plan.query_blocks = (queries + plan.query_block - 1) / plan.query_block;
 
   const index_t tiles = std::max<index_t>((rows + plan.tiling.bank_rows - 1) / plan.tiling.bank_rows, 1);
@@ -45,9 +45,25 @@ Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, inde
   index_t slices = kTasks / plan.query_blocks;
   slices = std::min(slices, index_t(flops / kTaskFlops / double(plan.query_blocks)));
   slices = std::min(slices, tiles / 2);
-  if (slice_bytes > 0) slices = std::min(slices, 2 + kPartialBytes / slice_bytes);
-  plan.slices = std::max<index_t>(slices, 1);
+  plan.slices = std::max<index_t>(std::min(slices, most), 1);
   return plan;
+}
+
+}  // namespace
+
+Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
+               index_t slice_bytes) {
+  const index_t most = slice_bytes > 0 ? 2 + kPartialBytes / slice_bytes : kTasks;
+  return cut(queries, rows, dim, element, panel, kQueryBlock, most);
+}
+
+Plan make_hardest_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
+                       index_t k, index_t key) {
+  const index_t candidates = 2 * std::max<index_t>(k, 16) * key;  // bytes a query
+  const index_t block = std::clamp(kCandidateBytes / candidates / panel * panel, panel, kQueryBlock);
+  const index_t most = std::min(rows / (4 * std::max<index_t>(k, 1)),
+                                2 + kPartialBytes / (queries * std::max<index_t>(k, 1) * key));
+  return cut(queries, rows, dim, element, panel, block, most);
 }
 
 }  // namespace sede

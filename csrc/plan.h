@@ -31,6 +31,11 @@ struct Plan {
 Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
                index_t slice_bytes);
 
+// For the top-k: slices of many times k rows, each of which finds k candidates of its own, and blocks
+// of queries whose candidates, `key` bytes each, stay in a cache.
+Plan make_hardest_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
+                       index_t k, index_t key);
+
 inline index_t round_up(index_t n, index_t to) { return (n + to - 1) / to * to; }
 
 // Uninitialised memory aligned to a cache line.

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "ordered.h"
+
 namespace sede {
 
 using index_t = std::int64_t;
@@ -72,7 +74,7 @@ struct SliceCall {
   char* scratch;                   // 64-byte aligned
 };
 
-// The k most similar rows of a slice; op->exponents is 0.
+// The k most similar rows of a slice; op->exponents is 0. Keys are those of ordered.h.
 template <class T>
 struct HardestCall {
   const BankLse* op;
@@ -80,9 +82,10 @@ struct HardestCall {
   index_t query_begin, queries, bank_begin, bank_end;
   Tiling tiling;
   index_t k;
-  T* values;         // [queries][k], a heap
-  index_t* indices;  // [queries][k]
-  index_t* found;    // [queries] entries in use
+  index_t capacity;                    // > k: candidates a query may have before they are cut to k
+  void* keys;                          // [queries][k], in any order
+  index_t* found;                      // [queries] keys in use
+  typename Ordered<T>::Value* bounds;  // [queries] of the block, shared by its slices; 0 at first
   char* scratch;
 };
 

@@ -105,6 +105,30 @@ SEDE_INLINE VecI load_bytes(const unsigned char* p) {
   return wide != 0;
 }
 
+// One bit a lane of a mask, the first lane's lowest.
+SEDE_INLINE unsigned lane_bits(VecI mask) {
+#if defined(__AVX512F__)
+  return unsigned(_mm512_movepi32_mask((__m512i)mask));
+#elif defined(__AVX2__)
+  return unsigned(_mm256_movemask_ps((__m256)mask));
+#else
+  unsigned bits = 0;
+  for (int n = 0; n < kLanes; ++n) bits |= unsigned(mask[n] & 1) << n;
+  return bits;
+#endif
+}
+SEDE_INLINE unsigned lane_bits(VecL mask) {
+#if defined(__AVX512F__)
+  return unsigned(_mm512_movepi64_mask((__m512i)mask));
+#elif defined(__AVX2__)
+  return unsigned(_mm256_movemask_pd((__m256d)mask));
+#else
+  unsigned bits = 0;
+  for (int n = 0; n < kLanes / 2; ++n) bits |= unsigned(mask[n] & 1) << n;
+  return bits;
+#endif
+}
+
 // Sums of all lanes as a tree, in an order that does not depend on the values.
 SEDE_INLINE double lane_sum(VecD v) {
 #pragma GCC unroll 4

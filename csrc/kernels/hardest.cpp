@@ -1,107 +1,162 @@
-// The k most similar valid rows of a bank slice for each query, kept in a heap a query.
+// The k most similar valid rows of a bank slice for each query: a buffer of candidates a query, cut
+// back to the k largest whenever it is full. What does not beat the k-th largest of the last cut costs
+// one comparison. NaN is no candidate.
+#include "convert.h"
+#include "ordered.h"
 #include "slice.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
 
-// A heap with the candidate that leaves first at its root: the smallest value, and among equals the
-// highest index. NaN counts as the largest value, as in a descending sort.
-template <class T>
-struct Heap {
-  T* values;
-  index_t* indices;
-  index_t size, capacity;
+template <class Key>
+SEDE_INLINE void swap(Key& a, Key& b) {
+  const Key key = a;
+  a = b, b = key;
+}
 
-  static bool less(T a, T b) { return a < b || (b != b && a == a); }
-  // Whether (v, i) leaves before (w, j).
-  static bool worse(T v, index_t i, T w, index_t j) {
-    return less(v, w) || (!less(w, v) && i > j);
-  }
-  bool worse_at(index_t a, index_t b) const {
-    return worse(values[a], indices[a], values[b], indices[b]);
-  }
-  void swap(index_t a, index_t b) {
-    const T value = values[a];
-    const index_t index = indices[a];
-    values[a] = values[b], indices[a] = indices[b];
-    values[b] = value, indices[b] = index;
-  }
-
-  void offer(T value, index_t index) {
-    index_t at;
-    if (size < capacity) {
-      at = size++;
-      values[at] = value, indices[at] = index;
-      for (; at > 0 && worse_at(at, (at - 1) / 2); at = (at - 1) / 2) swap(at, (at - 1) / 2);
-      return;
+// The `kept` largest of `count` distinct keys come first, in any order.
+template <class Key>
+void keep_largest(Key* keys, index_t count, index_t kept) {
+  index_t begin = 0, end = count;
+  std::uint32_t draw = 1;
+  while (end - begin > 1) {
+    // The median of three drawn keys: no order of the rows makes this slow.
+    auto drawn = [&] {
+      draw = draw * 747796405u + 2891336453u;
+      return begin + index_t(std::uint64_t(draw) * std::uint64_t(end - begin) >> 32);
+    };
+    const index_t a = drawn(), b = drawn(), c = drawn();
+    const Key x = keys[a], y = keys[b], z = keys[c];
+    const index_t middle = (x < y) == (y < z) ? b : (x < y) == (z < x) ? a : c;
+    const Key pivot = keys[middle];
+    swap(keys[middle], keys[end - 1]);
+    index_t larger = begin;  // where the keys above the pivot end
+    for (index_t n = begin; n < end - 1; ++n) {
+      const Key key = keys[n];
+      keys[n] = keys[larger];
+      keys[larger] = key;
+      larger += key > pivot;
     }
-    if (!worse(values[0], indices[0], value, index)) return;
-    values[0] = value, indices[0] = index;
-    at = 0;
-    for (;;) {
-      index_t next = at;
-      for (index_t child = 2 * at + 1; child <= 2 * at + 2 && child < size; ++child)
-        if (worse_at(child, next)) next = child;
-      if (next == at) return;
-      swap(at, next);
-      at = next;
-    }
-  }
-};
-
-// Lanes that beat `floor` (the root of a full heap, else -inf) are offered one by one; they get rare
-// as the heaps fill.
-template <class T>
-void collect(const Weigher<T>& w, index_t lane, const T* panel, bool filter, Heap<T>* heaps) {
-  using Vec = typename Simd<T>::Vec;
-  using Int = typename Simd<T>::Int;
-  constexpr index_t P = kPanel<T>;
-  Vec floor;
-  for (int n = 0; n < Simd<T>::width; ++n) {
-    const Heap<T>& heap = heaps[lane + n];
-    floor[n] = heap.capacity == 0           ? -kNegInf<T>  // a lane beyond the last query
-               : heap.size < heap.capacity ? kNegInf<T>
-                                           : heap.values[0];
-  }
-  for (index_t j = 0; j < w.tile->count; ++j) {
-    const index_t row = w.tile->source[j];
-    Vec s = load<Vec>(panel + j * P);
-    if (w.op->row_scale) s *= T(w.op->row_scale[row]);
-    Int better = (s > floor) | (s != s);
-    if (filter) better &= w.valid(lane, row, s);
-    if (!any(better)) continue;
-    for (int n = 0; n < Simd<T>::width; ++n) {
-      Heap<T>& heap = heaps[lane + n];
-      if (!better[n] || heap.capacity == 0) continue;
-      heap.offer(s[n], row);
-      if (heap.size == heap.capacity) floor[n] = heap.values[0];
-    }
+    swap(keys[larger], keys[end - 1]);
+    if (larger == kept || larger + 1 == kept) return;
+    if (larger < kept)
+      begin = larger + 1;
+    else
+      end = larger;
   }
 }
 
+// A little less than x, so that x itself lies above.
 template <class T>
-Heap<T>* carve_heaps(Carver& carver, index_t queries) {
-  Heap<T>* heaps;
-  carver.take(heaps, round_up(queries, kPanel<T>));
-  return heaps;
+T below(T x) {
+  const T most = sizeof(T) == 4 ? T(3.4028234663852886e38) : T(1.7976931348623157e308);
+  if (x > most) return most;
+  return x - (x < 0 ? -x : x) * T(1e-6) - T(1e-30);
+}
+
+template <class T>
+struct Selection {
+  using Order = Ordered<T>;
+  using Key = typename Order::Key;
+  using Value = typename Order::Value;
+
+  Key* keys;       // [lanes][capacity]
+  index_t* sizes;  // [lanes]
+  T* floors;       // [lanes]: what a similarity must exceed
+  index_t k, capacity;
+  Value* bounds;   // [queries] of the call: order of a similarity that k rows of some slice reach
+
+  Selection(Carver& carver, index_t queries, index_t k_, index_t capacity_)
+      : k(k_), capacity(capacity_), bounds(nullptr) {
+    const index_t lanes = round_up(queries, kPanel<T>);
+    carver.take(keys, lanes * capacity);
+    carver.take(sizes, lanes);
+    carver.take(floors, lanes);
+  }
+
+  void start(Value* shared, index_t queries) {
+    bounds = shared;
+    for (index_t i = 0; i < round_up(queries, kPanel<T>); ++i) {
+      sizes[i] = 0;
+      floors[i] = -kNegInf<T>;  // nothing for a lane beyond the last query
+      if (i < queries) floors[i] = kNegInf<T>, raise(i);
+    }
+  }
+
+  // Other slices' k-th largest bounds this one's from below: a lower row may equal it.
+  void raise(index_t lane) {
+    const Value bound = __atomic_load_n(bounds + lane, __ATOMIC_RELAXED);
+    if (bound > Order::order(floors[lane])) floors[lane] = below(Order::value(bound));
+  }
+
+  __attribute__((noinline)) void cut(index_t lane) {
+    Key* all = keys + lane * capacity;
+    keep_largest(all, sizes[lane], k);
+    sizes[lane] = k;
+    Key least = all[0];
+    for (index_t n = 1; n < k; ++n) least = all[n] < least ? all[n] : least;
+    const Value reached = Order::head(least);
+    floors[lane] = Order::value(reached);
+    raise(lane);
+    Value bound = __atomic_load_n(bounds + lane, __ATOMIC_RELAXED);
+    while (bound < reached && !__atomic_compare_exchange_n(bounds + lane, &bound, reached, true,
+                                                           __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    }
+  }
+
+  SEDE_INLINE void push(index_t lane, T value, index_t row) {
+    keys[lane * capacity + sizes[lane]] = Order::key(value, row);
+    if (++sizes[lane] == capacity) cut(lane);
+  }
+};
+
+// Four rows are compared at once: as the floors rise, hardly any passes.
+template <class T>
+void collect(const Weigher<T>& w, index_t lane, const T* panel, bool filter, Selection<T>& found) {
+  using Vec = typename Simd<T>::Vec;
+  constexpr index_t P = kPanel<T>, W = Simd<T>::width, kRows = 4;
+  const index_t count = w.tile->count, *source = w.tile->source;
+  const float* row_scale = w.op->row_scale;
+  for (index_t j = 0; j < count; j += kRows) {
+    const index_t rows = count - j < kRows ? count - j : kRows;
+    const Vec floor = load<Vec>(found.floors + lane);
+    Vec s[kRows];
+    unsigned above[kRows], some = 0;
+#pragma GCC unroll 4
+    for (index_t r = 0; r < kRows; ++r) {
+      s[r] = load<Vec>(panel + (j + r) * P);
+      if (row_scale) s[r] *= T(row_scale[source[r < rows ? j + r : j]]);
+      above[r] = r < rows ? lane_bits(s[r] > floor) : 0;
+      some |= above[r];
+    }
+    if (!some) continue;
+    for (index_t r = 0; r < rows; ++r) {
+      if (!above[r]) continue;
+      const index_t row = source[j + r];
+      if (filter) above[r] &= lane_bits(w.valid(lane, row, s[r]));
+      T lanes[W];
+      store(lanes, s[r]);
+      for (unsigned left = above[r]; left; left &= left - 1) {
+        const int n = __builtin_ctz(left);
+        found.push(lane + n, lanes[n], row);
+      }
+    }
+  }
 }
 
 template <class T>
 void slice(const HardestCall<T>& call) {
   constexpr index_t W = Simd<T>::width, P = kPanel<T>;
+  using Key = typename Ordered<T>::Key;
   const BankLse& op = *call.op;
   const index_t dim = op.bank.cols, queries = call.queries;
   Carver carver{call.scratch};
   Scratch<T> scratch(carver, op, queries, call.tiling);
   BankTile<T> tile{nullptr, tile_stride<T>(dim), call.tiling.bank_rows, 0, scratch.source};
   carver.take(tile.rows, scratch.capacity * tile.stride);
-  Heap<T>* heaps = carve_heaps<T>(carver, queries);
-  for (index_t i = 0; i < round_up(queries, P); ++i) {
-    const bool real = i < queries;
-    heaps[i] = {real ? call.values + i * call.k : nullptr,
-                real ? call.indices + i * call.k : nullptr, 0, real ? call.k : 0};
-  }
+  Selection<T> found(carver, queries, call.k, call.capacity);
+  found.start(call.bounds, queries);
   const Weigher<T> w =
       make_weigher(op, scratch, &tile, call.query_begin, queries, call.bank_begin);
   for (index_t next = call.bank_begin; next < call.bank_end;) {
@@ -113,19 +168,24 @@ void slice(const HardestCall<T>& call) {
                    (const T*)call.packed_query + q * dim, dim, queries - q, call.tiling.depth,
                    scratch.panels[0], &ahead);
       for (index_t v = 0; v < P && q + v < queries; v += W)
-        collect(w, q + v, scratch.panels[0] + v, w.filters(), heaps);
+        collect(w, q + v, scratch.panels[0] + v, w.filters(), found);
     }
   }
-  for (index_t i = 0; i < queries; ++i) call.found[i] = heaps[i].size;
+  for (index_t i = 0; i < queries; ++i) {
+    if (found.sizes[i] > call.k) found.cut(i);
+    call.found[i] = found.sizes[i];
+    Key* out = (Key*)call.keys + i * call.k;
+    for (index_t n = 0; n < found.sizes[i]; ++n) out[n] = found.keys[i * call.capacity + n];
+  }
 }
 
 template <class T>
-index_t scratch_bytes(const BankLse& op, index_t queries, const Tiling& tiling) {
+index_t scratch_bytes(const BankLse& op, index_t queries, const Tiling& tiling, index_t capacity) {
   Carver carver{nullptr};
   const Scratch<T> scratch(carver, op, queries, tiling);
   T* rows;
   carver.take(rows, scratch.capacity * tile_stride<T>(op.bank.cols));
-  carve_heaps<T>(carver, queries);
+  const Selection<T> found(carver, queries, 0, capacity);
   return carver.at;
 }
 

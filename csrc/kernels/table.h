@@ -22,7 +22,7 @@ struct BankOps {
 
 template <class T>
 struct HardestOps {
-  index_t (*scratch)(const BankLse& op, index_t queries, const Tiling& tiling);
+  index_t (*scratch)(const BankLse& op, index_t queries, const Tiling& tiling, index_t capacity);
   void (*slice)(const HardestCall<T>& call);
 };
 

@@ -29,6 +29,19 @@ std::vector<float> accumulate() {
   return acc;
 }
 
+// Slices raise each other's bounds while they run.
+std::vector<index_t> best(index_t k) {
+  static const auto query = random_matrix<float>(kQueries, kDim, 1);
+  static const auto bank = random_matrix<float>(kRows, kDim, 2);
+  sede::BankLse op{};
+  op.query = matrix(query, kQueries, kDim);
+  op.bank = matrix(bank, kRows, kDim);
+  std::vector<float> values(std::size_t(kQueries * k));
+  std::vector<index_t> indices(values.size());
+  sede::hardest(op, k, values.data(), indices.data());
+  return indices;
+}
+
 void test_ring() {
   const index_t size = 3000, dim = 65, keys = 2500, first = 1000;
   const auto input = random_matrix<float>(keys, dim, 3);
@@ -51,8 +64,10 @@ void test_ring() {
 void test_pool() {
   sede::set_pool_threads(1);
   const auto want = accumulate();
+  const auto few = best(2), many = best(60);
   for (int threads : {2, 4, 3}) {
     sede::set_pool_threads(threads);
+    expect(best(2) == few && best(60) == many, "the best rows do not depend on the threads");
     expect(accumulate() == want, "bits do not depend on the threads");
     std::vector<std::vector<float>> got(4);
     std::vector<std::thread> callers;

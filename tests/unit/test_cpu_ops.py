@@ -59,15 +59,6 @@ def test_hardest(isa: str, k: int, masked: bool) -> None:
     assert torch.equal(exact_places, places)
 
 
-def test_hardest_ties_take_the_lowest_index_and_nan_stays_in_its_row(isa: str) -> None:
-    query = unit(5, 8)
-    query[2, 0] = torch.nan
-    values, indices = hardest(query, query[:1].expand(5000, 8), None, None, None, k=3)
-    assert indices.tolist() == [[0, 1, 2]] * 5
-    assert values[2].isnan().all()
-    assert not values[[0, 1, 3, 4]].isnan().any()
-
-
 NOTHING = torch.empty(0)
 
 

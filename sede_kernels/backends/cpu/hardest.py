@@ -1,4 +1,4 @@
-"""Top-k valid bank rows in native code: a heap a query, see csrc/kernels/hardest.cpp."""
+"""Top-k valid bank rows in native code, see csrc/kernels/hardest.cpp."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ def hardest(
     *,
     k: int,
 ) -> tuple[Tensor, Tensor]:
-    """See ``sede_kernels.ops.hardest``. Time 2 BKD FLOPs, extra memory one heap a slice."""
+    """See ``sede_kernels.ops.hardest``. Time 2 BKD FLOPs, extra memory 2k candidates a slice."""
     row_scale = _native.contiguous(row_scale, torch.float32)
     query_ids = _native.contiguous(query_ids, torch.int64)
     bank_ids = _native.contiguous(bank_ids, torch.int64)

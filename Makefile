@@ -1,8 +1,9 @@
 # Everything a contributor runs; see CONTRIBUTING.md.
 PYTHON ?= python
 SANITIZERS ?= address undefined thread
+CLANG ?= clang++-19
 
-.PHONY: develop test interpret gpu sanitize lint format bench clean
+.PHONY: develop test interpret gpu sanitize clang lint format bench clean
 
 develop: ## editable install with every tool
 	$(PYTHON) -m pip install -e ".[dev,bench]"
@@ -23,6 +24,12 @@ sanitize:
 	  cmake --build build/sanitize-$$kind -j2 && \
 	  ctest --test-dir build/sanitize-$$kind --output-on-failure || exit 1; \
 	done
+
+clang: ## the native tests as Clang compiles them, every warning an error
+	cmake -S . -B build/clang -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_CXX_FLAGS=-Werror \
+	  -DSEDE_TESTS=ON -DSEDE_PYTHON=OFF
+	cmake --build build/clang -j2
+	ctest --test-dir build/clang --output-on-failure
 
 lint:
 	$(PYTHON) -m pip install -q ruff==0.17.6 mypy==2.4.1

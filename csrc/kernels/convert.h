@@ -29,10 +29,10 @@ SEDE_INLINE VecL long_lane_numbers() {
 // compiler folds to constants; those that a loop sets one by one it builds at run time.
 template <class V>
 SEDE_INLINE V exchange(V v, int step) {
-  return __builtin_shuffle(v, lane_numbers() ^ step);
+  return shuffle(v, lane_numbers() ^ step);
 }
 SEDE_INLINE VecD exchange(VecD v, int step) {
-  return __builtin_shuffle(v, long_lane_numbers() ^ std::int64_t(step));
+  return shuffle(v, long_lane_numbers() ^ std::int64_t(step));
 }
 
 // Half a vector of floats at p as doubles.

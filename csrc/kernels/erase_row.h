@@ -100,7 +100,7 @@ __attribute__((noinline)) float quantile_of(const std::int32_t* keys, index_t pa
     VecI least = splat<VecI>(std::int32_t(0x7fffffff));
     for (index_t n = 0; n < padded; n += kLanes) {
       const VecI k = load<VecI>(keys + n);
-      least = (k >= cut.key) & (k < least) ? k : least;
+      least = ((k >= cut.key) & (k < least)) ? k : least;
     }
     key = lane_min(least);
   }
@@ -111,7 +111,7 @@ __attribute__((noinline)) float quantile_of(const std::int32_t* keys, index_t pa
     VecI least = splat<VecI>(std::int32_t(0x7fffffff));
     for (index_t n = 0; n < padded; n += kLanes) {
       const VecI k = load<VecI>(keys + n);
-      least = (k > key) & (k < least) ? k : least;
+      least = ((k > key) & (k < least)) ? k : least;
     }
     next = lane_min(least);
   }

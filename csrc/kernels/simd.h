@@ -57,6 +57,16 @@ SEDE_INLINE V splat(S x) {
   return x - V{};
 }
 
+// Lane n of the result is lane indices[n] of v.
+template <class V, class I>
+SEDE_INLINE V shuffle(V v, I indices) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, indices);
+#else
+  return __builtin_shuffle(v, indices);
+#endif
+}
+
 template <class I>
 SEDE_INLINE bool any(I mask) {
   VecL bits = (VecL)mask;

@@ -81,11 +81,11 @@ __attribute__((noinline)) void raise_reference(const Weigher<T>& w, index_t lane
   }
   const Vec old = load<Vec>(w.state.reference + lane);
   // Lanes that need nothing stay as they are: no query's result depends on its neighbours.
-  const Vec next = needed & (peak > old) ? peak : old;
+  const Vec next = (needed & (peak > old)) ? peak : old;
   store(w.state.reference + lane, next);
   for (int e = 0; e < E; ++e) {
     Vec factor = exp2_fast((old - next) * w.exponent[e]);
-    factor = (old == none) | (old == next) ? splat<Vec>(T(1)) : factor;
+    factor = ((old == none) | (old == next)) ? splat<Vec>(T(1)) : factor;
     T* sum = w.state.sum + e * w.state.padded + lane;
     store(sum, load<Vec>(sum) * factor);
     if (w.op->moments) {

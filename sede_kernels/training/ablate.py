@@ -12,19 +12,31 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from sede_kernels.training.data.precomp import find_folder
-from sede_kernels.training.files import UserError, data_home, require, write_json, write_text
+from sede_kernels.training.data.split import PARTS
+from sede_kernels.training.files import (
+    UserError,
+    remove_leftovers,
+    require,
+    write_json,
+    write_text,
+)
+from sede_kernels.training.lock import hold
 from sede_kernels.training.measured import NEEDS, measure
 from sede_kernels.training.records import Record, append, read
-from sede_kernels.training.report import Run, figure, markdown, read_runs
-from sede_kernels.training.search import GRIDS, best_trial, trial_jobs
+from sede_kernels.training.report import Run, figure, markdown, read_runs, run_of
+from sede_kernels.training.run import Corpus, check_run, load_corpus
+from sede_kernels.training.search import GRIDS, SEED, best_trial, trial_jobs
 from sede_kernels.training.variants import VARIANTS, Job, grid
+
+# Name, least and most; seeds from SEED on belong to the search.
+_BOUNDS = (("seeds", 1, SEED), ("jobs", 1, 1024), ("trials", 1, 10**6), ("keep", 0, SEED))
 
 
 @dataclass(frozen=True)
@@ -53,9 +65,12 @@ class Plan:
     keep: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "jobs", "trials"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be 1 or more, got {getattr(self, name)}.")
+        for name, low, high in _BOUNDS:
+            value = getattr(self, name)
+            if value < low:
+                raise UserError(f"--{name} must be {low} or more, got {value}.")
+            if value > high:
+                raise UserError(f"--{name} must be at most {high}, got {value}.")
         for name in ("model", "seed"):
             if name in self.flags:
                 raise UserError(f"an ablation sets --{name} itself: use --{name}s.")
@@ -77,10 +92,11 @@ def ablate(plan: Plan) -> list[Run]:
     """
     chosen = _read_settings(plan.settings)
     jobs = grid(plan.models, plan.variants, range(plan.seeds), plan.flags, chosen)
-    _check_data(jobs)
-    failures = _run_missing(jobs, plan.out / "runs.jsonl", plan)
-    runs = read_runs(_records(plan.out / "runs.jsonl"))
-    write_report(runs, plan.out)
+    _check_jobs(jobs)
+    with _guard(plan.out):
+        failures = _run_missing(jobs, plan.out / "runs.jsonl", plan)
+        runs = read_runs(_records(plan.out / "runs.jsonl"))
+        write_report(runs, plan.out)
     if failures:
         raise UserError(f"{len(failures)} runs failed, the others are on file: {failures[0]}")
     return runs
@@ -95,29 +111,47 @@ def search(plan: Plan) -> dict[str, Any]:
     Returns:
         What ``settings.json`` holds: by model, the choice of ``base``, ``age``, ``lsns``, ``wil``.
     """
-    path, file = plan.out / "search.jsonl", plan.out / "settings.json"
-    earlier = _read_settings(file if file.exists() else None)
-    chosen: dict[str, dict[str, Any]] = {**earlier}
-    chosen |= {model: dict(earlier.get(model, {})) for model in plan.models}
-    grid(plan.models, tuple(VARIANTS), (0,), plan.flags, {})  # complains before anything runs
-    for part in (name for name in GRIDS if name in plan.variants):
-        trials = {
-            model: trial_jobs(model, part, plan.trials, plan.flags, chosen[model])
-            for model in plan.models
-        }
-        every = [job for jobs in trials.values() for job in jobs]
-        _check_data(every)
-        failures = _run_missing(every, path, plan, keep=0)
-        runs = read_runs(_records(path))
-        for model, jobs in trials.items():
-            try:
-                chosen[model][part], done = best_trial(part, jobs, runs)
-            except ValueError:
-                raise UserError(f"no trial of {model} {part} finished: {failures[0]}") from None
-            best = max(run.dev for run in done)
-            print(f"{model} {part}: {chosen[model][part]}  dev rSum {best:.1f} of {len(done)}")
-        write_json(file, chosen)
+    variants = tuple(dict.fromkeys((*VARIANTS, *plan.variants)))
+    _check_jobs(grid(plan.models, variants, (0,), plan.flags, {}))
+    parts = [name for name in GRIDS if name in plan.variants]
+    if not parts:
+        raise UserError(f"--search needs one of {', '.join(GRIDS)} in --variants.")
+    file = plan.out / "settings.json"
+    with _guard(plan.out):
+        earlier = _read_settings(file if file.exists() else None)
+        chosen: dict[str, dict[str, Any]] = {**earlier}
+        chosen |= {model: dict(earlier.get(model, {})) for model in plan.models}
+        for part in parts:
+            _search_part(plan, part, chosen)
+            write_json(file, chosen)
     return chosen
+
+
+def _search_part(plan: Plan, part: str, chosen: dict[str, dict[str, Any]]) -> None:
+    """Try the settings of one part on what the parts before it chose; note the best."""
+    path = plan.out / "search.jsonl"
+    trials = {
+        model: trial_jobs(model, part, plan.trials, plan.flags, chosen[model])
+        for model in plan.models
+    }
+    every = [job for jobs in trials.values() for job in jobs]
+    failures = _run_missing(every, path, plan, keep=0)
+    runs = read_runs(_records(path))
+    for model, jobs in trials.items():
+        try:
+            chosen[model][part], done = best_trial(part, jobs, runs)
+        except ValueError:
+            raise UserError(f"no trial of {model} {part} finished: {failures[0]}") from None
+        best = max(run.dev for run in done)
+        print(f"{model} {part}: {chosen[model][part]}  dev rSum {best:.1f} of {len(done)}")
+
+
+@contextmanager
+def _guard(out: Path) -> Iterator[None]:
+    """The folder of a study for this process alone."""
+    with hold(out, "sede ablate"):
+        remove_leftovers(out, "table.md", "figure.svg", "settings.json")
+        yield
 
 
 def write_report(runs: Sequence[Run], out: Path) -> None:
@@ -129,7 +163,7 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
 
 
 def _records(path: Path) -> list[Record]:
-    records, complaints = read(path, NEEDS)
+    records, complaints = read(path, NEEDS, check=run_of)
     for complaint in complaints:
         tqdm.write(complaint, file=sys.stderr)
     return records
@@ -139,7 +173,8 @@ def _read_settings(path: Path | None) -> dict[str, dict[str, dict[str, Any]]]:
     if path is None:
         return {}
     try:
-        chosen: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))
+        chosen: dict[str, dict[str, dict[str, Any]]]
+        chosen = json.loads(path.read_text(encoding="utf-8-sig"))
         for parts in chosen.values():
             for name, values in parts.items():
                 if name not in GRIDS:
@@ -147,15 +182,21 @@ def _read_settings(path: Path | None) -> dict[str, dict[str, dict[str, Any]]]:
                 dict(values)
     except FileNotFoundError as error:
         raise UserError(f"there is no settings file {path}: `--search` writes one.") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a file that `--search` wrote ({error}).") from error
     return chosen
 
 
-def _check_data(jobs: Sequence[Job]) -> None:
+def _check_jobs(jobs: Sequence[Job]) -> None:
+    """Open the data of all runs and see that this machine can hold each, before any begins."""
     require({"matplotlib": "matplotlib", "tensorboard": "tensorboard"}, "`sede ablate`")
-    for data in {job.config.data for job in jobs}:
-        find_folder(data, data_home())
+    opened: dict[tuple[str, str], Corpus] = {}
+    for job in jobs:
+        config = job.config
+        key = config.data, config.text_embeddings
+        if key not in opened:
+            opened[key] = load_corpus(key[0], PARTS, text_embeddings=key[1])
+        check_run(config, opened[key])
 
 
 def _run_missing(
@@ -167,7 +208,11 @@ def _run_missing(
     keep = plan.keep if keep is None else keep
     failures: list[str] = []
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are on file in {path}.")
-    finished = _pool(missing, plan, keep) if plan.jobs > 1 else _here(missing, plan, keep)
+    finished = (
+        _pool(missing, plan, keep)
+        if min(plan.jobs, len(missing)) > 1
+        else _here(missing, plan, keep)
+    )
     with tqdm(total=len(missing), desc="runs", unit="run", disable=None) as bar:
         for job, result in finished:
             bar.update()
@@ -214,7 +259,8 @@ def _end_with_the_parent() -> None:
 def _pool(jobs: Sequence[Job], plan: Plan, keep: int) -> Iterator[tuple[Job, Record | UserError]]:
     """Several runs at a time, a process each; what they print goes to ``log.txt`` of the run."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(plan.jobs, mp_context=context, initializer=_end_with_the_parent)
+    workers = min(plan.jobs, len(jobs))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_the_parent)
     waiting: dict[Future[Record], Job] = {}
     try:
         for job in jobs:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sede_kernels.errors import BackendUnavailableError
 from sede_kernels.training.files import UserError, data_home, describe_os_error, require
 
 _PACKAGES = {"PIL": "pillow", "tqdm": "tqdm"}
@@ -37,6 +38,7 @@ def _train(arguments: argparse.Namespace) -> int:
         if arguments.config is not None:
             settings = config.read_toml(arguments.config) | settings
         chosen = config.from_mapping(settings, str(arguments.config or "the command line"))
+        config.check_switches([name for name in given if name in settings], chosen)
         name = f"{Path(chosen.data).name}-{chosen.title}-seed{chosen.seed}"
         out = arguments.out or data_home() / "runs" / name
     try:
@@ -44,6 +46,14 @@ def _train(arguments: argparse.Namespace) -> int:
     except loop.StoppedError:
         print(f"\nStopped; nothing is lost: go on with `sede train --resume {out}`.")
         return 130
+    except (KeyboardInterrupt, OSError) as error:
+        if not (out / "config.json").exists():  # nothing was kept, so the same command may go again
+            raise
+        then = f"go on with `sede train --resume {out}`"
+        if isinstance(error, KeyboardInterrupt):
+            print(f"\nsede: stopped at once: {then}.", file=sys.stderr)
+            return 130
+        raise UserError(describe_os_error(error, then)) from error
     print(f"\nTest, once, with the epoch that did best on dev:\n\n{table({'test': result})}")
     print(f"\nThe run is in {out}; look at its curves with `tensorboard --logdir {out}`.")
     return 0
@@ -51,50 +61,21 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     require(_PACKAGES, "`sede eval`")
-    from sede_kernels.training.evaluate import chance, score_part, summarize, table
-    from sede_kernels.training.run import load_best, load_corpus
+    from sede_kernels.training.scoring import evaluate
 
-    config, model, vocabulary = load_best(arguments.run)
-    name = arguments.part
-    corpus = load_corpus(arguments.data or config.data, (name,), vocabulary, config.text_embeddings)
-    part = corpus.parts[name]
-    width = int(part.features.shape[2])
-    if width != model.features:
-        raise UserError(
-            f"{arguments.run} expects regions of {model.features} numbers, "
-            f"{corpus.folder} has {width}."
-        )
-    scores = score_part(model, part, corpus.words[name], progress=True)
-    rows = {
-        "chance": chance(len(part.rows), len(part.captions), part.pairs),
-        config.title: summarize(scores, part.pairs, arguments.folds),
-    }
-    beside = None
-    if arguments.beside is not None:
-        other_config, other, other_vocabulary = load_best(arguments.beside)
-        other_words = [other_vocabulary.encode(caption) for caption in part.captions]
-        other_scores = score_part(other, part, other_words, progress=True)
-        title = other_config.title
-        title += " (beside)" if title in rows else ""
-        rows[title] = summarize(other_scores, part.pairs, arguments.folds)
-        beside = title, other_scores, other_vocabulary
-    if arguments.folds > 1:
-        del rows["chance"]  # of the whole part, not of a fold
-    print(f"{corpus.folder} {name}: {len(part.rows):,} images, {len(part.captions):,} captions")
-    print(table(rows))
-    if arguments.visualize is not None:
-        from sede_kernels.training.attention_page import draw_attention
-        from sede_kernels.training.pictures import draw_results
-
-        page = arguments.visualize
-        given = (corpus.folder, name, page)
-        draw_results(scores, part, *given, vocabulary=vocabulary, title=config.title, beside=beside)
-        print(f"Search results: {page}")
-        maps = page.with_stem(f"{page.stem}_attention")
-        words, title = corpus.words[name], f"Attention of {config.title}"
-        if draw_attention(model, part, words, corpus.folder, name, maps, title=title):
-            print(f"Attention over regions: {maps}")
+    evaluate(
+        arguments.run,
+        data=arguments.data,
+        part=arguments.part,
+        folds=arguments.folds,
+        page=arguments.visualize,
+        beside=arguments.beside,
+    )
     return 0
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
@@ -104,8 +85,8 @@ def _ablate(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     flags = {k: v for k, v in given.items() if k in config.TrainConfig.__dataclass_fields__}
     plan = ablate.Plan(
-        models=tuple(arguments.models.split(",")),
-        variants=tuple(arguments.variants.split(",")),
+        models=_names(arguments.models),
+        variants=_names(arguments.variants),
         seeds=arguments.seeds,
         out=arguments.out or data_home() / "ablation",
         jobs=arguments.jobs,
@@ -134,7 +115,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or data_home() / "demo"
     try:
-        demo.demo(out, limit=arguments.limit or demo.LIMIT, epochs=arguments.epochs or demo.EPOCHS)
+        demo.demo(
+            out,
+            limit=demo.LIMIT if arguments.limit is None else arguments.limit,
+            epochs=demo.EPOCHS if arguments.epochs is None else arguments.epochs,
+        )
     except loop.StoppedError:
         print("\nStopped; nothing is lost: `sede demo` goes on from here.")
         return 130
@@ -164,6 +149,12 @@ def _info(rest: Sequence[str]) -> int:
 _PASSED_ON: dict[str, Callable[[Sequence[str]], int]] = {"bench": _bench, "info": _info}
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(text)
+
+
 def _parser(flags_of: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sede",
@@ -180,19 +171,19 @@ def _parser(flags_of: str) -> argparse.ArgumentParser:
         return command
 
     demo = add("demo", _demo, "prepare icons, train twice, compare, and draw search results")
-    demo.add_argument("--out", type=Path, help="folder of the runs and the page [data/demo]")
+    demo.add_argument("--out", type=_path, help="folder of the runs and the page [data/demo]")
     demo.add_argument("--limit", type=int, help="icons to take")
     demo.add_argument("--epochs", type=int, help="epochs of each run")
 
     prepare = add("prepare", _prepare, "make a training set from packages: icons or emoji")
     prepare.add_argument("set", help="icons or emoji")
     prepare.add_argument("--limit", type=int, help="take so many images only")
-    prepare.add_argument("--out", dest="home", type=Path, help="data folder [$SEDE_DATA]")
+    prepare.add_argument("--out", dest="home", type=_path, help="data folder [$SEDE_DATA]")
 
     train = add("train", _train, "train a model; modules: --erase, --bank, --weighting")
-    train.add_argument("--config", type=Path, help="settings from a TOML file; flags win")
-    train.add_argument("--out", type=Path, help="new folder of the run [data/runs/...]")
-    train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a stopped run")
+    train.add_argument("--config", type=_path, help="settings from a TOML file; flags win")
+    train.add_argument("--out", type=_path, help="new folder of the run [data/runs/...]")
+    train.add_argument("--resume", type=_path, metavar="RUN", help="go on with a stopped run")
 
     ablate = add("ablate", _ablate, "models with each module on and off, over seeds: a table")
     ablate.add_argument("--models", default="scan,bfan,vsrn", help="[scan,bfan,vsrn]")
@@ -203,9 +194,9 @@ def _parser(flags_of: str) -> argparse.ArgumentParser:
     ablate.add_argument("--jobs", type=int, default=1, help="runs at a time, a process each [1]")
     ablate.add_argument("--search", action="store_true", help="choose settings on dev instead")
     ablate.add_argument("--trials", type=int, default=6, help="of a search, each part [6]")
-    ablate.add_argument("--settings", type=Path, metavar="JSON", help="what a search chose")
+    ablate.add_argument("--settings", type=_path, metavar="JSON", help="what a search chose")
     ablate.add_argument("--keep", type=int, default=1, help="seeds whose run folders stay [1]")
-    ablate.add_argument("--out", type=Path, help="records, table, figure [data/ablation]")
+    ablate.add_argument("--out", type=_path, help="records, table, figure [data/ablation]")
 
     if flags_of in ("train", "ablate"):
         from sede_kernels.training.config import add_flags
@@ -213,15 +204,15 @@ def _parser(flags_of: str) -> argparse.ArgumentParser:
         add_flags(train if flags_of == "train" else ablate)
 
     evaluate = add("eval", _eval, "score a run: R@1/5/10 both ways, rSum, median rank")
-    evaluate.add_argument("run", type=Path, help="folder of a run")
+    evaluate.add_argument("run", type=_path, help="folder of a run")
     evaluate.add_argument("--data", help="another data set than the run's")
     evaluate.add_argument("--part", default="test", help="train, dev or test [test]")
     evaluate.add_argument("--folds", type=int, default=1, help="mean of so many folds (COCO 1K: 5)")
     evaluate.add_argument(
-        "--visualize", type=Path, metavar="PNG", help="draw search results and attention"
+        "--visualize", type=_path, metavar="PNG", help="draw search results and attention"
     )
     evaluate.add_argument(
-        "--beside", type=Path, metavar="RUN2", help="a second run to compare with"
+        "--beside", type=_path, metavar="RUN2", help="a second run to compare with"
     )
 
     add("bench", lambda _: 0, "measure the kernels beside their peers")
@@ -244,6 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return perform(arguments)
     except UserError as error:
         print(f"sede: {error}", file=sys.stderr)
+    except BackendUnavailableError as error:
+        print(f"sede: {' '.join(str(error).split())}", file=sys.stderr)
     except BrokenPipeError:  # `sede eval ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

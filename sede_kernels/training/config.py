@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,25 @@ from sede_kernels.training.models.bfan import FOCAL_RULES
 from sede_kernels.training.models.scan import DIRECTIONS
 
 SIDES = ("off", "low", "high")
-_FROM_ZERO = (
-    "bank", "bank_hardest", "bank_start", "bank_weight", "weighting", "weight_decay", "patience",
-    "threads", "smoothing",
-)  # fmt: skip
+_WHOLE = 2**31 - 1  # most of a whole number that becomes a size
+_LARGE = 1e6  # most of a number that multiplies: beyond it fp32 has no digits left
+# Lowest value, whether that one is allowed, highest value.
+_BOUNDS: dict[str, tuple[float, bool, float]] = {
+    **dict.fromkeys(
+        ("epochs", "batch_size", "dim", "word_dim", "checkpoint_every", "relations"),
+        (0, False, _WHOLE),
+    ),
+    **dict.fromkeys(("bank", "bank_hardest", "bank_start", "patience"), (0, True, _WHOLE)),
+    **dict.fromkeys(("lr", "temperature", "margin"), (0, False, _LARGE)),
+    **dict.fromkeys(
+        ("weight_decay", "weighting", "smoothing", "bank_weight", "erase_weight"),
+        (0, True, _LARGE),
+    ),
+    "grad_clip": (0, False, math.inf),
+    "threads": (0, True, 1024),
+    "seed": (0, True, 2**63 - 1),
+}
+_LEAST_TEMPERATURE = 1e-6
 LOSSES = ("infonce", "hinge")
 KEYS = ("momentum", "online")
 RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
@@ -94,26 +111,34 @@ class TrainConfig:
         for name, value in MODELS[self.model].defaults.items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, value)
-        positive = ("epochs", "batch_size", "lr", "grad_clip", "dim", "word_dim", "temperature")
-        for name in (*positive, "checkpoint_every", "relations"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0, got {getattr(self, name)}.")
-        for name in _FROM_ZERO:
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}.")
+        for name, bounds in _BOUNDS.items():
+            _check_bounds(name, getattr(self, name), *bounds)
+        if self.temperature < _LEAST_TEMPERATURE:
+            raise UserError(
+                f"temperature must be at least {_LEAST_TEMPERATURE:g}, got {self.temperature}."
+            )
         for name, top in (("dropout", 1.0), ("momentum", 1.0)):
             if not 0 <= getattr(self, name) < top:
                 raise UserError(f"{name} must be from 0 to below 1, got {getattr(self, name)}.")
         if not 0 < self.bank_share <= 1:
             raise UserError(f"bank_share must be above 0, at most 1, got {self.bank_share}.")
+        if self.lr * self.weight_decay >= 1:
+            raise UserError(
+                f"lr times weight_decay must be below 1, got {self.lr} x {self.weight_decay}: each "
+                "step would take away more than a weight has; lower one of the two."
+            )
+        if self.bank and self.bank_hardest > self.bank:
+            raise UserError(
+                f"bank_hardest must be at most the {self.bank} slots of the bank, "
+                f"got {self.bank_hardest}."
+            )
         if self.loss == "hinge" and self.weighting > 0:
             raise UserError(
                 "weighting weighs the negatives of InfoNCE; the hinge has only the hardest one: "
                 "drop one of the two."
             )
-        needs = self.erase_rule in ("absolute", "relative", "topk", "quantile")
-        if self.erase != "off" and needs and self.erase_threshold is None:
-            raise UserError(f"erase_rule {self.erase_rule!r} needs erase_threshold.")
+        if self.erase != "off":
+            _check_threshold(self.erase_rule, self.erase_threshold)
 
     @property
     def erasing(self) -> Erasing | None:
@@ -140,13 +165,51 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
 
+def _check_bounds(name: str, value: float, low: float, closed: bool, high: float) -> None:
+    inside = value >= low if closed else value > low  # false for NaN
+    if not inside:
+        bound = f"{low} or more" if closed else f"above {low}"
+        raise UserError(f"{name} must be {bound}, got {value}.")
+    if math.isinf(value):
+        raise UserError(f"{name} must be finite, got {value}.")
+    if value > high:
+        top = f"{high:g}" if isinstance(high, float) else str(high)
+        raise UserError(f"{name} must be at most {top}, got {value}.")
+
+
+def _check_threshold(rule: str, threshold: float | None) -> None:
+    """What ``attention_erase`` takes as threshold, before a run begins."""
+    if rule in ("mean", "prob"):
+        if threshold is not None:
+            raise UserError(
+                f"erase_rule {rule!r} takes no erase_threshold, got {threshold}: leave it out, or "
+                "choose the rule absolute, relative, topk or quantile."
+            )
+        return
+    wants = {
+        "absolute": "a finite number",
+        "relative": "a share from 0 to 1",
+        "topk": "a whole number of regions, 1 or more",
+        "quantile": "a quantile from 0 to 1",
+    }[rule]
+    if threshold is None:
+        raise UserError(f"erase_rule {rule!r} needs erase_threshold: {wants}.")
+    fits = math.isfinite(threshold)
+    if rule in ("relative", "quantile"):
+        fits = fits and 0 <= threshold <= 1
+    elif rule == "topk":
+        fits = fits and threshold >= 1 and threshold == int(threshold)
+    if not fits:
+        raise UserError(f"erase_threshold of the rule {rule!r} must be {wants}, got {threshold}.")
+
+
 def _typed(field: dataclasses.Field[Any], value: object) -> object:
     """The value in the field's type, or an error that names both."""
     kind = str(getattr(field.type, "__name__", field.type)).split(" ")[0]
     if value is None and "None" in str(field.type):
         return None
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 1000 else math.copysign(math.inf, value)
     expected = {"str": str, "int": int, "float": float}[kind]
     if not isinstance(value, expected) or isinstance(value, bool):
         kinds = {"str": "text", "int": "an int", "float": "a number"}
@@ -160,13 +223,54 @@ def _typed(field: dataclasses.Field[Any], value: object) -> object:
 def from_mapping(values: dict[str, Any], where: str) -> TrainConfig:
     """Settings from a TOML or JSON table; an unknown key gets the nearest known one."""
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    renamed = {key.replace("-", "_"): value for key, value in values.items()}
+    renamed = _underscored(values, where)
     for key in renamed:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else "."
             raise UserError(f"{where} has an unknown setting {key!r}{hint}")
     return TrainConfig(**renamed)
+
+
+def _underscored(values: object, where: str) -> dict[str, Any]:
+    """A table with hyphens in its names made underscores."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must hold a table of settings, got {_kind_of(values)}.")
+    renamed: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name in renamed:
+            raise UserError(f"{where} has the setting {name!r} twice: once with a hyphen.")
+        renamed[name] = value
+    return renamed
+
+
+def check_switches(flags: Collection[str], config: TrainConfig) -> None:
+    """Refuse flags about a module that is off: whoever gives them expects it to be on.
+
+    Args:
+        flags: names that were given by hand.
+        config: the settings with them.
+
+    Raises:
+        UserError: a flag that is not the usual value, of a module that is off.
+    """
+    usual = TrainConfig(model=config.model)
+    for switch, prefix, off in (
+        ("erase", "erase_", config.erase == "off"),
+        ("bank", "bank_", not config.bank),
+    ):
+        for name in flags:
+            if off and name.startswith(prefix) and getattr(config, name) != getattr(usual, name):
+                flag = name.replace("_", "-")
+                raise UserError(
+                    f"--{flag} does nothing without --{switch}: add --{switch}, or leave it out."
+                )
+
+
+def _kind_of(value: object) -> str:
+    names = {list: "a list", str: "text", type(None): "null", bool: "true or false"}
+    return names.get(type(value), "a number")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -176,11 +280,12 @@ def read_toml(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"there is no settings file {path}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not TOML: {error}.") from error
+    return _underscored(values, str(path))
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

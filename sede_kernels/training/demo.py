@@ -1,14 +1,15 @@
 """``sede demo``: real icons, a model without and with the three modules, and what they find."""
 
-import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from sede_kernels.training.config import TrainConfig
-from sede_kernels.training.data.prepare import prepare
+from sede_kernels.training.data.prepare import check_limit, prepare
 from sede_kernels.training.evaluate import Retrieval, chance, score_part, table
-from sede_kernels.training.files import UserError, data_home, require
+from sede_kernels.training.files import data_home, require
+from sede_kernels.training.folder import guard, make_room, remove
+from sede_kernels.training.lock import hold
 from sede_kernels.training.loop import resume, train
 from sede_kernels.training.pictures import draw_results
 from sede_kernels.training.run import load_best, load_corpus, read_config
@@ -46,32 +47,38 @@ def demo(out: Path, *, limit: int = LIMIT, epochs: int = EPOCHS) -> None:
     """
     require({"PIL": "pillow", "tensorboard": "tensorboard"}, "`sede demo`")
     started = time.perf_counter()
-    print(f"1/3  Drawing {limit:,} icons and computing their features (cached for the next time).")
-    prepare("icons", data_home(), limit=limit)
     runs = settings(limit, epochs)
+    check_limit(limit)
     folders = {name: out / name.replace(" ", "_") for name in runs}
-    print("\n2/3  Training a small model twice: without and with erasing, banks and weighting.")
-    results = {name: _train(runs[name], folders[name]) for name in runs}
-    print("\n3/3  Searching icons that were not in training.")
-    _report(results, runs, folders, out, time.perf_counter() - started)
+    with hold(out, "sede demo"):
+        for name, config in runs.items():
+            _check_folder(folders[name], config)
+        print(f"1/3  Drawing {limit:,} icons and computing their features (cached for next time).")
+        prepare("icons", data_home(), limit=limit)
+        print("\n2/3  Training a small model twice: without and with erasing, banks and weighting.")
+        results = {name: _train(runs[name], folders[name]) for name in runs}
+        print("\n3/3  Searching icons that were not in training.")
+        _report(results, runs, folders, out, time.perf_counter() - started)
+
+
+def _check_folder(folder: Path, config: TrainConfig) -> None:
+    """Refuse a folder with a damaged run, or with somebody else's config.json, before any work."""
+    if (folder / "config.json").exists():
+        read_config(folder)
+    else:
+        make_room(folder)
 
 
 def _train(config: TrainConfig, folder: Path) -> tuple[Retrieval, float]:
     """Train, or go on with a run of the same settings; test scores and seconds."""
     started = time.perf_counter()
     if (folder / "config.json").exists():
-        if _same_settings(folder, config):
+        if read_config(folder) == config:
             print(f"{folder} has this run already; going on with it.")
             return resume(folder), time.perf_counter() - started
-        shutil.rmtree(folder)
+        with guard(folder, "sede demo"):
+            remove(folder)
     return train(config, folder), time.perf_counter() - started
-
-
-def _same_settings(folder: Path, config: TrainConfig) -> bool:
-    try:
-        return read_config(folder) == config
-    except UserError:
-        return False
 
 
 def _report(

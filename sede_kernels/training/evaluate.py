@@ -95,15 +95,19 @@ def summarize(scores: Floats, pairs: Ints, folds: int = 1) -> Retrieval:
             average.
 
     Raises:
-        UserError: the images do not divide into the folds.
+        UserError: the images do not divide into the folds, or a fold has no caption.
     """
     count = len(scores)
-    if folds < 1 or count % folds:
-        raise UserError(f"--folds must divide the {count} images of this part, got {folds}.")
+    check_folds(count, folds)
     size = count // folds
     found = []
     for start in range(0, count, size):
         inside = pairs[(pairs[:, 1] >= start) & (pairs[:, 1] < start + size)]
+        if not len(inside):
+            raise UserError(
+                f"images {start} to {start + size - 1} have no caption: a fold of them has no "
+                "query; use fewer --folds."
+            )
         columns, caption = np.unique(inside[:, 0], return_inverse=True)
         block = scores[start : start + size][:, columns] if folds > 1 else scores
         local = np.stack([caption if folds > 1 else inside[:, 0], inside[:, 1] - start], 1)
@@ -124,6 +128,16 @@ def summarize(scores: Floats, pairs: Ints, folds: int = 1) -> Retrieval:
 
     queries = (sum(len(f[0]) for f in found), sum(len(f[1]) for f in found))
     return Retrieval(recalls(0), recalls(1), (median(0), median(1)), queries, folds)
+
+
+def check_folds(images: int, folds: int) -> None:
+    """Refuse folds that do not divide the images of a part.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    if folds < 1 or images % folds:
+        raise UserError(f"--folds must divide the {images} images of this part, got {folds}.")
 
 
 def chance(images: int, captions: int, pairs: Ints) -> Retrieval:

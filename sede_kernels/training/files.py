@@ -1,11 +1,14 @@
 """Files that are whole or absent: atomic writes, checksums, and the error a user reads."""
 
 import errno
+import fnmatch
 import hashlib
 import importlib.util
 import io
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+
+from sede_kernels.training import sealed
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -49,35 +54,67 @@ def require(packages: Mapping[str, str], purpose: str) -> None:
         )
 
 
-def describe_os_error(error: OSError) -> str:
-    """One sentence for a failed file operation."""
+def describe_os_error(error: OSError, then: str = "run the same command again") -> str:
+    """One sentence for a failed file operation, with what to do next where the disk is full."""
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in _FULL:
         return (
             f"{_FULL[error.errno]}{where}; nothing half written was kept: free some space, "
-            "or set SEDE_DATA or --out to another disk, and run the same command again."
+            f"or set SEDE_DATA or --out to another disk, and {then}."
         )
     return f"{error.strerror or error}{where}."
+
+
+def _neighbour(path: Path, ending: str) -> Path:
+    """A hidden name beside ``path`` that nobody can foresee, so that nobody can plant a link."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{ending}")
+
+
+_LEFT_OVER = re.compile(r"\.(.+)\.[0-9a-f]+\.(?:tmp|old)")
+
+
+def remove_leftovers(folder: Path, *names: str) -> list[Path]:
+    """Delete what killed processes were writing; the caller holds the lock of the folder.
+
+    Args:
+        folder: where to look.
+        names: patterns of the files' own names, ``last.pt`` or ``*.npz``.
+
+    Returns:
+        What was deleted.
+    """
+    removed = []
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        found = _LEFT_OVER.fullmatch(entry.name)
+        if found is None or not any(fnmatch.fnmatchcase(found[1], name) for name in names):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+        removed.append(entry)
+    return removed
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that appears under its name only when it is complete.
 
-    The bytes go to a hidden neighbour, are flushed to the disk, and are renamed; any failure,
-    Ctrl-C included, removes the neighbour and leaves an earlier file as it was.
+    The bytes go to a hidden neighbour that did not exist, are flushed to the disk, and are renamed;
+    any failure, Ctrl-C included, removes the neighbour and leaves an earlier file as it was. The
+    new file has the mode that ``open`` would give it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _neighbour(path, "tmp")
     try:
-        with open(temporary, "wb") as handle:
+        with open(temporary, "xb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
+        if error.filename is None or Path(str(error.filename)) == temporary:
+            error.filename, error.filename2 = str(path), None
         raise
     finally:
         with suppress(FileNotFoundError):
@@ -109,9 +146,13 @@ def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
 
 
 def write_torch(path: Path, value: object) -> None:
-    """Write a ``torch.save`` file atomically, through memory so that errors keep their errno."""
+    """Write a ``torch.save`` file with a checksum, atomically.
+
+    It goes through memory, so that errors keep their errno.
+    """
     buffer = io.BytesIO()
     torch.save(value, buffer)
+    sealed.seal(buffer)
     with atomic_file(path) as handle:
         handle.write(buffer.getbuffer())
 
@@ -129,8 +170,7 @@ def sha256(path: Path) -> str:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    staging, retired = _neighbour(path, "tmp"), _neighbour(path, "old")
     staging.mkdir()
     try:
         yield staging
@@ -162,9 +202,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        dict(manifest["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
+        for facts in dict(manifest["files"]).values():
+            int(facts["bytes"]), str(facts["sha256"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: delete {folder} and prepare it again.") from error
     return manifest
 

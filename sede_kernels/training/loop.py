@@ -6,9 +6,7 @@ keys enter the banks. With ``bank_keys = "online"`` keys are the model's own enc
 The epoch that retrieves best on dev is kept; test is scored once, at the end, with that epoch.
 """
 
-import json
 import math
-import os
 import signal
 import time
 from pathlib import Path
@@ -20,11 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sede_kernels.momentum import MomentumEncoder
-from sede_kernels.training import checkpoint
+from sede_kernels.training import checkpoint, folder, state
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.data.text import pad
 from sede_kernels.training.evaluate import Retrieval, score_part, summarize
 from sede_kernels.training.files import UserError, require, write_json, write_text
+from sede_kernels.training.limits import check_backend, enough_memory
 from sede_kernels.training.models import Encoded, FragmentModel
 from sede_kernels.training.objective import (
     FragmentObjective,
@@ -32,10 +31,11 @@ from sede_kernels.training.objective import (
     Pair,
     VectorObjective,
 )
+from sede_kernels.training.records import Record, append
 from sede_kernels.training.run import (
     Corpus,
     build_model,
-    choose_device,
+    check_run,
     load_best,
     load_corpus,
     multiplies_bf16,
@@ -57,19 +57,20 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, out: Path) -> None:
         require({"tensorboard": "tensorboard", "tqdm": "tqdm"}, "`sede train`")
-        choose_device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        check_backend()
         self.config, self.out = config, out
         self.corpus: Corpus = load_corpus(
             config.data, ("train", "dev", "test"), text_embeddings=config.text_embeddings
         )
         self.train_part = self.corpus.parts["train"]
         regions, features = self.train_part.features.shape[1:]
-        torch.manual_seed(config.seed)
         sentences = self.train_part.sentences
         width = 0 if sentences is None else sentences.shape[1]
         self.sizes = {"features": features, "sentence": width}
+        check_run(config, self.corpus)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
         self.model = build_model(config, features, len(self.corpus.vocabulary), width)
         self.objective = self._objective(regions).to(config.device)
         # Momentum encoders only feed banks; without such banks there is nothing to pay for.
@@ -87,13 +88,14 @@ class Trainer:
         self.epoch = self.batch = self.step = 0
         self.loss_sum = self.seconds = 0.0
         self.best = {"rsum": -1.0, "epoch": -1.0}
+        self.log: list[Record] = []
+        self.kept = 0  # step of the newest checkpoint
         self.interrupted = False
 
     def _objective(self, regions: int) -> Objective:
         if not isinstance(self.model, FragmentModel):
             return VectorObjective(self.config, self.config.dim)
-        longest = max(len(words) for words in self.corpus.words["train"])
-        return FragmentObjective(self.config, self.model, regions, longest)
+        return FragmentObjective(self.config, self.model, regions, self.corpus.longest)
 
     @property
     def batches(self) -> int:
@@ -212,16 +214,16 @@ class Trainer:
         if dev.rsum > self.best["rsum"]:
             self.best = {"rsum": dev.rsum, "epoch": float(self.epoch)}
             checkpoint.save(self.out / "best.pt", {"model": self.model.state_dict(), **self.sizes})
-        self._log(
-            {
-                "epoch": self.epoch,
-                "step": self.step,
-                "loss": loss,
-                "dev": dev.as_dict(),
-                "best": self.best["epoch"] == self.epoch,
-                "train_seconds": round(self.seconds, 3),
-            }
-        )
+        record: Record = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss": loss,
+            "dev": dev.as_dict(),
+            "best": self.best["epoch"] == self.epoch,
+            "train_seconds": round(self.seconds, 3),
+        }
+        append(self.out / "metrics.jsonl", record)
+        self.log.append(record)
         writer.add_scalar("train/loss", loss, self.step)
         writer.add_scalar("dev/rsum", dev.rsum, self.step)
         for way, recalls in (("i2t", dev.image_to_text), ("t2i", dev.text_to_image)):
@@ -244,61 +246,23 @@ class Trainer:
         write_json(self.out / "test.json", facts)
         return test
 
-    def _log(self, record: dict[str, object]) -> None:
-        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(record) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-
     def _interrupt(self, *_: object) -> None:
         if self.interrupted:  # a second Ctrl-C does not wait for the step
             raise KeyboardInterrupt
         self.interrupted = True
 
     def save(self) -> None:
-        """Write ``last.pt``: model, momentum encoders, banks, optimiser, generators, place."""
-        log = self.out / "metrics.jsonl"
-        state = {
-            "model": self.model.state_dict(),
-            "momentum": [encoder.state_dict() for encoder in self.momentum],
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": checkpoint.rng_state(),
-            "place": [self.epoch, self.batch, self.step],
-            "sums": [self.loss_sum, self.seconds],
-            "best": self.best,
-            "log_bytes": log.stat().st_size if log.exists() else 0,
-            "data": self._data_facts(),
-        }
-        checkpoint.save(self.out / "last.pt", state)
+        """Write ``last.pt``: all that the run needs to go on, see :mod:`.state`."""
+        checkpoint.save(self.out / "last.pt", state.snapshot(self))
+        self.kept = self.step
 
     def restore(self) -> None:
-        """Go back to ``last.pt``, the log included."""
-        path = self.out / "last.pt"
-        state = checkpoint.load(path)
-        if state["data"] != self._data_facts():
-            raise UserError(
-                f"{path} was trained on other data than {self.corpus.folder} holds now "
-                f"({state['data']}, not {self._data_facts()}): restore it, or start a new run."
-            )
-        self.model.load_state_dict(state["model"])
-        for encoder, values in zip(self.momentum, state["momentum"], strict=True):
-            encoder.load_state_dict(values)
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.batch, self.step = state["place"]
-        self.loss_sum, self.seconds = state["sums"]
-        self.best = state["best"]
-        log = self.out / "metrics.jsonl"
-        if log.exists():
-            os.truncate(log, min(state["log_bytes"], log.stat().st_size))
-        checkpoint.set_rng_state(state["rng"])
+        """Go back to ``last.pt``, the log included.
 
-    def _data_facts(self) -> dict[str, list[int]]:
-        return {
-            name: [len(part.rows), len(part.captions), len(self.corpus.vocabulary)]
-            for name, part in self.corpus.parts.items()
-        }
+        Raises:
+            UserError: a file of the run is missing or damaged, or settings or data have changed.
+        """
+        state.restore(self)
 
 
 def _first(rows: Tensor | None, count: int) -> Tensor | None:
@@ -313,30 +277,43 @@ def _float(keys: Encoded) -> Encoded:
 def train(config: TrainConfig, out: Path) -> Retrieval:
     """Start a run in a new folder and take it to the end.
 
+    Settings, data, memory and backend are checked before anything is written. A run that fails
+    before its first checkpoint leaves nothing behind.
+
     Raises:
-        UserError: the folder holds a run already, or data or settings do not fit.
+        UserError: the folder holds a run already or is in use, or data or settings do not fit.
         StoppedError: Ctrl-C; ``last.pt`` has the place.
     """
-    if (out / "config.json").exists():
-        raise UserError(
-            f"{out} holds a run already: continue it with `sede train --resume {out}`, or choose "
-            "another --out."
-        )
-    trainer = Trainer(config, out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "vocab.json", trainer.corpus.vocabulary.to_json())
-    trainer.save()
-    write_text(out / "config.json", config.to_json())
-    return trainer.run()
+    task = "sede train"
+    if out.exists():
+        with folder.guard(out, task):
+            folder.make_room(out)
+    with enough_memory():
+        trainer = Trainer(config, out)
+        with folder.guard(out, task):
+            folder.make_room(out)
+            try:
+                write_text(out / "vocab.json", trainer.corpus.vocabulary.to_json())
+                trainer.save()
+                write_text(out / "config.json", config.to_json())
+                return trainer.run()
+            except StoppedError:
+                raise
+            except BaseException:
+                if not trainer.kept:  # nothing to go on from
+                    folder.remove(out)
+                raise
 
 
 def resume(out: Path) -> Retrieval:
     """Take a run from its last checkpoint to the end, as if it had never stopped.
 
     Raises:
-        UserError: no run there, damaged checkpoint, or data changed.
+        UserError: no run there or it is in use, a damaged file, or settings or data changed.
         StoppedError: Ctrl-C.
     """
-    trainer = Trainer(read_config(out), out)
-    trainer.restore()
-    return trainer.run()
+    read_config(out)  # before a folder that is no run is touched
+    with enough_memory(), folder.guard(out, "sede train --resume"):
+        trainer = Trainer(read_config(out), out)
+        trainer.restore()
+        return trainer.run()

@@ -1,6 +1,5 @@
 """One run of an ablation: train, and tell in one record all that its tables and text need."""
 
-import json
 import platform
 import shutil
 import time
@@ -17,12 +16,16 @@ from sede_kernels.info import cpu_model
 from sede_kernels.training.analysis import analyse
 from sede_kernels.training.evaluate import score_part, summarize
 from sede_kernels.training.files import write_text
+from sede_kernels.training.folder import empty
+from sede_kernels.training.limits import enough_memory
+from sede_kernels.training.lock import hold
 from sede_kernels.training.loop import Trainer
 from sede_kernels.training.records import Record
 from sede_kernels.training.run import load_best
 from sede_kernels.training.variants import Job
 
 NEEDS = ("variant", "config", "epochs")
+_ORPHAN_S = 10.0  # a run of a killed command ends in less
 
 
 class CurveTrainer(Trainer):
@@ -45,7 +48,7 @@ class CurveTrainer(Trainer):
     def _finish_epoch(self, writer: Any) -> None:
         super()._finish_epoch(writer)
         epoch = self.epoch - 1
-        dev = json.loads((self.out / "metrics.jsonl").read_text().splitlines()[-1])["dev"]
+        dev = self.log[-1]["dev"]
         point: Record = {"dev": dev["rsum"], "cpu_s": round(self.cpu_seconds, 2)}
         point["wall_s"] = round(self.seconds, 2)
         if self.best["epoch"] == epoch or self.epoch == self.config.epochs or self._gave_up():
@@ -83,19 +86,19 @@ def measure(job: Job, folder: Path, *, quiet: bool, keep: bool) -> Record:
         UserError: data or settings do not fit, or the loss became infinite.
         StoppedError: Ctrl-C.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with _quiet(folder / "log.txt" if quiet else None):
-        trainer = CurveTrainer(job, folder)
-        write_text(folder / "vocab.json", trainer.corpus.vocabulary.to_json())
-        write_text(folder / "config.json", job.config.to_json())
-        trainer.run()
-        _, model, _ = load_best(folder)
-        analysis = analyse(model, job.config, trainer.corpus)
-    if keep:
-        (folder / "last.pt").unlink(missing_ok=True)  # banks and optimiser; the run is over
-    else:
-        shutil.rmtree(folder)
+    with hold(folder, "sede ablate", wait_s=_ORPHAN_S), enough_memory():
+        empty(folder)
+        with _quiet(folder / "log.txt" if quiet else None):
+            trainer = CurveTrainer(job, folder)
+            write_text(folder / "vocab.json", trainer.corpus.vocabulary.to_json())
+            write_text(folder / "config.json", job.config.to_json())
+            trainer.run()
+            _, model, _ = load_best(folder)
+            analysis = analyse(model, job.config, trainer.corpus)
+        if keep:
+            (folder / "last.pt").unlink(missing_ok=True)  # banks and optimiser; the run is over
+        else:
+            shutil.rmtree(folder)
     return {
         "variant": job.variant,
         "config": asdict(job.config),

@@ -88,18 +88,27 @@ class Gallery:
     Args:
         folder: a prepared folder.
         part: its part.
+        images: how many images will be asked for.
+
+    Raises:
+        UserError: the folder has no pictures, or what describes them is damaged.
     """
 
-    def __init__(self, folder: Path, part: str) -> None:
+    def __init__(self, folder: Path, part: str, images: int = 0) -> None:
         path = folder / f"{part}_images.json"
         manifest = read_manifest(folder)
-        if manifest is None or not path.exists():
+        if manifest is None or str(manifest.get("name")) not in SOURCES or not path.exists():
             raise UserError(
                 f"{folder} has features but no pictures: only sets of `sede prepare` can be drawn."
             )
+        self._drawings = _read_drawings(path)
+        if len(self._drawings) < images:
+            raise UserError(
+                f"{path} describes {len(self._drawings)} of {images} images: delete {folder} and "
+                "run `sede prepare` again."
+            )
         source = SOURCES[manifest["name"]]()
         self._pen = Pen(source.font, source.font_size)
-        self._drawings: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
 
     def picture(self, image: int, size: int = _THUMB) -> Any:
         """One image as a Pillow thumbnail."""
@@ -111,6 +120,20 @@ class Gallery:
     def name(self, image: int) -> str:
         """The first caption of an image."""
         return str(self._drawings[image]["names"][0])
+
+
+def _read_drawings(path: Path) -> list[dict[str, Any]]:
+    """Glyph and names of each image."""
+    try:
+        drawings: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8-sig"))
+        for drawing in list(drawings):
+            str.strip(drawing["glyph"]), str.strip(drawing["names"][0])
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}): delete {path.parent} and run "
+            "`sede prepare` again."
+        ) from error
+    return drawings
 
 
 def results_page(searches: list[Search], gallery: Gallery, title: str, note: str) -> Any:

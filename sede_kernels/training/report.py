@@ -80,14 +80,33 @@ class Row:
 def read_runs(records: Sequence[Record]) -> list[Run]:
     """Runs of all records; of equal ones on one processor the first."""
     runs: dict[tuple[TrainConfig, str], Run] = {}
-    for record in records:
-        config = from_mapping(record["config"], "a record")
-        processor = record.get("processor", "")
-        run = Run(
-            record["variant"], config, record["epochs"], record.get("analysis", {}), processor
-        )
-        runs.setdefault((config, processor), run)
+    for run in map(run_of, records):
+        runs.setdefault((run.config, run.processor), run)
     return list(runs.values())
+
+
+def run_of(record: Record) -> Run:
+    """A record with its settings read.
+
+    Raises:
+        UserError, ValueError: not a whole record of a run.
+    """
+    config = from_mapping(record["config"], "a record")
+    run = Run(
+        str(record["variant"]),
+        config,
+        record["epochs"],
+        record.get("analysis") or {},
+        str(record.get("processor", "")),
+    )
+    try:
+        known = run.variant in VARIANTS
+        (run.test(), run.last_test, run.seconds, run.analysis.items())
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"its epochs or its analysis are damaged: {error!r}") from error
+    if not known:
+        raise ValueError(f"there is no variant {run.variant!r}")
+    return run
 
 
 def settings_of(run: Run) -> tuple[str, int, int, int]:

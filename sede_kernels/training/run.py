@@ -1,7 +1,8 @@
 """A run's folder, data and model, built the same way for training and for evaluation."""
 
 import json
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,14 @@ from sede_kernels.training.data.precomp import (
 )
 from sede_kernels.training.data.text import Vocabulary
 from sede_kernels.training.files import UserError, data_home
-from sede_kernels.training.models import MODELS, RetrievalModel, Sizes
+from sede_kernels.training.limits import (
+    check_backend,
+    check_memory,
+    choose_device,
+    enough_memory,
+    make_model,
+)
+from sede_kernels.training.models import RetrievalModel
 
 
 @dataclass
@@ -35,6 +43,11 @@ class Corpus:
     vocabulary: Vocabulary
     parts: dict[str, Part]
     words: dict[str, list[list[int]]]
+
+    @property
+    def longest(self) -> int:
+        """Words of the longest training caption."""
+        return max(len(words) for words in self.words["train"])
 
 
 def load_corpus(
@@ -58,14 +71,30 @@ def load_corpus(
     return Corpus(folder, vocabulary, parts, words)
 
 
+def check_run(config: TrainConfig, corpus: Corpus) -> None:
+    """Refuse a run that this machine cannot hold, before anything is built.
+
+    Raises:
+        UserError: backend, device or memory; one sentence.
+    """
+    check_backend()
+    choose_device(config.device)
+    part = corpus.parts["train"]
+    check_memory(
+        config,
+        features=part.features.shape[2],
+        words=len(corpus.vocabulary),
+        sentence=0 if part.sentences is None else part.sentences.shape[1],
+        regions=part.features.shape[1],
+        longest=corpus.longest,
+    )
+
+
 def build_model(
     config: TrainConfig, features: int, words: int, sentence: int = 0
 ) -> RetrievalModel:
     """The model of the settings, for regions, a vocabulary and sentence embeddings of some size."""
-    kind = MODELS[config.model]
-    sizes = Sizes(features, words, sentence, config.dim, config.word_dim, config.dropout)
-    options = {name: getattr(config, name) for name in kind.options}
-    return kind(sizes, config.erasing, **options).to(config.device)
+    return make_model(config, features, words, sentence).to(config.device)
 
 
 def read_config(out: Path) -> TrainConfig:
@@ -76,33 +105,36 @@ def read_config(out: Path) -> TrainConfig:
     """
     path = out / "config.json"
     try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError as error:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{out} is not a run of `sede train`: it has no config.json.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
     return from_mapping(values, str(path))
 
 
 def load_best(out: Path) -> tuple[TrainConfig, RetrievalModel, Vocabulary]:
-    """The model that did best on dev, ready for evaluation."""
+    """The model that did best on dev, ready for evaluation, on the run's device or else the CPU.
+
+    Raises:
+        UserError: not a run, or its files are missing, damaged or do not fit each other.
+    """
     config = read_config(out)
-    vocabulary = Vocabulary.load(out / "vocab.json")
-    state = checkpoint.load(out / "best.pt")
-    model = build_model(
-        config, int(state["features"]), len(vocabulary), int(state.get("sentence", 0))
-    )
-    model.load_state_dict(state["model"])
-    return config, model.eval(), vocabulary
-
-
-def choose_device(name: str) -> None:
-    """Refuse a device this machine does not have."""
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used here: {reason}.") from error
+        choose_device(config.device)
+    except UserError as error:
+        print(f"{str(error).split(':')[0]}: scoring on the CPU.", file=sys.stderr)
+        config = replace(config, device="cpu")
+    vocabulary = Vocabulary.load(out / "vocab.json")
+    path = out / "best.pt"
+    state = checkpoint.load(path, ("model", "features"))
+    features, sentence = state["features"], state.get("sentence", 0)
+    if not all(isinstance(size, int) for size in (features, sentence)):
+        raise UserError(checkpoint.misfit(path, "its sizes are no numbers"))
+    with enough_memory():
+        model = build_model(config, features, len(vocabulary), sentence)
+    checkpoint.fill(model, state["model"], path, "model")
+    return config, model.eval(), vocabulary
 
 
 def multiplies_bf16(device: str) -> bool:

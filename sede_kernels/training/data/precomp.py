@@ -17,6 +17,8 @@ from sede_kernels.training.files import UserError, read_manifest, verify_manifes
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 _CHECK_WHOLE_BYTES = 1 << 30  # features up to this size are searched for NaN when opened
+_LARGEST = 1e15  # of a feature: the square of a larger one leaves fp32 in the first layer
+_BOM = "\ufeff"  # a byte order mark names no word, wherever files were joined
 _FAMILY_MIN_COUNT = 4  # rarer words are <unk>, where the folder brings no vocabulary
 
 
@@ -48,16 +50,46 @@ class Part:
 
     def regions(self, images: Sequence[int] | Ints) -> Tensor:
         """Region features of some images, (B, R, F) float32."""
-        block = np.asarray(self.features[self.rows[np.asarray(images)]], np.float32)
-        if not np.isfinite(block).all():
-            raise UserError(f"{self.name}_ims.npy holds a NaN or infinite feature.")
+        rows = self.rows[np.asarray(images)]
+        block = _float32(self.features[rows])
+        if not _fits(block):
+            raise UserError(_unfit(f"{self.name}_ims.npy", block, rows))
         return torch.from_numpy(block)
 
     def sentence_rows(self, captions: Sequence[int] | Ints) -> Tensor | None:
         """Sentence embeddings of some captions, (B, S) float32, or None where there are none."""
         if self.sentences is None:
             return None
-        return torch.from_numpy(np.asarray(self.sentences[np.asarray(captions)], np.float32))
+        rows = np.asarray(captions)
+        block = _float32(self.sentences[rows])
+        if not _fits(block):
+            raise UserError(_unfit(f"the sentence embeddings of {self.name}", block, rows))
+        return torch.from_numpy(block)
+
+
+def _float32(block: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused
+        return np.asarray(block, np.float32)
+
+
+def _fits(block: np.ndarray[Any, Any]) -> bool:
+    """Whether all numbers are finite and small enough to be squared; false for a NaN."""
+    return bool(block.min() >= -_LARGEST and block.max() <= _LARGEST)
+
+
+def _unfit(where: str, block: np.ndarray[Any, Any], rows: Any) -> str:
+    """The sentence for the first row of float32 numbers that do not fit."""
+    flat = block.reshape(len(block), -1)
+    bad = int((~(np.abs(flat) <= _LARGEST).all(1)).argmax())
+    values = flat[bad]
+    value = values[~(np.abs(values) <= _LARGEST)][0]
+    row = int(rows[bad])
+    if not np.isfinite(value):
+        return f"{where} holds a NaN or infinite feature in row {row}: compute that row again."
+    return (
+        f"{where} holds {value:g} in row {row}: expected features within {_LARGEST:g}; scale them "
+        "or compute that row again."
+    )
 
 
 def find_folder(data: str, home: Path) -> Path:
@@ -66,8 +98,8 @@ def find_folder(data: str, home: Path) -> Path:
     Raises:
         UserError: neither is there; the message says what to run.
     """
-    for folder in (Path(data).expanduser(), home / f"{data}_precomp"):
-        if (folder / "train_caps.txt").exists():
+    for folder in (_expanded(data), home / f"{data}_precomp"):
+        if data and (folder / "train_caps.txt").exists():
             return folder
     base, *rest = data.split("_")
     if base in SOURCES and "/" not in data:
@@ -79,6 +111,13 @@ def find_folder(data: str, home: Path) -> Path:
         f"there is no data set {data!r}: expected a folder with train_ims.npy and train_caps.txt, "
         f"or the name of a prepared set ({', '.join(SOURCES)})."
     )
+
+
+def _expanded(data: str) -> Path:
+    try:
+        return Path(data).expanduser()
+    except RuntimeError:  # ~somebody who has no home here
+        return Path(data)
 
 
 def check_folder(folder: Path) -> None:
@@ -128,11 +167,18 @@ def _map_array(path: Path, expected: str) -> np.ndarray[Any, Any]:
     if not path.exists():
         raise UserError(f"{path} is missing: expected {expected}.")
     try:
-        array: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        array: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # of any kind: numpy parses the header as Python
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
-            f"{path} is not a whole .npy file ({str(error).rstrip('.')}): copy or prepare it again."
+            f"{path} is not a whole .npy file ({reason[:160]}): copy or prepare it again."
         ) from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise UserError(
+            f"{path} is an .npz archive of arrays: expected one .npy array, {expected}; save it "
+            "with numpy.save."
+        )
     return array
 
 
@@ -151,11 +197,9 @@ def _refuse_nan(path: Path, rows: np.ndarray[Any, Any]) -> None:
     """Search arrays up to 1 GiB; of larger ones, each batch is looked at when it is read."""
     if rows.nbytes <= _CHECK_WHOLE_BYTES:
         for start in range(0, len(rows), 256):
-            bad = ~np.isfinite(rows[start : start + 256]).reshape(-1, rows[0].size).all(1)
-            if bad.any():
-                raise UserError(
-                    f"{path} holds a NaN or infinite feature in row {start + int(bad.argmax())}."
-                )
+            block = _float32(rows[start : start + 256])
+            if not _fits(block):
+                raise UserError(_unfit(str(path), block, range(start, start + len(block))))
 
 
 def _open_features(path: Path) -> np.ndarray[Any, Any]:
@@ -176,9 +220,12 @@ def _read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} is missing: expected one caption a line.")
     try:
         # Only newlines end a caption: splitlines() would also cut at U+0085 or U+2028.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = path.read_text(encoding="utf-8").replace(_BOM, "")
+        lines = text.removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from error
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8."
+        ) from error
     if lines == [""]:
         raise UserError(f"{path} is empty: expected one caption a line.")
     for number, line in enumerate(lines, 1):
@@ -190,11 +237,16 @@ def _read_lines(path: Path) -> list[str]:
 def _read_numbers(path: Path) -> Ints | None:
     if not path.exists():
         return None
-    lines = path.read_text(encoding="utf-8", errors="replace").split()
+    lines = path.read_text(encoding="utf-8", errors="replace").replace(_BOM, "").split()
     try:
         return np.array([int(line) for line in lines], np.int64)
     except ValueError as error:
         raise UserError(f"{path} must hold whole numbers, one a line ({error}).") from error
+    except OverflowError as error:
+        raise UserError(
+            f"{path} must hold whole numbers of 64 bits, one a line, got {max(lines, key=len)!r}: "
+            "number the images anew."
+        ) from error
 
 
 def _match(

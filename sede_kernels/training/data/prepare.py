@@ -15,6 +15,7 @@ from sede_kernels.training.files import (
     UserError,
     atomic_folder,
     read_manifest,
+    remove_leftovers,
     require,
     verify_manifest,
     write_array,
@@ -22,14 +23,27 @@ from sede_kernels.training.files import (
     write_manifest,
     write_text,
 )
+from sede_kernels.training.lock import hold
 
 _RECIPE = 1  # rises when the same source gives other files
 SMALLEST = 30  # images: below it dev and test are too small to mean anything
+_LARGEST = 10**9
 
 
 def set_name(name: str, limit: int | None = None, split: str = "") -> str:
     """Name under which a set can be trained on: ``icons``, ``icons_600``, ``icons_grouped``."""
     return f"{name}{'' if limit is None else f'_{limit}'}{split}"
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a number of images that is too small to be split, or no size.
+
+    Raises:
+        UserError: with the bound.
+    """
+    if limit is not None and not SMALLEST <= limit <= _LARGEST:
+        bound = f"least {SMALLEST}" if limit < SMALLEST else f"most {_LARGEST}"
+        raise UserError(f"--limit must be at {bound} images, got {limit}.")
 
 
 def prepare(name: str, home: Path, *, limit: int | None = None) -> list[Path]:
@@ -44,29 +58,33 @@ def prepare(name: str, home: Path, *, limit: int | None = None) -> list[Path]:
         The folders: the random split and the one grouped by base name.
 
     Raises:
-        UserError: unknown set, limit too small, package missing, damaged package.
+        UserError: unknown set, limit too small, package missing or damaged, or another process
+            prepares the same set here.
     """
     if name not in SOURCES:
         raise UserError(f"there is no set {name!r} to prepare: choose from {', '.join(SOURCES)}.")
-    if limit is not None and limit < SMALLEST:
-        raise UserError(f"--limit must be at least {SMALLEST} images, got {limit}.")
+    check_limit(limit)
     require({"PIL": "pillow", "tqdm": "tqdm"}, f"`sede prepare {name}`")
     folders = [home / f"{set_name(name, limit, split)}_precomp" for split in SPLITS]
     if all(_is_ready(folder) for folder in folders):
         return folders
-    source = SOURCES[name]()
-    pictures, counts = distinct_pictures(source)
-    print(", ".join(f"{number:,} {what}" for what, number in counts.items() if number))
-    # A fixed order makes a smaller limit a prefix of a larger one, which then finds its cache.
-    order = np.random.default_rng(SEED).permutation(len(pictures))[:limit]
-    pictures = [pictures[int(row)] for row in order]
-    pen = Pen(source.font, source.font_size)
-    features = extract(pictures, pen, home / "cache" / name, f"features of {name}")
-    facts = {"name": name, "recipe": _RECIPE, "font": str(source.font.name), **source.facts}
-    facts |= {"font_size": str(source.font_size), "image_size": str(IMAGE_SIZE)}
-    for folder, split in zip(folders, SPLITS, strict=True):
-        with atomic_folder(folder) as staging:
-            _write(staging, pictures, features, SPLITS[split](pictures), facts)
+    cache = home / "cache" / name
+    with hold(cache, f"sede prepare {name}"):
+        remove_leftovers(home, *(folder.name for folder in folders))
+        remove_leftovers(cache, "*.npz")
+        source = SOURCES[name]()
+        pictures, counts = distinct_pictures(source)
+        print(", ".join(f"{number:,} {what}" for what, number in counts.items() if number))
+        # A fixed order makes a smaller limit a prefix of a larger one, which then finds its cache.
+        order = np.random.default_rng(SEED).permutation(len(pictures))[:limit]
+        pictures = [pictures[int(row)] for row in order]
+        pen = Pen(source.font, source.font_size)
+        features = extract(pictures, pen, cache, f"features of {name}")
+        facts = {"name": name, "recipe": _RECIPE, "font": str(source.font.name), **source.facts}
+        facts |= {"font_size": str(source.font_size), "image_size": str(IMAGE_SIZE)}
+        for folder, split in zip(folders, SPLITS, strict=True):
+            with atomic_folder(folder) as staging:
+                _write(staging, pictures, features, SPLITS[split](pictures), facts)
     return folders
 
 

@@ -56,11 +56,17 @@ class Vocabulary:
             UserError: not such a file.
         """
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))["word2idx"]
+            table = json.loads(path.read_text(encoding="utf-8-sig"))["word2idx"]
             words = {str(word): int(number) for word, number in table.items()}
             valid = UNKNOWN in words and words.get(PAD) == 0
             valid = valid and sorted(words.values()) == list(range(len(words)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path} is missing: put the vocabulary back, a JSON file with a word2idx table."
+            ) from error
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+        ) as error:  # fmt: skip
             raise UserError(
                 f"{path} is not a vocabulary: expected JSON with a word2idx table."
             ) from error

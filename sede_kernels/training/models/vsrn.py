@@ -29,8 +29,17 @@ class Relations(nn.Module):
         theta, phi, g = self.theta_phi_g(regions).chunk(3, dim=2)
         affinity = theta @ phi.transpose(1, 2) / regions.shape[1]  # [B, N, N]
         update = self.back(affinity @ g)
-        normed: Tensor = self.norm(update.flatten(0, 1)).view_as(update)
-        return regions + normed
+        return regions + self._normed(update.flatten(0, 1)).view_as(update)
+
+    def _normed(self, rows: Tensor) -> Tensor:
+        """Batch norm; a single row has no spread, so the running statistics serve it."""
+        norm = self.norm
+        if len(rows) > 1:
+            normed: Tensor = norm(rows)
+            return normed
+        return nn.functional.batch_norm(
+            rows, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
 
 
 class ReasoningEncoder(nn.Module):

@@ -1,0 +1,138 @@
+"""``sede eval``: score a run, and another beside it, on one part; draw what they find."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sede_kernels.training.attention_page import draw_attention
+from sede_kernels.training.config import TrainConfig
+from sede_kernels.training.data.precomp import Part
+from sede_kernels.training.data.text import Vocabulary
+from sede_kernels.training.evaluate import (
+    Floats,
+    Retrieval,
+    chance,
+    check_folds,
+    score_part,
+    summarize,
+    table,
+)
+from sede_kernels.training.files import UserError
+from sede_kernels.training.limits import check_backend, enough_memory
+from sede_kernels.training.models import RetrievalModel
+from sede_kernels.training.pictures import Gallery, draw_results
+from sede_kernels.training.run import Corpus, load_best, load_corpus
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run with the part that it is scored on, in its own vocabulary."""
+
+    config: TrainConfig
+    model: RetrievalModel
+    vocabulary: Vocabulary
+    corpus: Corpus
+    part: Part
+    words: list[list[int]]
+
+    def scores(self) -> Floats:
+        """Similarity of every image with every caption."""
+        return score_part(self.model, self.part, self.words, progress=True)
+
+
+def evaluate(
+    run: Path,
+    *,
+    data: str | None = None,
+    part: str = "test",
+    folds: int = 1,
+    page: Path | None = None,
+    beside: Path | None = None,
+) -> None:
+    """Print the table of a run, and draw pages of what it finds and attends to.
+
+    All is checked before anything is scored.
+
+    Args:
+        run: its folder.
+        data: another data set than the run's.
+        part: name of the part.
+        folds: means of so many folds.
+        page: PNG of search results; the attention goes beside it.
+        beside: a second run, on the same part.
+
+    Raises:
+        UserError: a run is damaged, does not fit the data, or there is nothing to draw.
+    """
+    check_backend()
+    if page is not None:
+        check_page(page)
+    one = _open(run, data, part)
+    same = one.config.data if data is None else data
+    other = None if beside is None else _open(beside, same, part)
+    check_folds(len(one.part.rows), folds)
+    if page is not None:
+        Gallery(one.corpus.folder, part, len(one.part.rows))  # says what is missing
+    with enough_memory():
+        scores = one.scores()
+        title = one.config.title
+        rows = {title: summarize(scores, one.part.pairs, folds)}
+        second = None
+        if other is not None:
+            found = other.scores()
+            name = other.config.title + (" (beside)" if other.config.title in rows else "")
+            rows[name] = summarize(found, one.part.pairs, folds)
+            second = name, found, other.vocabulary
+    _print(one, rows, folds)
+    if page is not None:
+        place = one.corpus.folder, part, page
+        draw_results(
+            scores, one.part, *place, vocabulary=one.vocabulary, title=title, beside=second
+        )
+        print(f"Search results: {page}")
+        maps = page.with_stem(f"{page.stem}_attention")
+        heading = f"Attention of {title}"
+        if draw_attention(one.model, one.part, one.words, *place[:2], maps, title=heading):
+            print(f"Attention over regions: {maps}")
+
+
+def check_page(page: Path) -> None:
+    """Refuse a name under which no picture can be written, before anything is scored.
+
+    Raises:
+        UserError: empty, or a folder.
+    """
+    if not page.name or page.is_dir():
+        raise UserError(
+            f"--visualize takes the name of a PNG file, got the folder {str(page)!r}: "
+            "add a name to it."
+        )
+
+
+def _open(run: Path, data: str | None, name: str) -> Scored:
+    """A run and the part, checked against each other."""
+    config, model, vocabulary = load_best(run)
+    data = config.data if data is None else data
+    corpus = load_corpus(data, (name,), vocabulary, config.text_embeddings)
+    part = corpus.parts[name]
+    width = int(part.features.shape[2])
+    if width != model.features:
+        raise UserError(
+            f"{run} expects regions of {model.features} numbers, {corpus.folder} has {width}."
+        )
+    sentences = 0 if part.sentences is None else int(part.sentences.shape[1])
+    if sentences != model.sizes.sentence:
+        raise UserError(
+            f"{run} expects sentence embeddings of {model.sizes.sentence} numbers, "
+            f"{corpus.folder} has {sentences}."
+        )
+    return Scored(config, model, vocabulary, corpus, part, corpus.words[name])
+
+
+def _print(one: Scored, rows: dict[str, Retrieval], folds: int) -> None:
+    part = one.part
+    images, captions = len(part.rows), len(part.captions)
+    if folds == 1:  # the chance of the whole part is not that of a fold
+        rows = {"chance": chance(images, captions, part.pairs), **rows}
+    name = part.name.rpartition("/")[2]
+    print(f"{one.corpus.folder} {name}: {images:,} images, {captions:,} captions")
+    print(table(rows))

@@ -1,0 +1,139 @@
+"""What ``last.pt`` holds, and how a run takes it back."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from sede_kernels.training import checkpoint
+from sede_kernels.training.config import TrainConfig
+from sede_kernels.training.data.text import Vocabulary
+from sede_kernels.training.files import UserError
+from sede_kernels.training.records import Record, put_back, read
+
+if TYPE_CHECKING:
+    from sede_kernels.training.loop import Trainer
+
+# Settings that may change between a stop and a resume: none of them is in the state.
+_FREE = ("data", "epochs", "patience", "checkpoint_every", "threads", "device")
+_NEEDS = ("model", "momentum", "objective", "optimizer", "rng", "place", "sums", "best", "data")
+
+
+def snapshot(run: "Trainer") -> dict[str, Any]:
+    """Model, momentum encoders, banks, optimiser, generators, place, settings and log."""
+    log = run.out / "metrics.jsonl"
+    return {
+        "model": run.model.state_dict(),
+        "momentum": [encoder.state_dict() for encoder in run.momentum],
+        "objective": run.objective.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "rng": checkpoint.rng_state(),
+        "place": [run.epoch, run.batch, run.step],
+        # Whatever depends on the clock is in one place: the rest is the same in every run.
+        "sums": [run.loss_sum, run.seconds, *(line["train_seconds"] for line in run.log)],
+        "best": run.best,
+        "log": [{k: v for k, v in line.items() if k != "train_seconds"} for line in run.log],
+        "log_bytes": log.stat().st_size if log.exists() else 0,
+        "data": facts(run),
+        "config": asdict(run.config),
+    }
+
+
+def facts(run: "Trainer") -> dict[str, list[int]]:
+    """Images, captions and words of each part: other data than these are noticed."""
+    return {
+        name: [len(part.rows), len(part.captions), len(run.corpus.vocabulary)]
+        for name, part in run.corpus.parts.items()
+    }
+
+
+def restore(run: "Trainer") -> None:
+    """Go back to ``last.pt``, the log included; nothing is written before all of it fits.
+
+    Raises:
+        UserError: a file of the run is missing or damaged, or settings or data have changed.
+    """
+    path = run.out / "last.pt"
+    state = checkpoint.load(path, _NEEDS)
+    _check_settings(path, state.get("config"), run.config)
+    _check_data(run, path, state["data"])
+    checkpoint.fill(run.model, state["model"], path, "model")
+    if len(state["momentum"]) != len(run.momentum):
+        detail = f"{len(state['momentum'])} momentum encoders, not {len(run.momentum)}"
+        raise UserError(checkpoint.misfit(path, detail))
+    for encoder, values in zip(run.momentum, state["momentum"], strict=True):
+        checkpoint.fill(encoder, values, path, "momentum encoder")
+    checkpoint.fill(run.objective, state["objective"], path, "banks")
+    try:
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.epoch, run.batch, run.step = (int(place) for place in state["place"])
+        run.loss_sum, run.seconds, *times = (float(value) for value in state["sums"])
+        run.best = {name: float(state["best"][name]) for name in ("rsum", "epoch")}
+        log = None if "log" not in state else _with_times(state["log"], times)
+        checkpoint.set_rng_state(state["rng"])
+    except Exception as error:  # of any kind: the entries may be anything
+        detail = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(checkpoint.misfit(path, detail[:160])) from error
+    if run.best["epoch"] >= 0:
+        _check_best(run)
+    _restore_log(run, log)
+    run.kept = run.step
+
+
+def _check_settings(path: Path, began: dict[str, Any] | None, config: TrainConfig) -> None:
+    """Compare config.json with the settings that the checkpoint was made with."""
+    now = asdict(config)
+    for name, value in (began or {}).items():
+        if name in now and name not in _FREE and now[name] != value:
+            raise UserError(checkpoint.misfit(path, f"{name} was {value!r}, is {now[name]!r}"))
+
+
+def _check_data(run: "Trainer", path: Path, trained_on: object) -> None:
+    if trained_on != facts(run):
+        raise UserError(
+            f"{path} was trained on other data than {run.corpus.folder} holds now "
+            f"({trained_on}, not {facts(run)}): restore it, or start a new run."
+        )
+    words = Vocabulary.load(run.out / "vocab.json").words
+    if words != run.corpus.vocabulary.words:
+        raise UserError(
+            f"{run.out / 'vocab.json'} numbers other words than {run.corpus.folder}: put the data "
+            "back that the run began with, or start a new run."
+        )
+
+
+def _check_best(run: "Trainer") -> None:
+    """The best model so far is needed at the end: better to know now that it is gone."""
+    path = run.out / "best.pt"
+    best = checkpoint.load(path, ("model", "features"))
+    mine = run.model.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in mine.items()}
+    if {n: tuple(getattr(v, "shape", ())) for n, v in dict(best["model"]).items()} != shapes:
+        raise UserError(checkpoint.misfit(path, "its model has other sizes"))
+
+
+def _with_times(lines: list[Record], times: list[float]) -> list[Record]:
+    return [{**line, "train_seconds": time} for line, time in zip(lines, times, strict=True)]
+
+
+def _restore_log(run: "Trainer", log: list[Record] | None) -> None:
+    """Let ``metrics.jsonl`` hold the finished epochs, as the checkpoint knows them.
+
+    Version 0.1.0 kept no copy of the log: then what is readable of it stays.
+    """
+    path = run.out / "metrics.jsonl"
+    lost: list[str] = []
+    if log is None:
+        lines = read(path, ("epoch", "train_seconds"))[0]
+        known = {line["epoch"]: line for line in lines if isinstance(line["epoch"], int)}
+        log = [known[epoch] for epoch in range(run.epoch) if epoch in known]
+        lost = [str(epoch + 1) for epoch in range(run.epoch) if epoch not in known]
+    run.log = log
+    complaint = put_back(path, "".join(json.dumps(line) + "\n" for line in log))
+    if lost:
+        complaint = f"{path} has no readable line of epoch {', '.join(lost)}; it goes on without."
+    if complaint:
+        tqdm.write(complaint, file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import sede_kernels
-from sede_kernels.backends.registry import default_backend
+from sede_kernels.backends.registry import NAMES, default_backend
 
 _PACKAGES = ("torch", "triton", "numpy", "pillow", "tensorboard")
 
@@ -96,7 +96,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"GPU          {gpu['name']}, sm {gpu['capability']}, {gpu['memory_gb']} GB")
     versions = (f"{name} {found or 'absent'}" for name, found in report["packages"].items())
     print(f"packages     {', '.join(versions)}")
-    print(f"default      {report['default_backend']} (set SEDE_BACKEND to change it)")
+    default, known = report["default_backend"], ", ".join(NAMES)
+    wrong = "" if default in NAMES else f"; there is no such backend, choose from {known}"
+    print(f"default      {default} (set SEDE_BACKEND to change it{wrong})")
     for name, reason in report["backends"].items():
         print(f"  {name:<10} {'available' if reason is None else 'not available: ' + reason}")
     return 0

@@ -4,6 +4,7 @@ Every finished run is one line of ``runs.jsonl``; a run whose settings are there
 run again. Tables and figure are drawn from those lines.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -116,6 +117,8 @@ def search(plan: Plan) -> dict[str, Any]:
     parts = [name for name in GRIDS if name in plan.variants]
     if not parts:
         raise UserError(f"--search needs one of {', '.join(GRIDS)} in --variants.")
+    for model, part in itertools.product(plan.models, parts):
+        trial_jobs(model, part, plan.trials, plan.flags, {})  # complains before anything runs
     file = plan.out / "settings.json"
     with _guard(plan.out):
         earlier = _read_settings(file if file.exists() else None)
@@ -172,18 +175,21 @@ def _records(path: Path) -> list[Record]:
 def _read_settings(path: Path | None) -> dict[str, dict[str, dict[str, Any]]]:
     if path is None:
         return {}
+    expected = "a JSON table of models, each with its parts and their settings, as --search writes"
     try:
         chosen: dict[str, dict[str, dict[str, Any]]]
         chosen = json.loads(path.read_text(encoding="utf-8-sig"))
-        for parts in chosen.values():
-            for name, values in parts.items():
-                if name not in GRIDS:
-                    raise UserError(f"{path} has a part {name!r}: expected {', '.join(GRIDS)}.")
-                dict(values)
     except FileNotFoundError as error:
         raise UserError(f"there is no settings file {path}: `--search` writes one.") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is not a file that `--search` wrote ({error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): expected {expected}.") from error
+    tables = [chosen, *(chosen.values() if isinstance(chosen, dict) else ())]
+    tables += [part for table in tables[1:] if isinstance(table, dict) for part in table.values()]
+    if not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{path} holds something else than expected: {expected}.")
+    for name in (name for parts in chosen.values() for name in parts):
+        if name not in GRIDS:
+            raise UserError(f"{path} has a part {name!r}: expected {', '.join(GRIDS)}.")
     return chosen
 
 

@@ -23,7 +23,7 @@ _LARGE = 1e6  # most of a number that multiplies: beyond it fp32 has no digits l
 # Lowest value, whether that one is allowed, highest value.
 _BOUNDS: dict[str, tuple[float, bool, float]] = {
     **dict.fromkeys(
-        ("epochs", "batch_size", "dim", "word_dim", "checkpoint_every", "relations"),
+        ("epochs", "batch_size", "dim", "word_dim", "checkpoint_every"),
         (0, False, _WHOLE),
     ),
     **dict.fromkeys(("bank", "bank_hardest", "bank_start", "patience"), (0, True, _WHOLE)),
@@ -33,6 +33,7 @@ _BOUNDS: dict[str, tuple[float, bool, float]] = {
         (0, True, _LARGE),
     ),
     "grad_clip": (0, False, math.inf),
+    "relations": (0, False, 1000),
     "threads": (0, True, 1024),
     "seed": (0, True, 2**63 - 1),
 }
@@ -170,7 +171,7 @@ def _check_bounds(name: str, value: float, low: float, closed: bool, high: float
     if not inside:
         bound = f"{low} or more" if closed else f"above {low}"
         raise UserError(f"{name} must be {bound}, got {value}.")
-    if math.isinf(value):
+    if value == math.inf:
         raise UserError(f"{name} must be finite, got {value}.")
     if value > high:
         top = f"{high:g}" if isinstance(high, float) else str(high)
@@ -209,7 +210,8 @@ def _typed(field: dataclasses.Field[Any], value: object) -> object:
     if value is None and "None" in str(field.type):
         return None
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 1 << 1000 else math.copysign(math.inf, value)
+        large = math.inf if value > 0 else -math.inf
+        value = float(value) if abs(value) < 1 << 1000 else large
     expected = {"str": str, "int": int, "float": float}[kind]
     if not isinstance(value, expected) or isinstance(value, bool):
         kinds = {"str": "text", "int": "an int", "float": "a number"}

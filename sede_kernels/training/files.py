@@ -62,6 +62,10 @@ def describe_os_error(error: OSError, then: str = "run the same command again") 
             f"{_FULL[error.errno]}{where}; nothing half written was kept: free some space, "
             f"or set SEDE_DATA or --out to another disk, and {then}."
         )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return f"a file stands where a folder is expected{where}: choose another folder."
+    if error.errno == errno.EISDIR:
+        return f"a folder stands where a file is expected{where}: choose another name."
     return f"{error.strerror or error}{where}."
 
 

@@ -16,6 +16,7 @@ NAME = ".lock"
 # File systems that know no locks: a run there is as unguarded as without this file.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _POLL_S = 0.05
+_ATTEMPTS = 20  # at making a folder that others remove
 
 
 @contextmanager
@@ -64,11 +65,15 @@ def _acquire(folder: Path, task: str, deadline: float) -> int:
     """A descriptor of the locked file."""
     path = folder / NAME
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    attempts = 0
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, flags, 0o666)
         except FileNotFoundError:
+            attempts += 1
+            if attempts == _ATTEMPTS:
+                raise
             continue  # whoever made the folder removed it again, since that start failed
         try:
             locked = _try_lock(descriptor, folder)

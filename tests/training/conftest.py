@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import sede_kernels
+from sede_kernels.training.cli import main
 
 PACKAGES = {
     "fonticon_mdi7": "fonticon-materialdesignicons7",
@@ -83,6 +85,30 @@ def write_family_folder(
 @pytest.fixture
 def family(tmp_path) -> Path:
     return write_family_folder(tmp_path / "f30k_precomp")
+
+
+TINY = ["--epochs", "1", "--dim", "4", "--word-dim", "4", "--threads", "1", "--batch-size", "8"]
+# 30 captions in batches of 8: 4 steps an epoch.
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """``SEDE_DATA`` with the generated set ``tiny``, the default of no flag; returns its folder."""
+    threads = torch.get_num_threads()
+    home = tmp_path / "data"
+    monkeypatch.setenv("SEDE_DATA", str(home))
+    yield write_family_folder(home / "tiny_precomp", regions=3, width=6)
+    torch.set_num_threads(threads)
+
+
+def refused(capfd, *words: object, status: int = 1) -> str:
+    """Run a command that fails; returns its one sentence."""
+    capfd.readouterr()
+    assert main([str(word) for word in words]) == status
+    said = capfd.readouterr().err.strip()
+    assert said.startswith("sede: "), said
+    assert "\n" not in said, said
+    return said.removeprefix("sede: ")
 
 
 def read_log(out: Path) -> list[dict]:

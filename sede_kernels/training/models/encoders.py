@@ -20,7 +20,8 @@ class AttentionPool(nn.Module):
 
     def __init__(self, dim: int, erasing: Erasing | None) -> None:
         super().__init__()
-        self.score = nn.Sequential(nn.Linear(dim, dim // 2), nn.Tanh(), nn.Linear(dim // 2, 1))
+        half = max(dim // 2, 1)
+        self.score = nn.Sequential(nn.Linear(dim, half), nn.Tanh(), nn.Linear(half, 1))
         self.erasing = erasing
 
     def forward(

@@ -197,9 +197,14 @@ def average_gradients(
     """
     if isinstance(parameters, Tensor):
         raise TypeError("average_gradients: pass a module or a list of parameters, got a tensor.")
+    every = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
+    for parameter in every:
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"average_gradients: parameters must be tensors, got {type(parameter).__name__}."
+            )
     if not (dist.is_available() and dist.is_initialized()):
         return
-    every = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for parameter in every:
         if parameter.requires_grad:

@@ -1,15 +1,11 @@
-"""What the twins share: when a call may write to its banks, ids in any form."""
-
-from collections.abc import Sequence
+"""What the twins share: when a call may write to its banks, and how it reads them."""
 
 import torch
 from torch import Tensor, nn
 
 from sede_kernels.distributed import gather_with_grad
 
-__all__ = ["Ids", "gather_with_grad", "ids_tensor", "snapshot", "training_call"]
-
-Ids = Tensor | Sequence[int]
+__all__ = ["gather_with_grad", "snapshot", "training_call"]
 
 
 def training_call(module: nn.Module, *outputs: Tensor) -> bool:
@@ -35,15 +31,3 @@ def snapshot(stored: Tensor, dtype: torch.dtype) -> Tensor:
 @snapshot.register_fake
 def _(stored: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(stored, dtype=dtype)
-
-
-def ids_tensor(name: str, ids: Ids | None, rows: int, device: torch.device) -> Tensor | None:
-    """Ids (rows,) as int64 on the device; lists and tuples of data loaders are welcome."""
-    if ids is None:
-        return None
-    found = torch.as_tensor(ids, device=device)
-    if found.dtype.is_floating_point or found.dtype == torch.bool:
-        raise TypeError(f"{name}: ids must be integers, one a row, got {found.dtype}.")
-    if found.shape != (rows,):
-        raise ValueError(f"{name}: ids must be ({rows},), one a row, got {tuple(found.shape)}.")
-    return found.to(torch.int64)

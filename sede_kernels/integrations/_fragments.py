@@ -7,7 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from sede_kernels.bank import FragmentBank
-from sede_kernels.integrations._banked import Ids, ids_tensor, snapshot, training_call
+from sede_kernels.integrations._banked import snapshot, training_call
+from sede_kernels.integrations._checks import (
+    Ids,
+    check_bank_settings,
+    check_beside,
+    check_count,
+    check_features,
+    described,
+    ids_tensor,
+    lengths_tensor,
+)
 from sede_kernels.integrations._scores import (
     Objective,
     bank_mask,
@@ -19,6 +29,7 @@ from sede_kernels.warmup import WarmUp
 
 Lengths = Tensor | Sequence[int]
 Score = Callable[[Tensor, Tensor, Lengths], Tensor]
+NAME = "ContrastiveLoss"
 
 
 class Fragments(NamedTuple):
@@ -28,10 +39,14 @@ class Fragments(NamedTuple):
     captions: Tensor
     lengths: Lengths
 
-
-def lengths_tensor(lengths: Lengths, device: torch.device) -> Tensor:
-    """Word counts as int64; lists and tuples of data loaders are welcome."""
-    return torch.as_tensor(lengths, device=device).to(torch.int64)
+    @classmethod
+    def of(cls, argument: str, parts: "Fragments | tuple[Tensor, Tensor, Lengths]") -> "Fragments":
+        """From any three things side by side."""
+        if not isinstance(parts, tuple | list) or len(parts) != 3:
+            raise TypeError(
+                f"{NAME}: {argument} must be (images, captions, lengths), got {described(parts)}."
+            )
+        return cls(*parts)
 
 
 class FragmentLoss(WarmUp):
@@ -72,21 +87,24 @@ class FragmentLoss(WarmUp):
         start_step: int = 0,
     ) -> None:
         super().__init__(start_step)
-        check_objective("ContrastiveLoss", temperature, hardness)
-        self.margin = margin
-        self.max_violation = max_violation
-        self.temperature = temperature
-        self.hardness = hardness
+        settings = check_objective(NAME, margin, max_violation, temperature, hardness)
+        self.margin, self.max_violation, self.temperature, self.hardness = settings
+        if score is not None and not callable(score):
+            raise TypeError(
+                f"{NAME}: score must be a function of images, captions and lengths, got {score!r}."
+            )
         # Its bound call, so that a score that is a module stays the model's and not a child here.
         self._score = score.__call__ if isinstance(score, nn.Module) else score
         self.image_bank: FragmentBank | None = None
         self.text_bank: FragmentBank | None = None
-        if bank_size:
-            if dim is None or score is None:
-                missing = "dim" if dim is None else "score"
-                raise ValueError(f"ContrastiveLoss: bank_size={bank_size} needs {missing} too.")
-            self.image_bank = FragmentBank(bank_size, regions, dim, dtype=bank_dtype)
-            self.text_bank = FragmentBank(bank_size, max_words, dim, dtype=bank_dtype)
+        size, width = check_bank_settings(NAME, bank_size, dim, bank_dtype, fragments=True)
+        if size:
+            if score is None:
+                raise ValueError(f"{NAME}: bank_size={size} needs score too.")
+            regions = check_count(NAME, "regions", regions, least=1)
+            max_words = check_count(NAME, "max_words", max_words, least=1)
+            self.image_bank = FragmentBank(size, regions, width, dtype=bank_dtype)
+            self.text_bank = FragmentBank(size, max_words, width, dtype=bank_dtype)
 
     def extra_repr(self) -> str:
         """The settings of the criterion."""
@@ -116,21 +134,25 @@ class FragmentLoss(WarmUp):
             ids: (B,) image of each pair; pairs of one image are no negatives.
             keys: what to store instead of the batch (a momentum encoder's output).
         """
+        check_features(NAME, "scores", scores, (None, None), "B, B")
         rows = scores.shape[0]
-        if scores.ndim != 2 or scores.shape[1] != rows:
+        if scores.shape[1] != rows:
             raise ValueError(
-                "ContrastiveLoss: scores must be (B, B) with the right pairs on the diagonal, "
+                f"{NAME}: scores must be (B, B) with the right pairs on the diagonal, "
                 f"got {tuple(scores.shape)}."
             )
-        known = ids_tensor("ContrastiveLoss", ids, rows, scores.device)
+        known = ids_tensor(NAME, ids, rows, scores.device)
+        stored = None
         inside = negatives_mask(known, rows, scores.device)
         texts, images = [(scores, inside)], [(scores.t(), inside)]
         if self.image_bank is not None and self.text_bank is not None:
             if batch is None:
                 raise ValueError(
-                    "ContrastiveLoss: with a bank the criterion needs the images, captions and "
-                    "lengths beside the scores."
+                    f"{NAME}: with a bank the criterion needs the images, captions and lengths "
+                    "beside the scores."
                 )
+            batch = self._checked(batch, rows)
+            stored = batch if keys is None else self._checked(keys, None if ids is None else rows)
             # The stored sets are counted on the host anyway; before the end of the warm-up they
             # are not even scored.
             if self.warm is None or bool(self.warm):
@@ -142,9 +164,28 @@ class FragmentLoss(WarmUp):
             every = torch.cat([part for part, _ in parts], dim=1)
             valid = torch.cat([mask for _, mask in parts], dim=1)
             total = total + one_way(scores.diagonal(), every, valid, objective)
-        if batch is not None and training_call(self, scores):
-            self.enqueue(batch if keys is None else keys, known)
+        if stored is not None and training_call(self, scores):
+            self._store(stored, known)
         return total
+
+    def _checked(self, sets: Fragments, rows: int | None) -> Fragments:
+        """Sets that both banks can take, as many as ``rows``, with lengths as a tensor."""
+        if self.image_bank is None or self.text_bank is None:
+            return sets
+        _, regions, dim = self.image_bank.rows.shape
+        check_features(NAME, "images", sets.images, (rows, None, dim), "B, R, D")
+        if sets.images.shape[1] != regions:
+            raise ValueError(
+                f"{NAME}: the bank was built for regions={regions}, got images with "
+                f"{sets.images.shape[1]}; pass regions={sets.images.shape[1]} at construction."
+            )
+        rows = sets.images.shape[0]
+        check_features(NAME, "captions", sets.captions, (rows, None, dim), "B, L, D")
+        check_beside(NAME, "images", sets.images, self.image_bank)
+        check_beside(NAME, "captions", sets.captions, self.text_bank)
+        device, longest = sets.captions.device, sets.captions.shape[1]
+        lengths = lengths_tensor(NAME, sets.lengths, rows, longest, device, least=1)
+        return sets._replace(lengths=lengths)
 
     def _against_texts(
         self, images: Tensor, bank: FragmentBank, ids: Tensor | None
@@ -170,15 +211,16 @@ class FragmentLoss(WarmUp):
     @torch.no_grad()
     def enqueue(self, keys: Fragments, ids: Tensor | None = None) -> None:
         """Store a batch; the criterion does so itself at the end of a training call."""
+        sets = self._checked(Fragments.of("keys", keys), None)
+        known = ids_tensor(NAME, ids, len(sets.images), sets.images.device)
+        self._store(sets, known)
+
+    @torch.no_grad()
+    def _store(self, keys: Fragments, ids: Tensor | None) -> None:
         if self.image_bank is None or self.text_bank is None:
             return
-        regions, most = self.image_bank.rows.shape[1], self.text_bank.rows.shape[1]
-        if keys.images.shape[1] != regions:
-            raise ValueError(
-                f"ContrastiveLoss: the bank was built for regions={regions}, got images with "
-                f"{keys.images.shape[1]}; pass regions={keys.images.shape[1]} at construction."
-            )
-        lengths = lengths_tensor(keys.lengths, keys.captions.device).clamp(max=most)
+        most = self.text_bank.rows.shape[1]
+        lengths = torch.as_tensor(keys.lengths).clamp(max=most)
         self.image_bank.enqueue(keys.images, None, ids)
         self.text_bank.enqueue(keys.captions[:, :most], lengths, ids)
         self.advance()

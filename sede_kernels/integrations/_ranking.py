@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 Metrics = tuple[float, float, float, float, float]
 Ranks = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -40,9 +42,29 @@ def report(ranks: Ranks, return_ranks: bool) -> Metrics | tuple[Metrics, Ranks]:
     return (metrics, ranks) if return_ranks else metrics
 
 
+def numbers(name: str, argument: str, values: ArrayLike) -> NDArray[Any]:
+    """An array of numbers; a torch tensor on any device passes."""
+    if isinstance(values, Tensor):
+        values = values.detach().to("cpu", torch.promote_types(values.dtype, torch.float32))
+    found = np.asarray(values)
+    if found.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: {argument} must be an array of numbers, got {found.dtype}.")
+    return found
+
+
+def vectors(name: str, images: ArrayLike, captions: ArrayLike) -> tuple[Tensor, Tensor]:
+    """(N, D) images and (C, D) captions in float32."""
+    im, s = numbers(name, "images", images), numbers(name, "captions", captions)
+    if im.ndim != 2 or s.ndim != 2 or im.shape[1] != s.shape[1]:
+        raise ValueError(
+            f"{name}: images must be (N, D) and captions (C, D), got {im.shape} and {s.shape}."
+        )
+    return torch.as_tensor(im, dtype=torch.float32), torch.as_tensor(s, dtype=torch.float32)
+
+
 def _matrix(name: str, sims: ArrayLike) -> tuple[NDArray[Any], int]:
     """(N, C) scores and the captions an image."""
-    scores = np.asarray(sims)
+    scores = numbers(name, "sims", sims)
     if scores.ndim != 2 or not scores.size or scores.shape[1] % scores.shape[0]:
         raise ValueError(
             f"{name}: sims must be (N images, m N captions) with the m captions of an image "

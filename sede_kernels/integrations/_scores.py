@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sede_kernels.integrations._checks import check_real, check_switch
 from sede_kernels.training.losses import score_info_nce
 
 
@@ -24,14 +25,19 @@ class Objective(NamedTuple):
     hardness: float
 
 
-def check_objective(name: str, temperature: float | None, hardness: float) -> None:
-    """One sentence for settings that mean nothing."""
-    if temperature is not None and not temperature > 0:
-        raise ValueError(
-            f"{name}: temperature must be None (hinge) or > 0 (InfoNCE), got {temperature}."
-        )
-    if not hardness >= 0:
-        raise ValueError(f"{name}: hardness must be >= 0, got {hardness}.")
+def check_objective(
+    name: str, margin: float, max_violation: bool, temperature: float | None, hardness: float
+) -> Objective:
+    """One sentence for settings that mean nothing; the settings as plain numbers."""
+    scale = None
+    if temperature is not None:
+        scale = check_real(name, "temperature", temperature, above=0.0, none="the hinge")
+    return Objective(
+        check_real(name, "margin", margin),
+        check_switch(name, "max_violation", max_violation),
+        scale,
+        check_real(name, "hardness", hardness, least=0.0),
+    )
 
 
 def negatives_mask(ids: Tensor | None, rows: int, device: torch.device) -> Tensor:

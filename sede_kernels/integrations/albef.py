@@ -5,11 +5,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sede_kernels.bank import MemoryBank
+from sede_kernels.bank import EMPTY, MemoryBank
 from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import bank_lse, weighted_info_nce
-from sede_kernels.integrations._banked import Ids, ids_tensor, training_call
-from sede_kernels.integrations.moco import load_columns
+from sede_kernels.integrations._banked import training_call
+from sede_kernels.integrations._checks import (
+    Ids,
+    check_bank_settings,
+    check_beside,
+    check_count,
+    check_features,
+    check_real,
+    check_stored,
+    check_temperature,
+    ids_tensor,
+    integers,
+)
+from sede_kernels.integrations.moco import Columns, entry
 
 NAME = "RetrievalQueues"
 
@@ -49,8 +61,12 @@ class RetrievalQueues(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.image_bank = MemoryBank(queue_size, embed_dim, dtype=dtype)
-        self.text_bank = MemoryBank(queue_size, embed_dim, dtype=dtype)
+        size = check_count(NAME, "queue_size", queue_size, least=1)
+        _, width = check_bank_settings(
+            NAME, size, embed_dim, dtype, names=("queue_size", "embed_dim", "dtype")
+        )
+        self.image_bank = MemoryBank(size, width, dtype=dtype)
+        self.text_bank = MemoryBank(size, width, dtype=dtype)
 
     @property
     def image_queue(self) -> Tensor:
@@ -98,10 +114,15 @@ class RetrievalQueues(nn.Module):
         Returns:
             Scalar. Gradients reach both features and ``temp``.
         """
-        if not 0.0 <= alpha <= 1.0:
+        if check_real(NAME, "alpha", alpha, least=0.0) > 1.0:
             raise ValueError(f"{NAME}: alpha must be in [0, 1], got {alpha}.")
-        flat = torch.as_tensor(idx, device=image_feat.device).flatten()
-        ids = ids_tensor(NAME, flat, image_feat.shape[0], image_feat.device)
+        check_features(NAME, "image_feat", image_feat, (None, self.image_bank.rows.shape[1]))
+        for name, feat in (("text_feat", text_feat), ("image_feat_m", image_feat_m),
+                           ("text_feat_m", text_feat_m)):  # fmt: skip
+            check_features(NAME, name, feat, tuple(image_feat.shape))
+        check_beside(NAME, "image_feat", image_feat, self.image_bank)
+        check_temperature(NAME, "temp", temp, image_feat.device)
+        ids = self._ids(idx, image_feat)
         image_m, text_m = image_feat_m.detach(), text_feat_m.detach()
         sides = (
             (image_feat, image_m, text_m, self.text_bank),
@@ -109,8 +130,16 @@ class RetrievalQueues(nn.Module):
         )
         losses = [self._one_way(*side, ids, temp, alpha) for side in sides]
         if training_call(self, image_feat, text_feat):
-            self.dequeue_and_enqueue(image_m, text_m, flat)
+            self.dequeue_and_enqueue(image_m, text_m, idx)
         return (losses[0] + losses[1]) / 2
+
+    @staticmethod
+    def _ids(idx: Ids, features: Tensor) -> Tensor:
+        """(B,) from (B,) or (B, 1)."""
+        ids = ids_tensor(NAME, idx, features.shape[0], features.device, column=True)
+        if ids is None:
+            raise TypeError(f"{NAME}: idx must be integers, one a row, got None.")
+        return ids
 
     @staticmethod
     def _one_way(
@@ -147,8 +176,12 @@ class RetrievalQueues(nn.Module):
     @torch.no_grad()
     def dequeue_and_enqueue(self, image_feat_m: Tensor, text_feat_m: Tensor, idx: Ids) -> None:
         """Store a batch of all ranks, any size; ``forward`` does so itself in training."""
-        flat = torch.as_tensor(idx, device=image_feat_m.device).flatten()
-        ids = ids_tensor(NAME, flat, image_feat_m.shape[0], image_feat_m.device)
+        features = (
+            ("image_feat_m", image_feat_m, self.image_bank),
+            ("text_feat_m", text_feat_m, self.text_bank),
+        )
+        check_stored(NAME, features)
+        ids = self._ids(idx, image_feat_m)
         image, every = gather_keys(image_feat_m, ids)
         text, _ = gather_keys(text_feat_m)
         self.image_bank.enqueue(image, every)
@@ -161,16 +194,19 @@ class RetrievalQueues(nn.Module):
             state: the checkpoint's state dictionary.
             prefix: what stands before the names.
         """
-        pointer = "ptr_queue" if f"{prefix}ptr_queue" in state else "queue_ptr"
-        names = [prefix + n for n in ("image_queue", "text_queue", "idx_queue", pointer)]
-        missing = [name for name in names if name not in state]
-        if missing:
-            raise ValueError(f"load_host: the checkpoint has no {missing[0]}; set prefix.")
-        image, text, idx, ptr = (state[name] for name in names)
-        ids = idx.flatten().to(torch.int64)
-        ids = ids.masked_fill(ids < 0, -1)
-        load_columns(self.image_bank, image, ids, int(ptr))
-        load_columns(self.text_bank, text, ids, int(ptr))
+        blip = isinstance(state, Mapping) and f"{prefix}ptr_queue" in state
+        names = ("image_queue", "text_queue", "idx_queue", "ptr_queue" if blip else "queue_ptr")
+        image, text, idx, ptr = (entry(state, name, prefix) for name in names)
+        flat = idx.flatten() if isinstance(idx, Tensor) else idx
+        size = self.image_bank.rows.shape[0]
+        ids = integers("load_host", "idx_queue", flat, size, self.image_bank.ids.device)
+        ids = ids.masked_fill(ids < 0, EMPTY)
+        parts = [
+            Columns.checked(bank, columns, ids, ptr)
+            for bank, columns in ((self.image_bank, image), (self.text_bank, text))
+        ]
+        for part in parts:
+            part.load()
 
 
 def _lse_of_all(query: Tensor, key: Tensor, bank: MemoryBank, inverse: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """BFAN: focal attention is attention-guided erasing; both directions, means added."""
 
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,7 +10,8 @@ from torch import Tensor
 from sede_kernels.functional import cross_attention_similarity
 from sede_kernels.functional.cross_attention import EraseSettings
 from sede_kernels.integrations import _ranking, scan
-from sede_kernels.integrations._fragments import Lengths, Score, lengths_tensor
+from sede_kernels.integrations._checks import check_features, check_options
+from sede_kernels.integrations._fragments import Lengths, Score
 
 FOCAL_RULES = {"equal": "mean", "prob": "prob"}
 
@@ -47,22 +48,28 @@ def xattn_score(
     Source:
         Liu et al. 2019 (BFAN).
     """
+    return _score(images, captions, cap_lens, _settings("xattn_score", opt, erase))
+
+
+def _settings(name: str, opt: Options, erase: str | EraseSettings | None) -> dict[str, Any]:
+    """What the similarity is told of the host's options."""
+    check_options(name, opt, "lambda_softmax")
     if erase is None:
+        check_options(name, opt, "focal_type")
         if opt.focal_type not in FOCAL_RULES:
             raise ValueError(
-                f"xattn_score: opt.focal_type must be equal or prob, got {opt.focal_type!r}."
+                f"{name}: opt.focal_type must be equal or prob, got {opt.focal_type!r}."
             )
         erase = FOCAL_RULES[opt.focal_type]
-    lengths = lengths_tensor(cap_lens, captions.device)
+    return {"smoothing": opt.lambda_softmax, "aggregate": "mean", "erase": erase}
+
+
+def _score(images: Tensor, captions: Tensor, cap_lens: Lengths, settings: dict[str, Any]) -> Tensor:
+    check_features("xattn_score", "images", images, (None, None, None), "n_image, n_regions, d")
+    lengths = scan.words_of("xattn_score", captions, cap_lens)
     t2i_score, i2t_score = (
         cross_attention_similarity(
-            images,
-            captions,
-            word_lengths=lengths,
-            direction=direction,
-            smoothing=opt.lambda_softmax,
-            aggregate="mean",
-            erase=erase,
+            images, captions, word_lengths=lengths, direction=direction, **settings
         )
         for direction in ("t2i", "i2t")
     )
@@ -74,6 +81,7 @@ class ContrastiveLoss(scan.ContrastiveLoss):
 
     @staticmethod
     def _default_score(opt: Options, erase: str | EraseSettings | None) -> Score:  # type: ignore[override]
+        scan.check_settings(_settings("ContrastiveLoss", opt, erase))
         return partial(xattn_score, opt=opt, erase=erase)
 
 

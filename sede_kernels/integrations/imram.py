@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sede_kernels.integrations import sgraf
-from sede_kernels.integrations._banked import Ids
+from sede_kernels.integrations._checks import Ids, check_features
 from sede_kernels.integrations._fragments import Fragments, Lengths, Score
 from sede_kernels.integrations.scan import i2t, t2i
 
@@ -66,4 +66,5 @@ class ContrastiveLoss(sgraf.ContrastiveLoss):
         keys: Fragments | tuple[Tensor, Tensor, Lengths] | None = None,
     ) -> Tensor:
         """Summed loss; ``scores`` (B, B) with captions in rows, as the model trains on them."""
+        check_features("ContrastiveLoss", "scores", scores, (None, None), "B, B")
         return super().forward(scores.t(), fragments, ids, keys=keys)

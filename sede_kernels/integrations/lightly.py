@@ -9,7 +9,18 @@ from torch.nn import functional as F
 from sede_kernels.bank import MemoryBank
 from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import weighted_info_nce
-from sede_kernels.integrations._banked import Ids, ids_tensor, training_call
+from sede_kernels.integrations._banked import training_call
+from sede_kernels.integrations._checks import (
+    Ids,
+    check_bank_settings,
+    check_features,
+    check_real,
+    check_stored,
+    check_switch,
+    ids_tensor,
+)
+
+NAME = "NTXentLoss"
 
 
 class NTXentLoss(nn.Module):
@@ -46,23 +57,33 @@ class NTXentLoss(nn.Module):
         hardness: float = 0.0,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"NTXentLoss: temperature must be > 0, got {temperature}.")
-        size = (memory_bank_size,) if isinstance(memory_bank_size, int) else tuple(memory_bank_size)
-        if size != (0,) and len(size) != 2:
-            raise ValueError(
-                "NTXentLoss: memory_bank_size must be (K, D), or 0 for no bank, "
-                f"got {memory_bank_size!r}."
-            )
+        self.temperature = check_real(NAME, "temperature", temperature, above=0.0)
+        self.gather_distributed = check_switch(NAME, "gather_distributed", gather_distributed)
+        self.hardness = check_real(NAME, "hardness", hardness, least=0.0)
+        size, width = self._size(memory_bank_size, bank_dtype)
         self.memory_bank: MemoryBank | None = None
-        if len(size) == 2 and size[0]:
-            self.memory_bank = MemoryBank(size[0], size[1], dtype=bank_dtype)
+        if size:
+            self.memory_bank = MemoryBank(size, width, dtype=bank_dtype)
         elif gather_distributed or hardness:
             asked = "gather_distributed" if gather_distributed else "hardness"
-            raise ValueError(f"NTXentLoss: {asked} needs a bank; pass memory_bank_size=(K, D).")
-        self.temperature = float(temperature)
-        self.gather_distributed = gather_distributed
-        self.hardness = hardness
+            raise ValueError(f"{NAME}: {asked} needs a bank; pass memory_bank_size=(K, D).")
+
+    @staticmethod
+    def _size(given: int | Sequence[int], dtype: torch.dtype) -> tuple[int, int]:
+        """(K, D), or zeros for no bank."""
+        if isinstance(given, int) and not isinstance(given, bool) and given == 0:
+            given = (0, 1)
+        if not isinstance(given, tuple | list | torch.Size) or len(given) != 2:
+            raise ValueError(
+                f"{NAME}: memory_bank_size must be (K, D), or 0 for no bank, got {given!r}."
+            )
+        return check_bank_settings(
+            NAME,
+            given[0],
+            given[1],
+            dtype,
+            names=("K of memory_bank_size", "D of memory_bank_size", "bank_dtype"),
+        )
 
     def forward(self, out0: Tensor, out1: Tensor, ids: Ids | None = None) -> Tensor:
         """Mean loss.
@@ -75,14 +96,17 @@ class NTXentLoss(nn.Module):
         Returns:
             Scalar.
         """
-        if out0.ndim != 2 or out0.shape != out1.shape:
+        check_features(NAME, "out0", out0, (None, None))
+        check_features(NAME, "out1", out1, (None, None))
+        if out0.shape != out1.shape:
             raise ValueError(
-                "NTXentLoss: out0 and out1 must both be (B, D), got "
-                f"{tuple(out0.shape)} and {tuple(out1.shape)}."
+                f"{NAME}: out0 and out1 must both be (B, D), got {tuple(out0.shape)} and "
+                f"{tuple(out1.shape)}."
             )
+        check_stored(NAME, [("out1", out1, self.memory_bank)])
         training = training_call(self, out0)
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
-        known = ids_tensor("NTXentLoss", ids, out0.shape[0], out0.device)
+        known = ids_tensor(NAME, ids, out0.shape[0], out0.device)
         if self.memory_bank is None:
             return self._in_batch(torch.cat([out0, out1]), known)
         loss = weighted_info_nce(

@@ -5,11 +5,12 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sede_kernels.functional import bank_lse
 from sede_kernels.integrations._banked import training_call
+from sede_kernels.integrations._checks import check_count, check_features, check_real, described
 
 try:
     from pytorch_metric_learning import losses
@@ -23,6 +24,9 @@ except ModuleNotFoundError as error:
         "sede_kernels.integrations.metric_learning builds on pytorch-metric-learning; "
         "run pip install 'sede-kernels[metric-learning]'."
     ) from error
+
+
+NAME = "CrossBatchMemory"
 
 
 class MemoryPairs(NamedTuple):
@@ -61,12 +65,9 @@ class WeightedNTXentLoss(losses.BaseMetricLossFunction):  # type: ignore[misc]
 
     def __init__(self, temperature: float = 0.07, hardness: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not temperature > 0:
-            raise ValueError(f"WeightedNTXentLoss: temperature must be > 0, got {temperature}.")
-        if not hardness >= 0:
-            raise ValueError(f"WeightedNTXentLoss: hardness must be >= 0, got {hardness}.")
-        self.temperature = temperature
-        self.hardness = hardness
+        name = "WeightedNTXentLoss"
+        self.temperature = check_real(name, "temperature", temperature, above=0.0)
+        self.hardness = check_real(name, "hardness", hardness, least=0.0)
         self.add_to_recordable_attributes(list_of_names=["temperature", "hardness"], is_stat=False)
 
     def get_default_distance(self) -> Any:
@@ -186,6 +187,26 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
     ptr: Tensor
     count: Tensor
 
+    def __init__(
+        self,
+        loss: nn.Module,
+        embedding_size: int,
+        memory_size: int = 1024,
+        miner: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(loss, nn.Module):
+            raise TypeError(f"{NAME}: loss must be a loss of the host, got {described(loss)}.")
+        if miner is not None and not callable(miner):
+            raise TypeError(f"{NAME}: miner must be None or a miner, got {described(miner)}.")
+        super().__init__(
+            loss,
+            check_count(NAME, "embedding_size", embedding_size, least=1),
+            check_count(NAME, "memory_size", memory_size, least=1),
+            miner,
+            **kwargs,
+        )
+
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
         """Every loss is welcome."""
@@ -197,10 +218,8 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
 
     @queue_idx.setter
     def queue_idx(self, value: int) -> None:
-        filled = self.has_been_filled
         self.ptr.fill_(value)
-        if not filled:
-            self.count.fill_(value)
+        self.count.copy_(torch.where(self.count == self.memory_size, self.count, self.ptr))
 
     @property
     def has_been_filled(self) -> bool:
@@ -249,10 +268,7 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
             indices_tuple: pairs or triplets of the batch, added to those of the memory.
             enqueue_mask: (B,) bool; True rows are stored and the others are the anchors.
         """
-        if indices_tuple is not None and enqueue_mask is not None:
-            raise ValueError(
-                "CrossBatchMemory: indices_tuple and enqueue_mask exclude each other; pass one."
-            )
+        self._check(embeddings, labels, indices_tuple, enqueue_mask)
         self.reset_stats()
         labels = c_f.to_device(labels, device=embeddings.device)
         self.embedding_memory = c_f.to_device(
@@ -264,11 +280,6 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
         store = training_call(self, embeddings)
         slots = torch.full((len(embeddings),), -1, device=embeddings.device)
         if enqueue_mask is not None:
-            if len(enqueue_mask) != len(embeddings):
-                raise ValueError(
-                    f"CrossBatchMemory: enqueue_mask must be ({len(embeddings)},), "
-                    f"got {tuple(enqueue_mask.shape)}."
-                )
             kept = embeddings[enqueue_mask], labels[enqueue_mask]
             embeddings, labels = embeddings[~enqueue_mask], labels[~enqueue_mask]
             slots = slots[~enqueue_mask]
@@ -281,6 +292,31 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
         pairs = self._pairs(embeddings, labels, memory, known, slots, indices_tuple)
         result: Tensor = self.loss(embeddings, labels, pairs, memory, known)
         return result
+
+    def _check(self, embeddings: Tensor, labels: Tensor, indices: Any, mask: Any) -> None:
+        """One sentence for what cannot be a batch, before anything is stored."""
+        check_features(NAME, "embeddings", embeddings, (None, self.embedding_size))
+        rows = len(embeddings)
+        if not isinstance(labels, Tensor) or labels.shape != (rows,) or labels.is_complex():
+            raise (ValueError if isinstance(labels, Tensor) else TypeError)(
+                f"{NAME}: labels must be a tensor ({rows},), one a row, got {described(labels)}."
+            )
+        if indices is not None and mask is not None:
+            raise ValueError(
+                f"{NAME}: indices_tuple and enqueue_mask exclude each other; pass one."
+            )
+        if indices is not None and (
+            not isinstance(indices, tuple | list) or len(indices) not in (3, 4)
+        ):
+            raise TypeError(
+                f"{NAME}: indices_tuple must be 3 or 4 index tensors, got {described(indices)}."
+            )
+        if mask is not None and (
+            not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (rows,)
+        ):
+            raise ValueError(
+                f"{NAME}: enqueue_mask must be bool ({rows},), one a row, got {described(mask)}."
+            )
 
     def _store(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Write the finite rows; the slot of each row, -1 for those that did not stay."""

@@ -1,37 +1,79 @@
 """Plain MoCo loops: a queue for any batch size, with the loss on it."""
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sede_kernels.bank import MemoryBank
+from sede_kernels.bank import ANONYMOUS, EMPTY, MemoryBank
 from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import weighted_info_nce
-from sede_kernels.integrations._banked import Ids, ids_tensor
+from sede_kernels.integrations._checks import (
+    Ids,
+    check_bank_settings,
+    check_beside,
+    check_count,
+    check_features,
+    check_real,
+    check_stored,
+    described,
+    ids_tensor,
+    integers,
+)
+
+NAME = "MoCoQueue"
 
 
-def load_columns(bank: MemoryBank, columns: Tensor, ids: Tensor, ptr: int) -> None:
-    """Fill a bank from a (D, K) queue of a checkpoint, slot by slot.
+class Columns(NamedTuple):
+    """A (D, K) queue of a checkpoint, checked against the bank that is to hold it."""
 
-    Args:
-        bank: (K, D).
-        columns: (D, K) unit columns.
-        ids: (K,), negative where the slot is empty.
-        ptr: next slot to write.
-    """
-    size, dim = bank.rows.shape
-    if columns.shape != (dim, size):
+    bank: MemoryBank
+    columns: Tensor  # (D, K)
+    ids: Tensor  # (K,), negative where the slot is empty
+    ptr: int
+
+    @classmethod
+    def checked(cls, bank: MemoryBank, columns: Any, ids: Any, ptr: Any) -> "Columns":
+        """The same, or one sentence.
+
+        Args:
+            bank: (K, D).
+            columns: (D, K) unit columns.
+            ids: (K,) integers.
+            ptr: next slot to write, a number or a tensor of one.
+        """
+        name, (size, dim) = "load_host", bank.rows.shape
+        check_features(name, "the queue", columns, (dim, size))
+        marks = integers(name, "the ids of the queue", ids, size, bank.rows.device)
+        start = int(ptr) if isinstance(ptr, Tensor) and ptr.numel() == 1 else ptr
+        start = check_count(name, "the pointer of the queue", start)
+        if start >= size:
+            raise ValueError(f"{name}: the pointer of the queue must be below {size}, got {start}.")
+        return cls(bank, columns, marks, start)
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Fill the bank slot by slot."""
+        bank, rows = self.bank, self.bank.rows
+        bank.clear()
+        dtype = rows.dtype if rows.is_floating_point() else torch.float32
+        bank.enqueue(self.columns.t().to(device=rows.device, dtype=dtype))
+        # A column that the bank refused stays empty.
+        bank.ids.copy_(self.ids.masked_fill(bank.ids == EMPTY, EMPTY))
+        bank.count.copy_((bank.ids != EMPTY).sum())
+        bank.ptr.fill_(self.ptr)
+
+
+def entry(state: Mapping[str, Tensor], name: str, prefix: str) -> Tensor:
+    """A tensor of a checkpoint, or one sentence."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"load_host: state must be a state dictionary, got {described(state)}.")
+    if prefix + name not in state:
         raise ValueError(
-            f"load_host: the queue must be ({dim}, {size}) for this bank, "
-            f"got {tuple(columns.shape)}."
+            f"load_host: the checkpoint has no {prefix}{name}; pass the prefix of its names."
         )
-    bank.clear()
-    dtype = bank.rows.dtype if bank.rows.is_floating_point() else torch.float32
-    bank.enqueue(columns.t().to(device=bank.rows.device, dtype=dtype))
-    bank.ids.copy_(ids)
-    bank.count.copy_((bank.ids != -1).sum())
-    bank.ptr.fill_(ptr)
+    return state[prefix + name]
 
 
 class MoCoQueue(nn.Module):
@@ -67,11 +109,11 @@ class MoCoQueue(nn.Module):
         hardness: float = 0.0,
     ) -> None:
         super().__init__()
-        if not T > 0:
-            raise ValueError(f"MoCoQueue: T must be > 0, got {T}.")
-        self.bank = MemoryBank(K, dim, dtype=dtype)
-        self.temperature = float(T)
-        self.hardness = hardness
+        size = check_count(NAME, "K", K, least=1)
+        _, width = check_bank_settings(NAME, size, dim, dtype, names=("K", "dim", "dtype"))
+        self.temperature = check_real(NAME, "T", T, above=0.0)
+        self.hardness = check_real(NAME, "hardness", hardness, least=0.0)
+        self.bank = MemoryBank(size, width, dtype=dtype)
 
     @property
     def queue(self) -> Tensor:
@@ -94,7 +136,10 @@ class MoCoQueue(nn.Module):
         Returns:
             Scalar. While the queue is empty there is nothing to tell apart and the loss is 0.
         """
-        known = ids_tensor("MoCoQueue", ids, q.shape[0], q.device)
+        check_features(NAME, "q", q, (None, self.bank.rows.shape[1]))
+        check_features(NAME, "k", k, tuple(q.shape))
+        check_beside(NAME, "q", q, self.bank)
+        known = ids_tensor(NAME, ids, q.shape[0], q.device)
         loss = weighted_info_nce(
             q,
             k,
@@ -114,7 +159,8 @@ class MoCoQueue(nn.Module):
             keys: (N, D) of this rank; gathered where ``torch.distributed`` runs.
             ids: (N,) integers >= 0, or None.
         """
-        known = ids_tensor("MoCoQueue", ids, keys.shape[0], keys.device)
+        check_stored(NAME, [("keys", keys, self.bank)])
+        known = ids_tensor(NAME, ids, keys.shape[0], keys.device)
         self.bank.enqueue(*gather_keys(keys, known))
 
     def load_host(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -124,12 +170,6 @@ class MoCoQueue(nn.Module):
             state: the checkpoint's state dictionary.
             prefix: what stands before the names, ``module.`` in MoCo's own checkpoints.
         """
-        missing = [n for n in ("queue", "queue_ptr") if prefix + n not in state]
-        if missing:
-            raise ValueError(
-                f"load_host: the checkpoint has no {prefix}{missing[0]}; is prefix={prefix!r} "
-                "right?"
-            )
-        columns = state[prefix + "queue"]
-        anonymous = torch.full((columns.shape[-1],), -2)
-        load_columns(self.bank, columns, anonymous, int(state[prefix + "queue_ptr"]))
+        columns, ptr = (entry(state, name, prefix) for name in ("queue", "queue_ptr"))
+        anonymous = torch.full((self.bank.rows.shape[0],), ANONYMOUS)
+        Columns.checked(self.bank, columns, anonymous, ptr).load()

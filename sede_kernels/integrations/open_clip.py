@@ -6,18 +6,59 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sede_kernels.backends import registry
 from sede_kernels.bank import MemoryBank
 from sede_kernels.distributed import Batches, batches, gather_keys
 from sede_kernels.functional import symmetric_info_nce
-from sede_kernels.integrations._banked import (
+from sede_kernels.integrations._banked import training_call
+from sede_kernels.integrations._checks import (
     Ids,
+    check_bank_settings,
+    check_count,
+    check_features,
+    check_real,
+    check_stored,
+    check_switch,
+    check_temperature,
+    described,
     ids_tensor,
-    training_call,
 )
 from sede_kernels.warmup import WarmUp
 
 #: Most rows whose plain loss shares one matrix of logits between both directions (fp32: 64 MB).
 DENSE_ROWS = 4096
+#: What of ``symmetric_info_nce`` the trainer's arguments do not decide.
+LOSS_OPTIONS = (
+    "normalize_weights",
+    "detach_weights",
+    "positive_focus",
+    "tau_plus",
+    "false_negatives",
+    "margin",
+    "unit_length",
+    "backend",
+)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """The loss's own sentence for keywords that it cannot take."""
+    unknown = sorted(set(options) - set(LOSS_OPTIONS))
+    if unknown:
+        raise TypeError(
+            f"ClipLoss: unknown keyword {unknown[0]}; those of the loss are "
+            f"{', '.join(LOSS_OPTIONS)}."
+        )
+    for key in ("normalize_weights", "detach_weights", "unit_length"):
+        check_switch("ClipLoss", key, options.get(key, False))
+    for key in ("positive_focus", "tau_plus"):
+        check_real("ClipLoss", key, options.get(key, 0.0), least=0.0)
+    if options.get("margin") is not None:
+        check_real("ClipLoss", "margin", options["margin"])
+    registry.requested(options.get("backend", "auto"))
+    none = torch.zeros(0, 1, device="cpu")
+    ids = torch.zeros(0, dtype=torch.int64, device="cpu")
+    settings = {**options, "backend": "torch", "ids": ids, "in_batch_negatives": True}
+    symmetric_info_nce(none, none, none, none, None, None, **settings)
 
 
 class ClipLoss(WarmUp):
@@ -72,6 +113,7 @@ class ClipLoss(WarmUp):
         **loss_options: Any,
     ) -> None:
         super().__init__(start_step)
+        world_size = check_count("ClipLoss", "world_size", world_size, least=1)
         if local_loss and world_size > 1:
             raise ValueError(
                 "ClipLoss: local_loss=True is not supported; leave --local-loss out, the fused "
@@ -79,22 +121,20 @@ class ClipLoss(WarmUp):
             )
         if use_horovod:
             raise ValueError("ClipLoss: use_horovod=True is not supported; use torch.distributed.")
-        if accum_freq < 1:
-            raise ValueError(f"ClipLoss: accum_freq must be >= 1, got {accum_freq}.")
-        self.gather_with_grad = gather_with_grad
-        self.rank = rank
+        self.gather_with_grad = check_switch("ClipLoss", "gather_with_grad", gather_with_grad)
+        self.rank = check_count("ClipLoss", "rank", rank)
         self.world_size = world_size
-        self.hardness = hardness
-        self.accum_freq = accum_freq
+        self.hardness = check_real("ClipLoss", "hardness", hardness, least=0.0)
+        self.accum_freq = check_count("ClipLoss", "accum_freq", accum_freq, least=1)
         self.options = loss_options
+        _check_options(loss_options)
+        size, width = check_bank_settings("ClipLoss", bank_size, dim, bank_dtype)
         self.image_bank: MemoryBank | None = None
         self.text_bank: MemoryBank | None = None
         self._calls = 0
-        if bank_size:
-            if dim is None:
-                raise ValueError(f"ClipLoss: bank_size={bank_size} needs dim too.")
-            self.image_bank = MemoryBank(bank_size, dim, dtype=bank_dtype)
-            self.text_bank = MemoryBank(bank_size, dim, dtype=bank_dtype)
+        if size:
+            self.image_bank = MemoryBank(size, width, dtype=bank_dtype)
+            self.text_bank = MemoryBank(size, width, dtype=bank_dtype)
 
     def _ranks(self, features: Tensor, ids: Tensor | None) -> Batches | None:
         """The batches of all ranks; None alone."""
@@ -142,7 +182,11 @@ class ClipLoss(WarmUp):
         Returns:
             Scalar, or the dictionary that the trainer sums.
         """
+        check_features("ClipLoss", "image_features", image_features, (None, None))
+        check_features("ClipLoss", "text_features", text_features, tuple(image_features.shape))
+        check_temperature("ClipLoss", "logit_scale", logit_scale, image_features.device)
         known = ids_tensor("ClipLoss", ids, image_features.shape[0], image_features.device)
+        stored = self._keys((image_features, text_features) if keys is None else keys, known)
         training = training_call(self, image_features, text_features)
         ranks = self._ranks(image_features, known)
         image, text = self._gather(image_features, ranks), self._gather(text_features, ranks)
@@ -173,15 +217,27 @@ class ClipLoss(WarmUp):
             self._calls = (self._calls + 1) % self.accum_freq
             if self._calls == 0 and keys is None:
                 self._store(image, text, every)
-            elif self._calls == 0 and keys is not None:
-                self.enqueue(*keys, known)
+            elif self._calls == 0:
+                self.enqueue(*stored, known)
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def _keys(self, keys: tuple[Tensor, Tensor], ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What is to be stored, checked before anything is."""
+        if not isinstance(keys, tuple | list) or len(keys) != 2:
+            raise TypeError(
+                f"ClipLoss: keys must be (image, text), two tensors, got {described(keys)}."
+            )
+        image, text = keys
+        banks = ("image features", image, self.image_bank), ("text features", text, self.text_bank)
+        check_stored("ClipLoss", banks, ids)
+        return image, text
 
     @torch.no_grad()
     def enqueue(self, image: Tensor, text: Tensor, ids: Tensor | None = None) -> None:
         """Store features of all ranks; the loss does so itself in training."""
         if self.image_bank is None:
             return
+        image, text = self._keys((image, text), ids)
         if self.world_size > 1:
             image, every = gather_keys(image, ids)
             text, ids = gather_keys(text)[0], every

@@ -12,13 +12,18 @@ from torch import Tensor
 from sede_kernels.functional import cross_attention_similarity
 from sede_kernels.functional.cross_attention import EraseSettings
 from sede_kernels.integrations import _ranking
-from sede_kernels.integrations._banked import Ids
+from sede_kernels.integrations._checks import (
+    Ids,
+    check_count,
+    check_features,
+    check_options,
+    lengths_tensor,
+)
 from sede_kernels.integrations._fragments import (
     FragmentLoss,
     Fragments,
     Lengths,
     Score,
-    lengths_tensor,
 )
 
 AGGREGATES = {"LogSumExp": "lse", "Max": "max", "Sum": "sum", "Mean": "mean"}
@@ -35,15 +40,9 @@ class Options(Protocol):
     embed_size: int
 
 
-def _score(
-    direction: str,
-    images: Tensor,
-    captions: Tensor,
-    cap_lens: Lengths,
-    opt: Options,
-    erase: str | EraseSettings | None,
-) -> Tensor:
-    name = f"xattn_score_{direction}"
+def _settings(name: str, opt: Options, erase: str | EraseSettings | None) -> dict[str, Any]:
+    """What the similarity is told of the host's options."""
+    check_options(name, opt, "raw_feature_norm", "agg_func", "lambda_softmax", "lambda_lse")
     if opt.raw_feature_norm != "clipped_l2norm":
         raise ValueError(
             f"{name}: the fused similarity computes raw_feature_norm='clipped_l2norm', got "
@@ -53,15 +52,40 @@ def _score(
         raise ValueError(
             f"{name}: agg_func must be one of {', '.join(AGGREGATES)}, got {opt.agg_func!r}."
         )
+    return {
+        "smoothing": opt.lambda_softmax,
+        "aggregate": AGGREGATES[opt.agg_func],
+        "aggregate_scale": opt.lambda_lse if opt.agg_func == "LogSumExp" else 1.0,
+        "erase": erase,
+    }
+
+
+def check_settings(settings: dict[str, Any]) -> None:
+    """The similarity's own sentence for settings that it cannot take."""
+    one = torch.zeros(1, 1, 1, device="cpu")
+    cross_attention_similarity(one, one, backend="torch", **settings)
+
+
+def words_of(name: str, captions: Tensor, cap_lens: Lengths) -> Tensor:
+    """Word counts (n_caption,) of captions (n_caption, max_n_word, d)."""
+    check_features(name, "captions", captions, (None, None, None), "n_caption, max_n_word, d")
+    return lengths_tensor(name, cap_lens, captions.shape[0], captions.shape[1], captions.device)
+
+
+def _score(
+    direction: str,
+    images: Tensor,
+    captions: Tensor,
+    cap_lens: Lengths,
+    opt: Options,
+    erase: str | EraseSettings | None,
+) -> Tensor:
+    name = f"xattn_score_{direction}"
+    settings = _settings(name, opt, erase)
+    check_features(name, "images", images, (None, None, None), "n_image, n_regions, d")
+    lengths = words_of(name, captions, cap_lens)
     return cross_attention_similarity(
-        images,
-        captions,
-        word_lengths=lengths_tensor(cap_lens, captions.device),
-        direction=direction,
-        smoothing=opt.lambda_softmax,
-        aggregate=AGGREGATES[opt.agg_func],
-        aggregate_scale=opt.lambda_lse if opt.agg_func == "LogSumExp" else 1.0,
-        erase=erase,
+        images, captions, word_lengths=lengths, direction=direction, **settings
     )
 
 
@@ -147,7 +171,10 @@ class ContrastiveLoss(FragmentLoss):
     ) -> None:
         if score is None:
             score = self._default_score(opt, erase)
-        dim = opt.embed_size if bank_size else None
+        dim = None
+        if bank_size:
+            check_options(type(self).__name__, opt, "embed_size")
+            dim = opt.embed_size
         super().__init__(
             margin, max_violation, score=score, bank_size=bank_size, dim=dim, **settings
         )
@@ -155,10 +182,12 @@ class ContrastiveLoss(FragmentLoss):
 
     @staticmethod
     def _default_score(opt: Options, erase: str | EraseSettings | None) -> Score:
+        check_options("ContrastiveLoss", opt, "cross_attn")
         if opt.cross_attn not in ("t2i", "i2t"):
             raise ValueError(
                 f"ContrastiveLoss: opt.cross_attn must be t2i or i2t, got {opt.cross_attn!r}."
             )
+        check_settings(_settings("ContrastiveLoss", opt, erase))
         return partial(_score, opt.cross_attn, opt=opt, erase=erase)
 
     def forward(
@@ -183,7 +212,7 @@ class ContrastiveLoss(FragmentLoss):
             Scalar.
         """
         batch = Fragments(im, s, s_l)
-        stored = None if keys is None else Fragments(*keys)
+        stored = None if keys is None else Fragments.of("keys", keys)
         return self.loss(self.score(im, s, s_l), batch, ids, stored)
 
 
@@ -198,13 +227,15 @@ def shard_scores(
 ) -> NDArray[np.float32]:
     """(n_image, n_caption) scores in float32, a block at a time, on the GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if shard_size < 1:
-        raise ValueError(f"{name}: shard_size must be >= 1, got {shard_size}.")
-    regions = np.asarray(images)
-    words = np.asarray(captions)
-    lengths = torch.as_tensor(caplens)
-    if len(lengths) != len(words):
-        raise ValueError(f"{name}: got {len(words)} captions but {len(lengths)} lengths.")
+    shard_size = check_count(name, "shard_size", shard_size, least=1)
+    regions = _ranking.numbers(name, "images", images)
+    words = _ranking.numbers(name, "captions", captions)
+    if regions.ndim != 3 or words.ndim != 3 or regions.shape[2] != words.shape[2]:
+        raise ValueError(
+            f"{name}: images must be (N, R, D) and captions (C, L, D), got {regions.shape} and "
+            f"{words.shape}."
+        )
+    lengths = lengths_tensor(name, caplens, words.shape[0], words.shape[1], torch.device("cpu"))
     out = np.empty((len(regions), len(words)), np.float32)
     for top in range(0, len(regions), shard_size):
         rows = slice(top, top + shard_size)

@@ -10,10 +10,16 @@ from torch.nn import functional as F
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.distributed import Batches, batches
 from sede_kernels.functional import bank_lse
-from sede_kernels.integrations._banked import (
+from sede_kernels.integrations._banked import training_call
+from sede_kernels.integrations._checks import (
     Ids,
+    check_bank_settings,
+    check_choice,
+    check_features,
+    check_real,
+    check_stored,
+    check_switch,
     ids_tensor,
-    training_call,
 )
 from sede_kernels.warmup import WarmUp
 
@@ -74,8 +80,8 @@ class MultipleNegativesRankingLoss(WarmUp):
         start_step: int = 0,
     ) -> None:
         super().__init__(start_step)
-        if not scale > 0:
-            raise ValueError(f"{NAME}: scale must be > 0, got {scale}.")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{NAME}: model must be a SentenceTransformer, got {model!r:.60}.")
         given = "cos_sim" if similarity_fct is None else similarity_fct
         similarity = getattr(given, "__name__", given)
         if similarity not in SIMILARITIES:
@@ -94,26 +100,23 @@ class MultipleNegativesRankingLoss(WarmUp):
                 f"{NAME}: partition_mode must be 'joint', or 'per_direction' without "
                 f"query_to_query and doc_to_doc, got {partition_mode!r}."
             )
-        if hardness_mode not in HARDNESS_MODES:
-            modes = ", ".join(map(str, HARDNESS_MODES))
-            raise ValueError(
-                f"{NAME}: hardness_mode must be one of {modes}, got {hardness_mode!r}."
-            )
-        if not hardness_strength >= 0:
-            raise ValueError(f"{NAME}: hardness_strength must be >= 0, got {hardness_strength}.")
+        check_choice(NAME, "hardness_mode", hardness_mode, HARDNESS_MODES)
         self.model = model
-        self.scale = float(scale)
+        self.scale = check_real(NAME, "scale", scale, above=0.0)
         self.similarity = similarity
-        self.gather_across_devices = gather_across_devices
+        self.gather_across_devices = check_switch(
+            NAME, "gather_across_devices", gather_across_devices
+        )
         self.directions = tuple(directions)
         self.partition_mode = partition_mode
         self.hardness_mode = hardness_mode
-        self.hardness_strength = float(hardness_strength)
-        self.ids_in_labels = ids_in_labels
+        self.hardness_strength = check_real(NAME, "hardness_strength", hardness_strength, least=0.0)
+        self.ids_in_labels = check_switch(NAME, "ids_in_labels", ids_in_labels)
         self.bank: MemoryBank | None = None
-        if bank_size:
-            width = dim if dim is not None else self._width(model)
-            self.bank = MemoryBank(bank_size, width, dtype=bank_dtype, normalize=False)
+        width = self._width(model) if dim is None and bank_size else dim
+        size, width = check_bank_settings(NAME, bank_size, width, bank_dtype)
+        if size:
+            self.bank = MemoryBank(size, width, dtype=bank_dtype, normalize=False)
 
     @staticmethod
     def _width(model: nn.Module) -> int:
@@ -144,9 +147,13 @@ class MultipleNegativesRankingLoss(WarmUp):
         if len(embeddings) < 2:
             raise ValueError(f"{NAME}: needs anchors and positives, got {len(embeddings)} column.")
         query, positive = embeddings[:2]
+        check_features(NAME, "sentence_embedding", query, (None, None))
+        for column in embeddings:
+            check_features(NAME, "sentence_embedding of each column", column, tuple(query.shape))
+        check_stored(NAME, [("sentence_embedding", positive, self.bank)])
         ids = None
         if self.ids_in_labels:
-            if labels is None or (not len(labels) and len(query)):
+            if labels is None or (hasattr(labels, "__len__") and not len(labels) and len(query)):
                 raise ValueError(
                     f"{NAME}: ids_in_labels=True reads the label column, and there is none."
                 )
@@ -241,6 +248,10 @@ class MultipleNegativesRankingLoss(WarmUp):
 
     def load_bank_state(self, state: Mapping[str, Any]) -> None:
         """Restore what ``bank_state`` returned."""
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"{NAME}: the state must be what bank_state() returned, got {state!r:.60}."
+            )
         expected = set(self.bank_state())
         # Version 0.1.0 saved the count of enqueues under another name.
         if {"steps" if key == "_extra_state" else key for key in state} != expected:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sede_kernels.integrations._banked import Ids
+from sede_kernels.integrations._checks import Ids
 from sede_kernels.integrations._fragments import FragmentLoss, Fragments, Lengths, Score
 from sede_kernels.integrations.scan import i2t, t2i
 
@@ -56,5 +56,6 @@ class ContrastiveLoss(FragmentLoss):
         Returns:
             Scalar.
         """
-        batch = None if fragments is None else Fragments(*fragments)
-        return self.loss(scores, batch, ids, None if keys is None else Fragments(*keys))
+        batch = None if fragments is None else Fragments.of("fragments", fragments)
+        stored = None if keys is None else Fragments.of("keys", keys)
+        return self.loss(scores, batch, ids, stored)

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from sede_kernels.integrations import _ranking, vsepp
+from sede_kernels.integrations._checks import check_options
 
 
 class ContrastiveLoss(vsepp.ContrastiveLoss):
@@ -28,8 +29,9 @@ class ContrastiveLoss(vsepp.ContrastiveLoss):
         bank_size: int = 0,
         **settings: Any,
     ) -> None:
-        if bank_size:
-            settings.setdefault("dim", opt.embed_size)
+        if bank_size and "dim" not in settings:
+            check_options(vsepp.NAME, opt, "embed_size")
+            settings["dim"] = opt.embed_size
         super().__init__(margin, False, max_violation, bank_size=bank_size, **settings)
         self.opt = opt
 
@@ -45,7 +47,7 @@ class ContrastiveLoss(vsepp.ContrastiveLoss):
 @torch.inference_mode()
 def compute_sim(images: ArrayLike, captions: ArrayLike) -> NDArray[np.float32]:
     """(N, C) inner products in float32."""
-    im, s = (torch.as_tensor(np.asarray(x), dtype=torch.float32) for x in (images, captions))
+    im, s = _ranking.vectors("compute_sim", images, captions)
     product: NDArray[np.float32] = (im @ s.t()).numpy()
     return product
 

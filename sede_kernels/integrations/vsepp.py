@@ -10,7 +10,17 @@ from torch import Tensor
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional import hardest_negatives, symmetric_info_nce
 from sede_kernels.integrations import _ranking
-from sede_kernels.integrations._banked import Ids, ids_tensor, snapshot, training_call
+from sede_kernels.integrations._banked import snapshot, training_call
+from sede_kernels.integrations._checks import (
+    Ids,
+    check_bank_settings,
+    check_choice,
+    check_count,
+    check_features,
+    check_stored,
+    described,
+    ids_tensor,
+)
 from sede_kernels.integrations._scores import (
     Objective,
     bank_mask,
@@ -21,6 +31,7 @@ from sede_kernels.integrations._scores import (
 from sede_kernels.warmup import WarmUp
 
 MEASURES = ("cosine", "order")
+NAME = "ContrastiveLoss"
 Bank = MemoryBank | BankView
 
 
@@ -50,7 +61,7 @@ class ContrastiveLoss(WarmUp):
 
     Args:
         margin: of the hinge.
-        measure: ``order`` for order embeddings, anything else for the inner product, as the host.
+        measure: ``order`` for order embeddings; ``cosine`` (or False) for the inner product.
         max_violation: count only the hardest negative of each query.
         bank_size: vectors kept a modality; 0 for no bank.
         dim: D, width of the embeddings; needed with a bank.
@@ -89,24 +100,21 @@ class ContrastiveLoss(WarmUp):
         start_step: int = 0,
     ) -> None:
         super().__init__(start_step)
-        check_objective("ContrastiveLoss", temperature, hardness)
-        self.margin = margin
+        settings = check_objective(NAME, margin, max_violation, temperature, hardness)
+        self.margin, self.max_violation, self.temperature, self.hardness = settings
+        check_choice(NAME, "measure", measure, (*MEASURES, False, True, None))
         self.order = measure == "order"
-        self.max_violation = max_violation
-        self.temperature = temperature
-        self.hardness = hardness
+        size, width = check_bank_settings(NAME, bank_size, dim, bank_dtype)
         self.image_bank: MemoryBank | None = None
         self.text_bank: MemoryBank | None = None
-        if self.order and (bank_size or temperature is not None):
+        if self.order and (size or temperature is not None):
             raise ValueError(
                 "ContrastiveLoss: banks and temperature need the inner product; "
                 "measure='order' has the plain hinge only."
             )
-        if bank_size:
-            if dim is None:
-                raise ValueError(f"ContrastiveLoss: bank_size={bank_size} needs dim too.")
-            self.image_bank = MemoryBank(bank_size, dim, dtype=bank_dtype, normalize=False)
-            self.text_bank = MemoryBank(bank_size, dim, dtype=bank_dtype, normalize=False)
+        if size:
+            self.image_bank = MemoryBank(size, width, dtype=bank_dtype, normalize=False)
+            self.text_bank = MemoryBank(size, width, dtype=bank_dtype, normalize=False)
 
     def extra_repr(self) -> str:
         """The settings of the criterion."""
@@ -134,12 +142,14 @@ class ContrastiveLoss(WarmUp):
         Returns:
             Scalar.
         """
-        if im.ndim != 2 or im.shape != s.shape:
+        check_features(NAME, "im", im, (None, None))
+        check_features(NAME, "s", s, (None, None))
+        if im.shape != s.shape:
             raise ValueError(
-                "ContrastiveLoss: im and s must both be (B, D), got "
-                f"{tuple(im.shape)} and {tuple(s.shape)}."
+                f"{NAME}: im and s must both be (B, D), got {tuple(im.shape)} and {tuple(s.shape)}."
             )
-        known = ids_tensor("ContrastiveLoss", ids, im.shape[0], im.device)
+        known = ids_tensor(NAME, ids, im.shape[0], im.device)
+        stored = self._keys((im, s) if keys is None else keys, known)
         warm = self.warm
         texts = None if self.text_bank is None else self.text_bank.where(warm)
         images = None if self.image_bank is None else self.image_bank.where(warm)
@@ -162,8 +172,16 @@ class ContrastiveLoss(WarmUp):
             total = self._hinge(im, scores, texts, known)
             total = total + self._hinge(s, scores.t(), images, known)
         if self.image_bank is not None and training_call(self, im, s):
-            self.enqueue(*(keys or (im, s)), known)
+            self.enqueue(*stored, known)
         return total
+
+    def _keys(self, keys: tuple[Tensor, Tensor], ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What is to be stored, checked before anything is."""
+        if not isinstance(keys, tuple | list) or len(keys) != 2:
+            raise TypeError(f"{NAME}: keys must be (im, s), two tensors, got {described(keys)}.")
+        im, s = keys
+        check_stored(NAME, [("im", im, self.image_bank), ("s", s, self.text_bank)], ids)
+        return im, s
 
     def _hinge(
         self, query: Tensor, scores: Tensor, bank: Bank | None, ids: Tensor | None
@@ -194,6 +212,7 @@ class ContrastiveLoss(WarmUp):
         """Store a batch; the criterion does so itself at the end of a training call."""
         if self.image_bank is None or self.text_bank is None:
             return
+        im, s = self._keys((im, s), ids)
         self.image_bank.enqueue(im, ids)
         self.text_bank.enqueue(s, ids)
         self.advance()
@@ -202,15 +221,14 @@ class ContrastiveLoss(WarmUp):
 @torch.inference_mode()
 def _scores(images: ArrayLike, captions: ArrayLike, npts: int | None, measure: str) -> Any:
     """(N, C) scores of images that come repeated, one a caption."""
-    im, s = (torch.as_tensor(np.asarray(x), dtype=torch.float32) for x in (images, captions))
-    if measure not in MEASURES:
-        raise ValueError(f"i2t: measure must be cosine or order, got {measure!r}.")
+    check_choice("i2t", "measure", measure, MEASURES)
+    im, s = _ranking.vectors("i2t", images, captions)
     if len(im) != len(s):
         raise ValueError(
             "i2t: images must come repeated, one row a caption, got "
             f"{len(im)} images and {len(s)} captions."
         )
-    each = len(im) // npts if npts else 5
+    each = len(im) // check_count("i2t", "npts", npts, least=1) if npts is not None else 5
     if not each or len(im) % each:
         raise ValueError(f"i2t: {len(im)} rows do not divide into groups of {each} captions.")
     im = im[::each]

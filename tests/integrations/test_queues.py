@@ -203,7 +203,7 @@ def test_queues_take_any_batch_size_and_evaluation_stores_nothing() -> None:
             lambda: MoCoQueue(8, 10).load_host(
                 {"queue": torch.ones(8, 9), "queue_ptr": torch.zeros(1)}
             ),
-            r"must be \(8, 10\) for this bank, got \(8, 9\)",
+            r"must be a floating tensor \(8, 10\), got float32 \(8, 9\)",
             id="size",
         ),
         pytest.param(

@@ -213,8 +213,8 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
 
     @property
     def queue_idx(self) -> int:
-        """Next row to write; reads the device."""
-        return int(self.ptr)
+        """Next row to write; reads the device, and is 0 on the meta device."""
+        return 0 if self.ptr.is_meta else int(self.ptr)
 
     @queue_idx.setter
     def queue_idx(self, value: int) -> None:
@@ -224,7 +224,7 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
     @property
     def has_been_filled(self) -> bool:
         """Whether every row was written; reads the device."""
-        return bool(self.count == self.memory_size)
+        return not self.count.is_meta and bool(self.count == self.memory_size)
 
     @has_been_filled.setter
     def has_been_filled(self, value: bool) -> None:

@@ -207,7 +207,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
-        for facts in dict(manifest["files"]).values():
+        for facts in manifest["files"].values():
             int(facts["bytes"]), str(facts["sha256"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: delete {folder} and prepare it again.") from error

@@ -87,19 +87,25 @@ def enough_memory() -> Iterator[None]:
 _FULL = "the memory is full: lower --batch-size, --dim or --bank, or end other programs."
 
 
+def device_problem(name: str) -> str | None:
+    """Why a device cannot be used: it is not there, or it computes nothing; else None."""
+    try:
+        float(torch.ones(1, device=name).sum())
+    except Exception as error:  # of any kind: each device has its own way to be missing
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        return f"device {name!r} cannot be used here ({reason[:160]})"
+    return None
+
+
 def choose_device(name: str) -> None:
     """Refuse a device that this machine does not have, or that computes nothing.
 
     Raises:
         UserError: with torch's reason.
     """
-    try:
-        float(torch.ones(1, device=name).sum())
-    except Exception as error:  # of any kind: each device has its own way to be missing
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(
-            f"device {name!r} cannot be used here ({reason[:160]}): choose cpu or cuda."
-        ) from error
+    problem = device_problem(name)
+    if problem is not None:
+        raise UserError(f"{problem}: choose cpu or cuda.")
 
 
 def check_backend() -> None:

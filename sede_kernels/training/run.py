@@ -22,6 +22,7 @@ from sede_kernels.training.limits import (
     check_backend,
     check_memory,
     choose_device,
+    device_problem,
     enough_memory,
     make_model,
 )
@@ -120,10 +121,9 @@ def load_best(out: Path) -> tuple[TrainConfig, RetrievalModel, Vocabulary]:
         UserError: not a run, or its files are missing, damaged or do not fit each other.
     """
     config = read_config(out)
-    try:
-        choose_device(config.device)
-    except UserError as error:
-        print(f"{str(error).split(':')[0]}: scoring on the CPU.", file=sys.stderr)
+    problem = device_problem(config.device)
+    if problem is not None:
+        print(f"{problem}: scoring on the CPU.", file=sys.stderr)
         config = replace(config, device="cpu")
     vocabulary = Vocabulary.load(out / "vocab.json")
     path = out / "best.pt"

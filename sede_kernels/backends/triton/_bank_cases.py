@@ -94,13 +94,13 @@ def _bank_case(
 
 
 def _combine_case(architecture: str) -> Case:
-    floats = ("scales", "peak_in", "total_in", "moment_in", "acc_in")
+    floats = ("scales", "peak_in", "total_in", "moment_in", "mass_in", "acc_in")
     types = {
         **dict.fromkeys((*floats, "lse_out", "moment_out", "acc_out", "top_out"), "*fp32"),
         **dict.fromkeys(("count_in", "index_in", "count_out", "index_out"), "*i64"),
         **dict.fromkeys(("S", "B", "D"), "i32"),
     }
-    flags = {"E": 3, "A": 2, "ACC_0": 0, "ACC_1": 1, "MOMENTS": True, "HARDEST": True}
+    flags = {"E": 3, "A": 2, "ACC_0": 0, "ACC_1": 1, "MOMENTS": True, "HARDEST": True, "MASS": True}
     return Case(
         "bank_lse combine",
         architecture,

@@ -4,7 +4,9 @@
 Exponents come sorted so that the one with an accumulator is first: number n of the kernel is the
 exponent ``SCALE_n`` of the call. All of them share one maximum of s, for they are >= 0: the
 running one, or (``STATIC``) 1, the most that unit vectors reach, so that sums add up without a new
-base. Two banks of one shape (images and texts) go in one launch, half of the programs each.
+base. Weights are summed twice: as they are for the log-sum-exp, and as rounded to the operand dtype
+for the mean of rows, whose product takes them so. Two banks of one shape (images and texts) go in
+one launch, half of the programs each.
 """
 
 import triton
@@ -36,27 +38,25 @@ def _add_exponent(
     c2,
     total,
     moment,
-    OPERAND: tl.constexpr,
     MOMENTS: tl.constexpr,
     STATIC: tl.constexpr,
 ):
-    """Weights p of a tile in the operand dtype, and the running sums with the tile in them.
+    """fp32 weights p of a tile, and the running sums with the tile in them.
 
     Masked s are -inf and weigh exp2(-inf) = 0: no mask is kept, registers are short.
     """
-    # The row sum takes the rounded weights, which the second product uses.
     if STATIC:
         shrink = total
-        p = rounded(tl.exp2(s * c2 - tl.ceil(c2)), OPERAND)
+        p = tl.exp2(s * c2 - tl.ceil(c2))
     else:
         base = log2_base(new_peak, c2)
         shrink = rebase(peak, base, c2)
-        p = rounded(tl.exp2(s * c2 - base[:, None]), OPERAND)
+        p = tl.exp2(s * c2 - base[:, None])
         total *= shrink
         moment *= shrink
-    total += tl.sum(p.to(tl.float32), 1)
+    total += tl.sum(p, 1)
     if MOMENTS:
-        moment += tl.sum(tl.where(s == NEG_INF, 0.0, p.to(tl.float32) * s), 1)
+        moment += tl.sum(tl.where(s == NEG_INF, 0.0, p * s), 1)
     return p, shrink, total, moment
 
 
@@ -105,15 +105,12 @@ def _scan(
     BLOCK_D: tl.constexpr,
 ):
     """The sums of BLOCK_B rows, at ``first_row`` of the queries, over tiles of the bank."""
-    # Weights are rounded where an accumulator takes them. With moments also those of the others:
-    # rounded ones take fewer registers.
-    WEIGHT: tl.constexpr = OPERAND if A else tl.float32
     FILLED: tl.constexpr = HOLES == "without"
-    REST: tl.constexpr = WEIGHT if MOMENTS else tl.float32
     peak = tl.full((BLOCK_B,), 1.0 if STATIC else NEG_INF, tl.float32)
     total_0 = tl.zeros((BLOCK_B,), tl.float32)
     total_1 = tl.zeros((BLOCK_B,), tl.float32)
     total_2 = tl.zeros((BLOCK_B,), tl.float32)
+    mass = tl.zeros((BLOCK_B,), tl.float32)
     moment_0 = tl.zeros((BLOCK_B,), tl.float32)
     moment_1 = tl.zeros((BLOCK_B,), tl.float32)
     moment_2 = tl.zeros((BLOCK_B,), tl.float32)
@@ -178,25 +175,33 @@ def _scan(
                 at = tl.min(tl.where(s == highest[:, None], cols[None, :], K), 1)
                 index = tl.where(highest > peak, at, index)
         p, shrink, total_0, moment_0 = _add_exponent(
-            s, peak, new_peak, c2_0, total_0, moment_0, WEIGHT, MOMENTS, STATIC
+            s, peak, new_peak, c2_0, total_0, moment_0, MOMENTS, STATIC
         )
         if A:
-            if SCALED:
-                # The scale of an 8-bit row goes into its weight, never into the row.
-                p = rounded(p.to(tl.float32) * scale[None, :], OPERAND)
             if not STATIC:
                 acc *= shrink[:, None]
-            acc = matmul(p, tile, acc, PRECISION)
+            if SCALED:
+                # The scale of an 8-bit row goes into its weight, never into the row.
+                weight = rounded(p * scale[None, :], OPERAND)
+            else:
+                weight = rounded(p, OPERAND)
+                if not STATIC:
+                    mass *= shrink
+                mass += tl.sum(weight.to(tl.float32), 1)
+            acc = matmul(weight, tile, acc, PRECISION)
         if E >= 2:
             p, shrink, total_1, moment_1 = _add_exponent(
-                s, peak, new_peak, c2_1, total_1, moment_1, REST, MOMENTS, STATIC
+                s, peak, new_peak, c2_1, total_1, moment_1, MOMENTS, STATIC
             )
         if E >= 3:
             p, shrink, total_2, moment_2 = _add_exponent(
-                s, peak, new_peak, c2_2, total_2, moment_2, REST, MOMENTS, STATIC
+                s, peak, new_peak, c2_2, total_2, moment_2, MOMENTS, STATIC
             )
         peak = new_peak
-    return peak, total_0, total_1, total_2, moment_0, moment_1, moment_2, acc, count, index
+    # Of rounded weights the mean divides by their own sum; an 8-bit row's carry its scale besides.
+    if SCALED:
+        mass = total_0
+    return peak, total_0, total_1, total_2, mass, moment_0, moment_1, moment_2, acc, count, index
 
 
 @triton.jit
@@ -326,7 +331,7 @@ def _bank_lse_fwd_kernel(
             query, query_desc, first_row, 0, last_row, D, stride_qb, stride_qd, DESC, OPERAND,
             BLOCK_B, BLOCK_D,
         )  # fmt: skip
-    peak, total_0, total_1, total_2, moment_0, moment_1, moment_2, acc, count, index = _scan(
+    peak, total_0, total_1, total_2, mass, moment_0, moment_1, moment_2, acc, count, index = _scan(
         q, query, query_desc, bank, bank_desc, row_scale, bank_ids, row_ids, row_limit, rows,
         first_row, last_row, K, D, stride_qb, stride_qd, stride_mk, stride_md, first_tile,
         last_tile, c2_0, c2_1, c2_2, E, A, SELECT, HAS_ROW_IDS, HAS_COL_IDS, HAS_LIMIT, IN_BATCH,
@@ -359,7 +364,8 @@ def _bank_lse_fwd_kernel(
         )  # fmt: skip
     if A:
         d = tl.arange(0, BLOCK_D)
-        if FINAL:
-            acc = acc / tl.where(total_0 == 0.0, 1.0, total_0)[:, None]
+        # A part keeps its mean row times its total, so that parts are weighed by exact totals.
+        part_total = 1.0 if FINAL else total_0
+        acc = acc * (part_total / tl.where(mass == 0.0, 1.0, mass))[:, None]
         mask = keep[:, None] & (d < D)[None, :]
         tl.store(acc_out + at[:, None] * D + d[None, :], acc, mask=mask)

@@ -23,13 +23,14 @@ def _weights_case(
     architecture: str, kind: str, config: launch.Config, desc: bool, int8: bool = False
 ) -> Case:
     pointer, operand, precision = OPERANDS[kind]
-    stored = "i8" if int8 else pointer
+    stored, mass = "i8" if int8 else pointer, kind == "half" and not int8
     integers = ("first_col", "B", "K", "D", "C", "stride_qb", "stride_mk")
     types = {
         **dict.fromkeys(("query", "weight_out"), f"*{pointer}"),
         "bank": f"*{stored}",
         **({"row_scale": "*fp32"} if int8 else {}),
         **dict.fromkeys(("scales", "limit", "peak_out", "total_out", "moment_out"), "*fp32"),
+        **({"mass_out": "*fp32"} if mass else {}),
         **dict.fromkeys(("query_ids", "bank_ids"), "*i64"),
         **dict.fromkeys(("count_out", "index_out"), "*i32"),
         **dict.fromkeys(integers, "i32"),
@@ -47,6 +48,7 @@ def _weights_case(
         "SCALE_1": 1,
         "SCALE_2": 2,
         "SELECT": "mask",
+        "MASS": mass,
         "SCALED": int8,
         "DESC": desc,
         "OPERAND": operand,
@@ -78,13 +80,14 @@ def _rows_case(
     int8: bool = False,
 ) -> Case:
     pointer, operand, precision = OPERANDS[kind]
-    stored = "i8" if int8 else pointer
+    stored, mass = "i8" if int8 else pointer, kind == "half" and not int8
     sums = ("scales", "tile_peak", "tile_total", "tile_moment", "peak_in", "peak_out")
     integers = ("first_col", "tiles", "tiles_per_part", "B", "K", "D", "C", "stride_mk")
     types = {
         "weight": f"*{pointer}",
         "bank": f"*{stored}",
         **dict.fromkeys((*sums, "total_io", "moment_io", "acc_io"), "*fp32"),
+        **(dict.fromkeys(("tile_mass", "mass_io"), "*fp32") if mass else {}),
         **dict.fromkeys(("bank_ids", "count_io", "index_io"), "*i64"),
         **dict.fromkeys(("tile_count", "tile_index"), "*i32"),
         **dict.fromkeys(integers, "i32"),
@@ -103,6 +106,7 @@ def _rows_case(
         "SCALE_1": 1,
         "MOMENTS": True,
         "HARDEST": True,
+        "MASS": mass,
         "HOLES": holes,
         "DESC": desc,
         "WEIGHT_DESC": own,

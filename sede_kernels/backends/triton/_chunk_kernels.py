@@ -3,7 +3,8 @@
 
 The first kernel writes the weights of a chunk in the operand dtype, tile by tile, each tile with a
 power of two of its own as base; the second multiplies them with the chunk's rows and folds the
-tiles' sums into the running sums of its part. The chunk's weights stay in the L2 cache.
+tiles' sums into the running sums of its part. The chunk's weights stay in the L2 cache. Half
+weights are summed twice: as they are for the log-sum-exp, rounded for the mean of rows.
 """
 
 import triton
@@ -41,6 +42,7 @@ def _chunk_weights_kernel(
     peak_out,  # [T, B]
     total_out,  # [T, E, B]
     moment_out,  # [T, E, B]
+    mass_out,  # [T, A, B]
     count_out,  # [T, B] int32
     index_out,  # [T, B] int32
     first_col,
@@ -63,6 +65,7 @@ def _chunk_weights_kernel(
     HAS_LIMIT: tl.constexpr,
     MOMENTS: tl.constexpr,
     HARDEST: tl.constexpr,
+    MASS: tl.constexpr,  # the weights' own sums differ from the total: they are rounded
     SCALED: tl.constexpr,
     DESC: tl.constexpr,
     OPERAND: tl.constexpr,
@@ -111,30 +114,29 @@ def _chunk_weights_kernel(
     for e in tl.static_range(E):
         slot = SCALE_0 if e == 0 else (SCALE_1 if e == 1 else SCALE_2)
         c2 = positive(tl.load(scales + slot) * LOG2E)
-        wide = tl.exp2(s * c2 - log2_base(peak, c2)[:, None])
-        p = wide
-        if e < A:
-            # The row sum takes the rounded weights, which the second product uses.
-            p = rounded(wide, OPERAND)
-            wide = p.to(tl.float32)
+        p = tl.exp2(s * c2 - log2_base(peak, c2)[:, None])
         sum_at = (tile_number.to(tl.int64) * E + slot) * B + rows
-        tl.store(total_out + sum_at, tl.sum(wide, 1), mask=keep)
+        tl.store(total_out + sum_at, tl.sum(p, 1), mask=keep)
         if MOMENTS:
-            share = tl.where(s == NEG_INF, 0.0, wide * s)
+            share = tl.where(s == NEG_INF, 0.0, p * s)
             tl.store(moment_out + sum_at, tl.sum(share, 1), mask=keep)
         if e < A:
             if SCALED:
                 # The scale of an 8-bit row goes into its weight, never into the row.
-                p = rounded(wide * scale[None, :], OPERAND)
+                p = p * scale[None, :]
+            weight = rounded(p, OPERAND)
+            if MASS:
+                mass_at = (tile_number.to(tl.int64) * A + e) * B + rows
+                tl.store(mass_out + mass_at, tl.sum(weight.to(tl.float32), 1), mask=keep)
             row = (e * B + rows).to(tl.int64)
-            tl.store(weight_out + row[:, None] * C + inside[None, :], p, mask=keep[:, None])
+            tl.store(weight_out + row[:, None] * C + inside[None, :], weight, mask=keep[:, None])
 
 
 @triton.jit
 def _fold_tiles(
     tile_peak,
-    tile_sum,  # [T, E, B]
-    sum_io,  # [S, E, B]
+    tile_sum,  # [T, N, B]
+    sum_io,  # [S, N, B]
     scales,
     part,
     first_tile,
@@ -144,17 +146,24 @@ def _fold_tiles(
     old_peak,
     peak,
     B,
-    E: tl.constexpr,
+    N: tl.constexpr,
+    SCALE_0: tl.constexpr = 0,
+    SCALE_1: tl.constexpr = 1,
+    SCALE_2: tl.constexpr = 2,
 ):
-    """Sums of the tiles of a part on top of its running sums, all at the base of ``peak``."""
-    for e in tl.static_range(E):
-        c2 = positive(tl.load(scales + e) * LOG2E)
+    """Sums of the tiles of a part on top of its running sums, all at the base of ``peak``.
+
+    Sum number n belongs to the exponent ``SCALE_n``.
+    """
+    for n in tl.static_range(N):
+        slot = SCALE_0 if n == 0 else (SCALE_1 if n == 1 else SCALE_2)
+        c2 = positive(tl.load(scales + slot) * LOG2E)
         base = log2_base(peak, c2)
-        at = sum_io + (part.to(tl.int64) * E + e) * B + rows
+        at = sum_io + (part.to(tl.int64) * N + n) * B + rows
         total = tl.load(at, mask=keep, other=0.0) * rebase(old_peak, base, c2)
         for t in range(first_tile, last_tile):
             high = tl.load(tile_peak + t * B + rows, mask=keep, other=NEG_INF)
-            part_sum = tl.load(tile_sum + (t * E + e) * B + rows, mask=keep, other=0.0)
+            part_sum = tl.load(tile_sum + (t * N + n) * B + rows, mask=keep, other=0.0)
             total += part_sum * rebase(high, base, c2)
         tl.store(at, total, mask=keep)
 
@@ -170,12 +179,14 @@ def _chunk_rows_kernel(
     tile_peak,  # [T, B]
     tile_total,  # [T, E, B]
     tile_moment,  # [T, E, B]
+    tile_mass,  # [T, A, B]
     tile_count,  # [T, B] int32
     tile_index,  # [T, B] int32
     peak_in,  # [S, B]
     peak_out,  # [S, B]
     total_io,  # [S, E, B]
     moment_io,  # [S, E, B]
+    mass_io,  # [S, A, B]
     acc_io,  # [S, A, B, D]
     count_io,  # [S, B] int64
     index_io,  # [S, B] int64
@@ -194,6 +205,7 @@ def _chunk_rows_kernel(
     SCALE_1: tl.constexpr,
     MOMENTS: tl.constexpr,
     HARDEST: tl.constexpr,
+    MASS: tl.constexpr,
     HOLES: tl.constexpr,
     DESC: tl.constexpr,
     WEIGHT_DESC: tl.constexpr,
@@ -270,6 +282,11 @@ def _chunk_rows_kernel(
             _fold_tiles(
                 tile_peak, tile_moment, moment_io, scales, part, first_tile, last_tile, rows, keep,
                 old_peak, peak, B, E,
+            )  # fmt: skip
+        if MASS:
+            _fold_tiles(
+                tile_peak, tile_mass, mass_io, scales, part, first_tile, last_tile, rows, keep,
+                old_peak, peak, B, A, SCALE_0, SCALE_1,
             )  # fmt: skip
         count = tl.load(count_io + own, mask=keep, other=0)
         for t in range(first_tile, last_tile):

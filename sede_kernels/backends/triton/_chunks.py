@@ -117,6 +117,10 @@ def _run(
     state = part_sums(query, parts, E, A, **options)
     for value, fill in zip(state, (0, 0, 0, 0, -torch.inf, -1), strict=True):
         value.fill_(fill)
+    # Half weights are rounded; those of an 8-bit row carry its scale, so the total serves them.
+    own_mass = kind == "half" and row_scale is None
+    tile_mass = query.new_empty((tiles, A, B), dtype=torch.float32) if own_mass else None
+    mass = query.new_zeros((parts, A, B), dtype=torch.float32) if own_mass else None
     peaks = state.top, torch.empty_like(state.top)
     # An 8-bit row is left out by its scale.
     passes = ["none"] if bank_ids is None or row_scale is not None else ["without", "with"]
@@ -137,6 +141,7 @@ def _run(
             of_tiles.top,
             of_tiles.lse,
             of_tiles.moment,
+            tile_mass,
             of_tiles.number,
             of_tiles.top_index,
             start,
@@ -157,6 +162,7 @@ def _run(
             HAS_LIMIT=limit is not None,
             MOMENTS=moments,
             HARDEST=hardest,
+            MASS=own_mass,
             SCALED=row_scale is not None,
             DESC=desc,
             BLOCK_B=first.rows,
@@ -176,12 +182,14 @@ def _run(
                 of_tiles.top,
                 of_tiles.lse,
                 of_tiles.moment,
+                tile_mass,
                 of_tiles.number,
                 of_tiles.top_index,
                 peaks[number % 2],
                 peaks[1 - number % 2],
                 state.lse,
                 state.moment,
+                mass,
                 state.acc,
                 state.number,
                 state.top_index,
@@ -199,6 +207,7 @@ def _run(
                 SCALE_1=order[1],
                 MOMENTS=moments,
                 HARDEST=hardest,
+                MASS=own_mass,
                 HOLES=holes,
                 DESC=desc,
                 WEIGHT_DESC=weight_desc,
@@ -209,4 +218,4 @@ def _run(
                 **second.options,
             )
     chunks = -(-K // chunk)
-    return combine(query, scales, state._replace(top=peaks[chunks % 2]), order)
+    return combine(query, scales, state._replace(top=peaks[chunks % 2]), order, mass)

@@ -19,6 +19,7 @@ def _bank_lse_combine_kernel(
     peak_in,  # [sides, S, B]; the others have a leading sides too
     total_in,  # [S, E, B]
     moment_in,  # [S, E, B]
+    mass_in,  # [S, A, B]
     acc_in,  # [S, A, B, D]
     count_in,  # [S, B] int64
     index_in,  # [S, B] int64
@@ -37,6 +38,7 @@ def _bank_lse_combine_kernel(
     ACC_1: tl.constexpr,
     MOMENTS: tl.constexpr,
     HARDEST: tl.constexpr,
+    MASS: tl.constexpr,  # rows are divided by sums of their own, not by the totals; one side
     PARTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -98,8 +100,11 @@ def _bank_lse_combine_kernel(
             here = s < S
             block_peak = tl.load(peak_in + s.to(tl.int64) * B + b, mask=here, other=NEG_INF)
             weight = _part_weight(block_peak, base, c2)
-            at = (s.to(tl.int64) * E + e) * B + b
-            total += tl.sum(tl.load(total_in + at, mask=here, other=0.0) * weight, 0)
+            if MASS:
+                sums = tl.load(mass_in + (s.to(tl.int64) * A + a) * B + b, mask=here, other=0.0)
+            else:
+                sums = tl.load(total_in + (s.to(tl.int64) * E + e) * B + b, mask=here, other=0.0)
+            total += tl.sum(sums * weight, 0)
             offset = ((s.to(tl.int64) * A + a) * B + b)[:, None] * D + d[None, :]
             block = tl.load(acc_in + offset, mask=here[:, None] & (d < D)[None, :], other=0.0)
             acc += tl.sum(block * weight[:, None], 0)

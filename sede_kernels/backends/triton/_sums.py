@@ -77,8 +77,13 @@ def part_sums(
     )
 
 
-def combine(query: Tensor, scales: Tensor, found: Sums, order: list[int]) -> Sums:
-    """One result of all parts, summed in their order. ``order``: exponents of the accumulators."""
+def combine(
+    query: Tensor, scales: Tensor, found: Sums, order: list[int], mass: Tensor | None = None
+) -> Sums:
+    """One result of all parts, summed in their order. ``order``: exponents of the accumulators.
+
+    ``mass`` (S, A, B): what the row sums are divided by, instead of the totals; of one bank.
+    """
     parts, exponents, rows = found.lse.shape[-3:]
     accumulators, dim = found.acc.shape[-3], query.shape[-1]
     moments, hardest = found.moment.shape[-2] > 0, found.top_index.shape[-1] > 0
@@ -90,6 +95,7 @@ def combine(query: Tensor, scales: Tensor, found: Sums, order: list[int]) -> Sum
         found.top,
         found.lse,
         found.moment,
+        mass,
         found.acc,
         found.number,
         found.top_index,
@@ -103,6 +109,7 @@ def combine(query: Tensor, scales: Tensor, found: Sums, order: list[int]) -> Sum
         ACC_1=order[1],
         MOMENTS=moments,
         HARDEST=hardest,
+        MASS=mass is not None,
         **COMBINE,
         **COMBINE_OPTIONS,
     )

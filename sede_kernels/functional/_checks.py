@@ -4,13 +4,16 @@ Values of tensors are checked only where that costs no host synchronisation (CPU
 """
 
 import math
+import sys
 
 import torch
 from torch import Tensor
 
 from sede_kernels.backends import registry
+from sede_kernels.ops.transforms import check_transforms
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LARGEST = sys.float_info.max
 ERASE_RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
 
 
@@ -78,12 +81,28 @@ def check_flag(name: str, argument: str, flag: Tensor, like: Tensor) -> None:
     check_same_device(name, like, **{argument: flag})
 
 
-def check_backend(name: str, backend: str) -> str:
-    """The requested backend's name, ``SEDE_BACKEND`` applied."""
+def check_backend(name: str, backend: str, *inputs: object) -> str:
+    """The requested backend's name, ``SEDE_BACKEND`` applied.
+
+    Kernels do not serve every transform of the differentiable ``inputs``: those are refused here.
+    """
     try:
-        return registry.requested(backend)
+        chosen = registry.requested(backend)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+    if chosen != "reference":
+        check_transforms(name, *inputs)
+    return chosen
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether a check may read the values: for free, and of a tensor that has some."""
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def check_number(
@@ -103,12 +122,13 @@ def check_number(
             f"{name}: {argument} must be a number, got {type(value).__name__}."
         ) from None
     inside = (low < number if open_low else low <= number) and number <= high
-    if not (math.isfinite(number) and inside):
+    # By comparison: a compiled function may hold a number that stands for any value.
+    if not (-_LARGEST <= number <= _LARGEST and inside):
         if math.isinf(high):
             bound = f"{'>' if open_low else '>='} {low:g}" if math.isfinite(low) else "finite"
         else:
             bound = f"in {'(' if open_low else '['}{low:g}, {high:g}]"
-        raise ValueError(f"{name}: {argument} must be {bound}, got {number:g}.")
+        raise ValueError(f"{name}: {argument} must be {bound}, got {number}.")
     return number
 
 
@@ -127,7 +147,7 @@ def scalar_parameter(
             f"got shape {shape_of(value)}."
         )
     check_same_device(name, like, **{argument: value})
-    if value.device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(value):
         check_number(name, argument, value.detach().item(), low=0.0, open_low=open_low)
     return value.reshape(()).to(torch.float64 if like.dtype == torch.float64 else torch.float32)
 
@@ -147,7 +167,7 @@ def check_lengths(
         raise TypeError(f"{name}: {argument} must be integers (int64), got {lengths.dtype}.")
     if tuple(lengths.shape) != shape:
         raise ValueError(f"{name}: {argument} must be {shape}, got {shape_of(lengths)}.")
-    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and lengths.numel():
+    if readable(lengths) and lengths.numel():
         smallest, largest = int(lengths.min()), int(lengths.max())
         if smallest < 0 or largest > maximum:
             raise ValueError(

@@ -24,14 +24,19 @@ class Exponents(NamedTuple):
 def constants(values: list[Scalar], like: Tensor) -> Tensor:
     """[E] on the device of ``like``; numbers are filled in, never copied from the host."""
     dtype = result_dtype(like)
-    if like.device.type == "cpu" and not any(isinstance(value, Tensor) for value in values):
+    numbers = not any(isinstance(value, Tensor) for value in values)
+    # A compiled function keeps a number that changes as an input only through arithmetic.
+    compiling = torch.compiler.is_compiling()
+    if numbers and like.device.type == "cpu" and not compiling:
         return torch.tensor(values, dtype=dtype)
-    parts = [
-        value.to(dtype).reshape(1)
-        if isinstance(value, Tensor)
-        else like.new_full((1,), value, dtype=dtype)
-        for value in values
-    ]
+    parts = []
+    for value in values:
+        if isinstance(value, Tensor):
+            parts.append(value.to(dtype).reshape(1))
+        elif compiling:
+            parts.append(like.new_ones((1,), dtype=dtype) * value)
+        else:
+            parts.append(like.new_full((1,), value, dtype=dtype))
     return torch.cat(parts)
 
 

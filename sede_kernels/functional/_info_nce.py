@@ -33,6 +33,7 @@ from sede_kernels.functional._exponents import (
 from sede_kernels.functional._negatives import Negatives, bank_pass, with_batch
 from sede_kernels.functional._reduction import reduce_rows
 from sede_kernels.ops.bank_lse import result_dtype
+from sede_kernels.ops.transforms import check_transforms
 
 FALSE_NEGATIVES = ("mask", "positive", "keep")
 
@@ -136,7 +137,7 @@ def check_options(
         check_number(name, "margin", margin)
     if isinstance(in_batch_negatives, Tensor):
         check_flag(name, "in_batch_negatives", in_batch_negatives, query)
-    chosen = check_backend(name, backend)
+    chosen = check_backend(name, backend, query, temperature, hardness)
     focus = check_number(name, "positive_focus", positive_focus, low=0.0)
     prior = check_number(name, "tau_plus", tau_plus, low=0.0, high=1.0)
     if prior == 1.0:
@@ -187,6 +188,8 @@ def check_direction(
         raise ValueError(
             f"{name}: false_negatives='positive' finds positives by id; pass {ids_name}."
         )
+    if options.backend != "reference":
+        check_transforms(name, positive)
     ids = check_ids(name, ids_name, query_ids, query.shape[0])
     if bank is None:
         if options.in_batch_negatives is False:

@@ -54,6 +54,7 @@ def attention_erase(
     Raises:
         ValueError, TypeError: unknown rule, threshold missing or out of range, bad lengths.
         BackendUnavailableError: an explicit backend cannot serve the call.
+        NotImplementedError: a second or forward-mode derivative, or torch.func, of a kernel.
 
     Cost:
         One read and one write of the attention in the fused backends; no sort of whole rows there
@@ -86,7 +87,7 @@ def attention_erase(
     value = check_erase(name, rule, threshold, keep_min, fragments)
     counts = check_lengths(name, "lengths", lengths, tuple(attention.shape[:-1]), fragments)
     check_same_device(name, attention, lengths=counts)
-    chosen = check_backend(name, backend)
+    chosen = check_backend(name, backend, attention)
     if chosen == "reference":
         return reference.attention_erase(
             attention,

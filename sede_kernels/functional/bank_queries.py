@@ -14,8 +14,10 @@ from sede_kernels.functional._checks import (
     check_ids,
     check_number,
     check_same_device,
+    readable,
     shape_of,
 )
+from sede_kernels.functional._exponents import Scalar, constants
 from sede_kernels.ops.bank_lse import result_dtype
 
 MAX_SCALES = 3
@@ -32,19 +34,24 @@ def _scales_tensor(name: str, scales: float | Sequence[float] | Tensor, query: T
             )
         check_same_device(name, query, scales=scales)
         values = scales.reshape(-1).to(dtype)
-        if scales.device.type == "cpu" and not torch.compiler.is_compiling():
+        if readable(scales):
             for value in scales.detach().reshape(-1).tolist():
                 check_number(name, "scales", value, low=0.0)
     else:
         numbers = scales if isinstance(scales, Sequence) else [scales]
-        checked = [check_number(name, "scales", value, low=0.0) for value in numbers]
-        values = torch.tensor(checked, dtype=dtype, device=query.device)
-    if values.shape[0] == 0 or values.shape[0] > MAX_SCALES:
-        raise ValueError(
-            f"{name}: scales must hold 1 to {MAX_SCALES} exponents, got {values.shape[0]}; call "
-            "again for more."
-        )
+        checked: list[Scalar] = [check_number(name, "scales", x, low=0.0) for x in numbers]
+        _check_number_of_scales(name, len(checked))
+        return constants(checked, query)
+    _check_number_of_scales(name, values.shape[0])
     return values
+
+
+def _check_number_of_scales(name: str, number: int) -> None:
+    if not 1 <= number <= MAX_SCALES:
+        raise ValueError(
+            f"{name}: scales must hold 1 to {MAX_SCALES} exponents, got {number}; call again for "
+            "more."
+        )
 
 
 def bank_lse(
@@ -77,6 +84,7 @@ def bank_lse(
     Raises:
         ValueError, TypeError: shapes, dtypes or values out of range.
         BackendUnavailableError: an explicit backend cannot serve the call.
+        NotImplementedError: a second or forward-mode derivative, or torch.func, of a kernel.
 
     Cost:
         2BKD FLOPs and one read of the bank without a gradient; with one, 2BKD more for each two
@@ -95,7 +103,7 @@ def bank_lse(
     """
     name = "bank_lse"
     check_float_matrix(name, "query", query)
-    chosen = check_backend(name, backend)
+    chosen = check_backend(name, backend, query, scales)
     tensors = unpack_bank(name, query, bank, bank_ids)
     ids = check_ids(name, "query_ids", query_ids, query.shape[0])
     check_same_device(name, query, query_ids=ids)
@@ -162,6 +170,7 @@ def hardest_negatives(
     Raises:
         ValueError, TypeError: shapes, dtypes or k out of range.
         BackendUnavailableError: an explicit backend cannot serve the call.
+        NotImplementedError: a second or forward-mode derivative, or torch.func, of a kernel.
 
     Cost:
         2BKD FLOPs, one read of the bank, extra memory O(B k).
@@ -179,7 +188,7 @@ def hardest_negatives(
     """
     name = "hardest_negatives"
     check_float_matrix(name, "query", query)
-    chosen = check_backend(name, backend)
+    chosen = check_backend(name, backend, query)
     tensors = unpack_bank(name, query, bank, bank_ids)
     ids = check_ids(name, "query_ids", query_ids, query.shape[0])
     check_same_device(name, query, query_ids=ids)

@@ -155,6 +155,7 @@ def cross_attention_similarity(
     Raises:
         ValueError, TypeError: shapes, dtypes, names or numbers out of range.
         BackendUnavailableError: an explicit backend cannot serve the call.
+        NotImplementedError: a second or forward-mode derivative, or torch.func, of a kernel.
 
     Cost:
         2 BRCLD FLOPs forward and O(R^2) more a word (t2i); S exists one block at a time, so memory
@@ -188,7 +189,7 @@ def cross_attention_similarity(
         aggregate_scale=aggregate_scale,
         erase=erase,
     )
-    chosen = check_backend(name, backend)
+    chosen = check_backend(name, backend, regions, words)
     if chosen == "reference":
         return reference.cross_attention_similarity(regions, words, **call.reference_keywords()).to(
             result_dtype(regions)

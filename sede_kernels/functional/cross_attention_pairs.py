@@ -47,6 +47,7 @@ def cross_attention_pairs(
     Raises:
         ValueError, TypeError: shapes, dtypes, names or numbers out of range.
         BackendUnavailableError: an explicit backend cannot serve the call.
+        NotImplementedError: a second or forward-mode derivative, or torch.func, of a kernel.
 
     Cost:
         At most 4 BNRLD FLOPs forward: S and the contexts, formed outright, since with few queries
@@ -86,7 +87,7 @@ def cross_attention_pairs(
             f"{name}: regions and words must be (B, N, ...) with the same B and N, or N = 1 on one "
             f"side, got {shape_of(regions)} and {shape_of(words)}."
         )
-    chosen = check_backend(name, backend)
+    chosen = check_backend(name, backend, regions, words)
     if chosen == "reference":
         return reference.cross_attention_pairs(regions, words, **call.reference_keywords()).to(
             result_dtype(regions)

@@ -134,6 +134,7 @@ def symmetric_info_nce(
     Raises:
         ValueError, TypeError: one sentence on what was expected and what came.
         BackendUnavailableError: an explicit backend cannot serve the call.
+        NotImplementedError: a second or forward-mode derivative, or torch.func, of a kernel.
 
     Cost:
         Twice that of ``weighted_info_nce``, and a copy of the queries.

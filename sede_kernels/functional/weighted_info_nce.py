@@ -78,6 +78,7 @@ def weighted_info_nce(
     Raises:
         ValueError, TypeError: one sentence on what was expected and what came.
         BackendUnavailableError: an explicit backend cannot serve the call.
+        NotImplementedError: a second or forward-mode derivative, or torch.func, of a kernel.
 
     Cost:
         4BKD FLOPs and one read of the bank, gradient included (2BKD without; 6BKD for attached

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
+from sede_kernels.ops.transforms import once
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -135,12 +136,17 @@ class Op(Generic[P, R]):
         out = self._op(*self._flatten(values))
         return self._wrap(out)
 
-    def gradients(self, saves: tuple[str, ...]) -> Callable[[Gradients], Gradients]:
-        """Decorator of the backward.
+    def gradients(
+        self, saves: tuple[str, ...], depends: tuple[str, ...] | None = None
+    ) -> Callable[[Gradients], Gradients]:
+        """Decorator of the backward. Its results have no derivative: to ask for one raises.
 
         Args:
-            saves: flat names of the arguments and fields of the result that it needs. Nothing else
-                is kept, so a bank may be written to between forward and backward.
+            saves: flat names of the arguments and fields of the result that it needs. Besides these
+                only inputs that need a gradient are kept, so a bank may be written to between
+                forward and backward.
+            depends: flat names of the inputs on which the gradients depend; None for all that need
+                one. A gradient is constant in the others.
         """
 
         def register(backward: Gradients) -> Gradients:
@@ -150,8 +156,14 @@ class Op(Generic[P, R]):
                 ctx.mark_non_differentiable(*constants)
                 ctx.set_materialize_grads(False)
                 flat = dict(zip(self._names, inputs, strict=True))
-                ctx.save_for_backward(*(outputs.get(name, flat.get(name)) for name in saves))
                 tensors = {name for name, kind in self._flat if kind.startswith("Tensor")}
+                inputs_of = [
+                    flat[name]
+                    for name in (self._names if depends is None else depends)
+                    if name in tensors and flat[name] is not None and flat[name].requires_grad
+                ]
+                kept = (outputs.get(name, flat.get(name)) for name in saves)
+                ctx.save_for_backward(*kept, *inputs_of)
                 ctx.arguments = {n: v for n, v in flat.items() if n not in tensors}
 
             def run(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -159,9 +171,12 @@ class Op(Generic[P, R]):
                 wanted = frozenset(name for name, needed in needs if needed)
                 found: dict[str, Tensor | None] = {}
                 if any(grad is not None for grad in grads):
-                    tensors = dict(zip(saves, ctx.saved_tensors, strict=True))
+                    kept = ctx.saved_tensors
+                    tensors = dict(zip(saves, kept, strict=False))
                     saved = Saved(tensors, ctx.arguments, wanted)
                     found = backward(saved, self._returned(*grads) if self._returned else grads[0])
+                    ties = (*grads, *kept[len(saves) :])
+                    found = {name: once(self.name, found[name], *ties) for name in found}
                 return tuple(found.get(name) for name in self._names)
 
             self._op.register_autograd(run, setup_context=setup)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
+from sede_kernels.ops.transforms import once
 
 #: exp(c (s - 1)) of s in [-1, 1] is a normal fp32 number up to this c.
 STATIC_LIMIT = 43.0
@@ -117,54 +118,60 @@ def _(grad_lse: Tensor, acc: Tensor, grad_scales: Tensor, accumulate: list[int])
 
 
 def keep_for_backward(
-    ctx: Any, query: Tensor, grad_scales: Tensor, accumulate: list[int], output: tuple[Tensor, ...]
+    ctx: Any,
+    query: Tensor,
+    scales: Tensor,
+    grad_scales: Tensor,
+    accumulate: list[int],
+    output: tuple[Tensor, ...],
 ) -> None:
     """What the backward of a pass over one or two banks needs."""
     _, moment, acc, count, top, top_index = output
     ctx.mark_non_differentiable(moment, acc, count, top, top_index)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(acc, moment, grad_scales)
+    ctx.save_for_backward(acc, moment, grad_scales, query, scales)
     ctx.accumulate = list(accumulate)
-    ctx.query_dtype = query.dtype
 
 
 def input_gradients(
-    ctx: Any, grad_lse: Tensor | None, name: str, *, query: bool, scales: bool
+    ctx: Any, grad_lse: Tensor | None, name: str, *, for_query: bool, for_scales: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """(gradient of the queries, of the scales), each None where it is not wanted."""
-    acc, moment, grad_scales = ctx.saved_tensors
+    acc, moment, grad_scales, query, scales = ctx.saved_tensors
     grad_query: Tensor | None = None
     grad_of_scales: Tensor | None = None
     if grad_lse is None:
         return None, None
-    if query:
+    if for_query:
         if not ctx.accumulate:
             raise RuntimeError(
                 f"sede::{name}: the forward kept no accumulator, so there is no query gradient; "
                 "name the exponents in accumulate."
             )
         found = bank_lse_backward(grad_lse.contiguous(), acc, grad_scales, ctx.accumulate)
-        grad_query = found.to(ctx.query_dtype)
-    if scales:
+        grad_query = once(name, found.to(query.dtype), grad_lse, query, scales)
+    if for_scales:
         if moment.shape[-2] == 0:
             raise RuntimeError(
                 f"sede::{name}: the forward kept no moments, so there is no gradient of scales; "
                 "pass moments=True."
             )
-        grad_of_scales = (grad_lse * moment).sum(dim=-1)
+        found = (grad_lse * moment).sum(dim=-1)
+        grad_of_scales = once(name, found, grad_lse, query, scales)
     return grad_query, grad_of_scales
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    query, _, _, _, grad_scales, *_, accumulate, _, _, _, _ = inputs
-    keep_for_backward(ctx, query, grad_scales, accumulate, output)
+    query, _, _, scales, grad_scales, *_, accumulate, _, _, _, _ = inputs
+    keep_for_backward(ctx, query, scales, grad_scales, accumulate, output)
 
 
 def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
     grads: list[Tensor | None] = [None] * 14
     grads[0], grads[3] = input_gradients(
-        ctx, grad_lse, "bank_lse", query=ctx.needs_input_grad[0], scales=ctx.needs_input_grad[3]
-    )
+        ctx, grad_lse, "bank_lse", for_query=ctx.needs_input_grad[0],
+        for_scales=ctx.needs_input_grad[3],
+    )  # fmt: skip
     return tuple(grads)
 
 

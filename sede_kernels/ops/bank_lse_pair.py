@@ -89,15 +89,15 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    query, _, _, _, _, _, grad_scales, *_, accumulate, _, _, _, _ = inputs
-    keep_for_backward(ctx, query, grad_scales, accumulate, output)
+    query, _, _, _, _, scales, grad_scales, *_, accumulate, _, _, _, _ = inputs
+    keep_for_backward(ctx, query, scales, grad_scales, accumulate, output)
 
 
 def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
     grads: list[Tensor | None] = [None] * 17
     grads[0], scales = input_gradients(
-        ctx, grad_lse, "bank_lse_pair", query=ctx.needs_input_grad[0],
-        scales=ctx.needs_input_grad[5],
+        ctx, grad_lse, "bank_lse_pair", for_query=ctx.needs_input_grad[0],
+        for_scales=ctx.needs_input_grad[5],
     )  # fmt: skip
     grads[5] = None if scales is None else scales.sum(dim=0)
     return tuple(grads)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
 from sede_kernels.ops.bank_lse import result_dtype
+from sede_kernels.ops.transforms import once
 
 
 def _room(query: Tensor, key: Tensor, keep: bool, backend: str) -> Tensor:
@@ -126,7 +127,8 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
     query, key, scales, grad_scales, query_ids, limit, lse, moment, kept = ctx.saved_tensors
-    grads = [None] * 11
+    grads: list[Tensor | None] = [None] * 11
+    depends = (grad_lse, query, key, scales)
     if grad_lse is None:
         return tuple(grads)
     if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
@@ -144,16 +146,16 @@ def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
             ctx.backend,
         )
         if ctx.needs_input_grad[0]:
-            grads[0] = grad_query.to(query.dtype)
+            grads[0] = once("batch_lse", grad_query.to(query.dtype), *depends)
         if ctx.needs_input_grad[1]:
-            grads[1] = grad_key.to(key.dtype)
+            grads[1] = once("batch_lse", grad_key.to(key.dtype), *depends)
     if ctx.needs_input_grad[2]:
         if moment.shape[0] == 0:
             raise RuntimeError(
                 "sede::batch_lse: the forward kept no moments, so there is no gradient of scales; "
                 "pass moments=True."
             )
-        grads[2] = (grad_lse * moment).sum(dim=1)
+        grads[2] = once("batch_lse", (grad_lse * moment).sum(dim=1), *depends)
     return tuple(grads)
 
 

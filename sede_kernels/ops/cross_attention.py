@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
 from sede_kernels.ops.bank_lse import result_dtype
+from sede_kernels.ops.transforms import once
 
 EraseOptions = tuple[str, float, bool, int, bool]
 
@@ -164,7 +165,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-    grads = [None] * 15
+    grads: list[Tensor | None] = [None] * 15
     wanted = ctx.needs_input_grad[:2]
     if grad is None or not any(wanted):
         return tuple(grads)
@@ -173,9 +174,9 @@ def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
         grad.contiguous(), kept, regions, words, *lengths, *ctx.options, *wanted, ctx.backend
     )
     if wanted[0]:
-        grads[0] = d_regions.to(regions.dtype)
+        grads[0] = once("cross_attention", d_regions.to(regions.dtype), grad, regions, words)
     if wanted[1]:
-        grads[1] = d_words.to(words.dtype)
+        grads[1] = once("cross_attention", d_words.to(words.dtype), grad, regions, words)
     return tuple(grads)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from sede_kernels.backends.registry import resolve
 from sede_kernels.ops.bank_lse import result_dtype
 from sede_kernels.ops.cross_attention import erase_options
+from sede_kernels.ops.transforms import once
 
 
 @torch.library.custom_op("sede::cross_attention_pairs", mutates_args=())
@@ -139,7 +140,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    grads = [None] * 14
+    grads: list[Tensor | None] = [None] * 14
     wanted = ctx.needs_input_grad[:2]
     if grad is None or not any(wanted):
         return tuple(grads)
@@ -148,9 +149,9 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
         grad.contiguous(), regions, words, *lengths, *ctx.options, *wanted, ctx.backend
     )
     if wanted[0]:
-        grads[0] = d_regions.to(regions.dtype)
+        grads[0] = once("cross_attention_pairs", d_regions.to(regions.dtype), grad, regions, words)
     if wanted[1]:
-        grads[1] = d_words.to(words.dtype)
+        grads[1] = once("cross_attention_pairs", d_words.to(words.dtype), grad, regions, words)
     return tuple(grads)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
+from sede_kernels.ops.transforms import once
 
 
 @torch.library.custom_op("sede::erase", mutates_args=())
@@ -73,11 +74,11 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad_out, _):  # type: ignore[no-untyped-def]
     attention, mask = ctx.saved_tensors
-    grads = [None] * 8
+    grads: list[Tensor | None] = [None] * 8
     if grad_out is not None:
-        grads[0] = erase_backward(
-            grad_out.contiguous(), attention, mask, ctx.renormalize, ctx.backend
-        )
+        grad = erase_backward(grad_out.contiguous(), attention, mask, ctx.renormalize, ctx.backend)
+        # Without renormalisation the result is linear in the attention.
+        grads[0] = once("erase", grad, grad_out, attention if ctx.renormalize else None)
     return tuple(grads)
 
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
 from sede_kernels.ops.bank_lse import result_dtype
+from sede_kernels.ops.transforms import once
 
 
 @torch.library.custom_op("sede::hardest", mutates_args=())
@@ -74,10 +75,11 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad_values, _):  # type: ignore[no-untyped-def]
     bank, row_scale, indices = ctx.saved_tensors
-    grads = [None] * 7
+    grads: list[Tensor | None] = [None] * 7
     if grad_values is not None and ctx.needs_input_grad[0]:
         grad_query = hardest_backward(grad_values, bank, row_scale, indices)
-        grads[0] = grad_query.to(ctx.query_dtype)
+        # Linear in the query: only the incoming gradient has a derivative of its own.
+        grads[0] = once("hardest", grad_query.to(ctx.query_dtype), grad_values)
     return tuple(grads)
 
 

@@ -1,0 +1,87 @@
+"""Kernels have one derivative, backwards; what else is asked of them is refused, never dropped.
+
+Forward mode and ``torch.func`` are refused before a kernel runs (``check_transforms``), gradients
+of gradients when they are asked for (``once``).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def _refusal(name: str, what: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{name}: the kernels have no {what}; pass backend='reference', which is plain autograd."
+    )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def check_transforms(name: str, *inputs: object) -> None:
+    """Raise where a transform that no kernel follows acts on one of the inputs.
+
+    Costs two look-ups where there is no transform. ``vmap`` alone is served, one call an element.
+
+    Raises:
+        NotImplementedError: an input carries a tangent, or is inside torch.func.grad or jvp.
+    """
+    forward = forward_ad._current_level >= 0
+    transformed = (
+        not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is not None
+    )
+    if not forward and not transformed:
+        return
+    for value in inputs:
+        if not isinstance(value, Tensor):
+            continue
+        if forward and _has_tangent(value):
+            raise _refusal(name, "forward-mode derivative (jvp, jacfwd)")
+        inner = value
+        while transformed and torch._C._functorch.is_functorch_wrapped_tensor(inner):
+            if inner.requires_grad and torch._C._functorch.is_gradtrackingtensor(inner):
+                raise _refusal(name, "derivative inside torch.func (grad, vjp, jvp, jacrev)")
+            inner = torch._C._functorch.get_unwrapped(inner)
+            if forward and _has_tangent(inner):
+                raise _refusal(name, "forward-mode derivative (jvp, jacfwd)")
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that depends on tensors through a kernel, hence cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, gradient: Tensor, *depends: Tensor) -> Tensor:
+        ctx.name = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise _refusal(ctx.name, "second derivative")
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise _refusal(ctx.name, "second derivative")
+
+
+def once(name: str, gradient: Tensor | None, *depends: Tensor | None) -> Tensor | None:
+    """The gradient, tied to what it depends on where a graph of it is made (``create_graph``).
+
+    A penalty on the gradient then raises where it would be a constant.
+
+    Args:
+        name: the op, for the message.
+        gradient: what the backward returns for one input.
+        depends: the incoming gradients and the differentiable inputs of the op.
+    """
+    if gradient is None or not torch.is_grad_enabled():
+        return gradient
+    constant = gradient.detach()
+    tied = [tensor for tensor in depends if tensor is not None and tensor.requires_grad]
+    if not tied:
+        return constant
+    result: Tensor = _Once.apply(name, constant, *tied)  # type: ignore[no-untyped-call]
+    return result

@@ -7,6 +7,10 @@ gradients is all there is: the loss of a rank is over its own queries, and its g
 not depend on the number of ranks. Where the loss itself is over the rows of all ranks,
 ``gather_with_grad`` brings them together and sends each gradient home.
 
+DDP also broadcasts the buffers of rank 0 before each forward pass. Banks inside the wrapped model
+would be overwritten, and a broadcast of them costs more than the step: ``keep_banks_local`` tells
+DDP to leave them alone. A bank that finds itself overwritten warns once.
+
 DDP averages the gradients of what it wraps. A criterion with parameters of its own (a learnable
 temperature) belongs inside the wrapped module; outside it each rank would step on its own
 gradient and the values drift apart, unless ``average_gradients`` runs before the optimiser.
@@ -14,11 +18,14 @@ gradient and the values drift apart, unless ``average_gradients`` runs before th
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from sede_kernels.ring import Ring
+from sede_kernels.warmup import WarmUp
 
 _DTYPES = (
     torch.float32,
@@ -218,6 +225,49 @@ def average_gradients(
         parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def keep_banks_local(model: Model) -> Model:
+    """Tell DDP to leave every bank in ``model`` as it is; call it before wrapping the model.
+
+    DDP broadcasts the buffers of rank 0, unless the wrapped module itself names those to ignore.
+    This names the banks and the step counters of losses with a warm-up, beside any names that are
+    there already. Everything else about them stays: they are buffers, saved and moved as before.
+    Each rank then saves its own banks; a checkpoint of rank 0 holds those of rank 0.
+
+    Args:
+        model: what ``DistributedDataParallel`` will get, at whatever depth its banks are.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        TypeError: the model is no module.
+        ValueError: it is wrapped already.
+
+    Example:
+        >>> from sede_kernels import SEDELoss
+        >>> criterion = keep_banks_local(SEDELoss(16, 8))
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"keep_banks_local: model must be a module, got {type(model).__name__}.")
+    parallel = nn.parallel.DistributedDataParallel
+    if isinstance(model, parallel):
+        raise ValueError(
+            "keep_banks_local: the model is wrapped already; pass it before "
+            "DistributedDataParallel gets it."
+        )
+    names = list(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Ring | WarmUp):
+            own = (name for name, _ in module.named_buffers(recurse=False))
+            names += [f"{prefix}.{name}" if prefix else name for name in own]
+    ignore: Any = parallel._set_params_and_buffers_to_ignore_for_model
+    ignore(model, list(dict.fromkeys(names)))
+    return model
 
 
 def _described(value: object) -> str:

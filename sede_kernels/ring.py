@@ -5,6 +5,7 @@ Every buffer but the rows has one dtype for ever, a state dict is checked before
 taken, and memory that nobody wrote to becomes an empty bank.
 """
 
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from sede_kernels.types import EMPTY
 
 BANK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
 
+_LOOKS = 8  # at a value on a GPU, which wait for it
 _OVERWRITTEN = (
     "DistributedDataParallel broadcast its buffers and overwrote this rank's {name} with that of "
     "rank 0; call sede_kernels.distributed.keep_banks_local(model) before you wrap the model, or "
@@ -105,9 +107,10 @@ class Ring(nn.Module):
     ptr: Tensor
     count: Tensor
     rejected: Tensor
-    home: Tensor  # nobody writes to it, so a new version of it is a broadcast; not saved
+    home: Tensor  # () int64, 1 + the rank that the bank belongs to; not saved
     _unsettled = False  # off the meta device, perhaps not yet with values
-    _seen: tuple[int, int] | None = None  # identity and version of ``home``
+    _marked_by: int | None = None  # the process that wrote ``home``
+    _looks_left = _LOOKS
 
     def _make_counters(self, device: torch.device | str | None) -> None:
         """The last buffers, after rows and what goes with them."""
@@ -155,16 +158,25 @@ class Ring(nn.Module):
             return
         if self._unsettled:
             self._settle()
-        home = self.home
-        if not home.is_inference():
-            seen = id(home), home._version
-            if self._seen is None or self._seen[0] != seen[0]:
-                self._seen = seen
-            elif self._seen != seen:
-                self._seen = seen
-                if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-                    message = _OVERWRITTEN.format(name=type(self).__name__)
-                    warnings.warn(message, UserWarning, stacklevel=4)
+        if self._looks_left and dist.is_available() and dist.is_initialized():
+            self._watch_for_broadcasts()
+
+    @torch.no_grad()
+    def _watch_for_broadcasts(self) -> None:
+        """Warn, once, where the mark of this rank has become that of another."""
+        world, mark = dist.get_world_size(), dist.get_rank() + 1
+        if world == 1 or not _readable(self.home):
+            return
+        if self._marked_by != os.getpid():
+            self._marked_by = os.getpid()
+            self.home.fill_(mark)
+            return
+        if self.home.device.type != "cpu":
+            self._looks_left -= 1
+        if int(self.home) != mark:
+            self._looks_left = 0
+            message = _OVERWRITTEN.format(name=type(self).__name__)
+            warnings.warn(message, UserWarning, stacklevel=4)
 
     def _as_said(self, name: str, value: Tensor) -> Tensor:
         """The value in the dtype of its buffer.
@@ -219,6 +231,7 @@ class Ring(nn.Module):
             if new.dtype != dtype:
                 same = new if old.is_meta or new.is_meta else old
                 self._buffers[name] = same.to(device=new.device, dtype=dtype)
+        self._marked_by = None
         if self.rows.is_meta:
             self._unsettled = True
         elif self._was_emptied(before):

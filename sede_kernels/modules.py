@@ -1,5 +1,6 @@
 """nn.Module twins of the functions, with the same keywords, and the two-bank SEDE loss."""
 
+import math
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from sede_kernels.functional._checks import check_erase
 from sede_kernels.warmup import WarmUp
 
 
-def _scalar(value: float, learnable: bool) -> float | nn.Parameter:
-    return nn.Parameter(torch.tensor(float(value))) if learnable else float(value)
+def _learnable(value: float) -> nn.Parameter:
+    """One number as (1,): sharding wrappers refuse parameters without a dimension."""
+    return nn.Parameter(torch.tensor([float(value)], dtype=torch.float32))
 
 
 class WeightedInfoNCE(nn.Module):
@@ -22,8 +24,8 @@ class WeightedInfoNCE(nn.Module):
     Args:
         temperature: tau > 0; kept as 1 / tau in log space when learnable, so it stays positive.
         hardness: beta >= 0 in cosine units.
-        learn_temperature: make the temperature a parameter (``log_inverse_temperature``).
-        learn_hardness: make the hardness a parameter (clamped at 0 from below).
+        learn_temperature: make the temperature a parameter (``log_inverse_temperature``, (1,)).
+        learn_hardness: make the hardness a parameter ((1,), clamped at 0 from below).
         normalize_weights, detach_weights, positive_focus, tau_plus, false_negatives, margin,
             in_batch_negatives, unit_length, reduction, backend: as in the function.
 
@@ -58,9 +60,10 @@ class WeightedInfoNCE(nn.Module):
             raise ValueError(f"WeightedInfoNCE: hardness must be >= 0, got {hardness}.")
         self.log_inverse_temperature: nn.Parameter | None = None
         if learn_temperature:
-            self.log_inverse_temperature = nn.Parameter(-torch.tensor(float(temperature)).log())
+            self.log_inverse_temperature = _learnable(-math.log(temperature))
         self.fixed_temperature = float(temperature)
-        self.hardness = _scalar(hardness, learn_hardness)
+        self.first_hardness = float(hardness)
+        self.hardness = _learnable(hardness) if learn_hardness else float(hardness)
         self.options: dict[str, Any] = {
             "normalize_weights": normalize_weights,
             "detach_weights": detach_weights,
@@ -79,14 +82,39 @@ class WeightedInfoNCE(nn.Module):
         """Tau: a number, or a tensor with a gradient when learnable."""
         if self.log_inverse_temperature is None:
             return self.fixed_temperature
-        return torch.exp(-self.log_inverse_temperature)
+        return torch.exp(-self.log_inverse_temperature).reshape(())
 
     @property
     def hardness_at_least_zero(self) -> float | Tensor:
         """Beta: a number, or a tensor with a gradient when learnable."""
         if isinstance(self.hardness, Tensor):
-            return self.hardness.clamp(min=0.0)
+            return self.hardness.clamp(min=0.0).reshape(())
         return self.hardness
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The learnable scalars as they were at construction; also the way off the meta device."""
+        if self.log_inverse_temperature is not None:
+            self.log_inverse_temperature.fill_(-math.log(self.fixed_temperature))
+        if isinstance(self.hardness, Tensor):
+            self.hardness.fill_(self.first_hardness)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "WeightedInfoNCE":
+        meta = any(parameter.is_meta for parameter in self.parameters(recurse=False))
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if meta:
+            self.reset_parameters()
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        # Version 0.1.0 kept its scalars without a dimension.
+        for name in self._parameters:
+            value = state_dict.get(prefix + name)
+            if isinstance(value, Tensor) and value.ndim == 0:
+                state_dict[prefix + name] = value.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         """The options that differ from nothing."""
@@ -267,6 +295,12 @@ class SEDELoss(WarmUp):
         self.image_bank = MemoryBank(size, dim, dtype=dtype)
         self.text_bank = MemoryBank(size, dim, dtype=dtype)
         self.nce = WeightedInfoNCE(**loss_options)
+
+    def reset_parameters(self) -> None:
+        """Empty banks, the warm-up before it, and learnable scalars as at construction."""
+        super().reset_parameters()
+        for part in (self.image_bank, self.text_bank, self.nce):
+            part.reset_parameters()
 
     def extra_repr(self) -> str:
         """The warm-up."""

@@ -5,6 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_PLAUSIBLE = 1 << 40  # more steps than anyone takes
+
+
+def _has_value(tensor: Tensor) -> bool:
+    return type(tensor) is Tensor and not tensor.is_meta
+
 
 def checked_start_step(name: str, start_step: int) -> int:
     """``start_step`` itself, an integer >= 0.
@@ -54,6 +60,30 @@ class WarmUp(nn.Module):
     def reset_parameters(self) -> None:
         """Begin the warm-up again."""
         self.steps.zero_()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Loaders fill the place of a buffer on the meta device, some with memory nobody wrote to.
+        steps = self.__dict__.get("_buffers", {}).get("steps") if name == "steps" else None
+        super().__setattr__(name, value)
+        filled = steps is not None and steps.is_meta and _has_value(self.steps)
+        if filled and not 0 <= int(self.steps) < _PLAUSIBLE:
+            self.steps.zero_()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "steps" not in self._buffers:  # a pickle of 0.1.0 holds a number
+            steps = torch.tensor(int(self.__dict__.pop("steps", 0)), dtype=torch.int64)
+            self.register_buffer("steps", steps)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "WarmUp":
+        before = self.steps
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.steps.dtype != torch.int64:
+            now = self.steps if before.is_meta or self.steps.is_meta else before
+            self.steps = now.to(device=self.steps.device, dtype=torch.int64)
+        if _has_value(self.steps) and (not _has_value(before) or int(before) != int(self.steps)):
+            self.steps.zero_()  # ``to_empty``
+        return self
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any

@@ -1,12 +1,11 @@
-"""Modules equal their functions; momentum encoder; the two-bank loss."""
+"""Modules equal their functions; the two-bank loss."""
 
 import copy
 
 import pytest
 import torch
-from torch import nn
 
-from sede_kernels import MomentumEncoder, SEDELoss, WeightedInfoNCE, weighted_info_nce
+from sede_kernels import SEDELoss, WeightedInfoNCE, weighted_info_nce
 from tests.conftest import unit
 
 
@@ -81,26 +80,3 @@ def test_sede_loss_warms_up_on_the_batch_and_resumes() -> None:
     assert torch.equal(criterion(image, text), resumed(image, text))
     with pytest.raises(ValueError, match="must have one shape"):
         criterion.enqueue(image, text[:2])
-
-
-def test_momentum_encoder_averages_parameters_and_copies_buffers() -> None:
-    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    slow = MomentumEncoder(encoder, momentum=0.9)
-    start = copy.deepcopy(encoder.state_dict())
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.add_(1.0)
-    encoder(torch.randn(8, 3))
-    slow.update(encoder)
-    for name, value in slow.module.named_parameters():
-        torch.testing.assert_close(value.detach(), start[name] + 0.1)
-        assert not value.requires_grad
-    for slow_buffer, buffer in zip(slow.module.buffers(), encoder.buffers(), strict=True):
-        assert torch.equal(slow_buffer, buffer)
-    assert not slow(torch.randn(2, 3)).requires_grad
-    other = MomentumEncoder(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), momentum=0.9)
-    other.load_state_dict(slow.state_dict())
-    x = torch.randn(2, 3)
-    assert torch.equal(slow.eval()(x), other.eval()(x))
-    with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\], got 1.5"):
-        MomentumEncoder(encoder, momentum=1.5)

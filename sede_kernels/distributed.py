@@ -236,7 +236,9 @@ def keep_banks_local(model: Model) -> Model:
     DDP broadcasts the buffers of rank 0, unless the wrapped module itself names those to ignore.
     This names the banks and the step counters of losses with a warm-up, beside any names that are
     there already. Everything else about them stays: they are buffers, saved and moved as before.
-    Each rank then saves its own banks; a checkpoint of rank 0 holds those of rank 0.
+    Each rank then saves its own banks; a checkpoint of rank 0 holds those of rank 0, and
+    ``torch.distributed.checkpoint``, which takes plain tensors to be equal on all ranks, a mixture.
+    Give it each rank's banks under a key of that rank, or keep them equal with ``gather_keys``.
 
     Args:
         model: what ``DistributedDataParallel`` will get, at whatever depth its banks are.

@@ -61,7 +61,7 @@ void slice(const BatchCall<T>& call) {
         if (op.scores)
           s = (const T*)op.scores + (q + p) * op.bank.rows;
         else
-          similarities(tile.rows, tile.stride, round_up(tile.count, kTileRows),
+          similarities(tile.rows, tile.stride, 1, round_up(tile.count, kTileRows),
                        (const T*)call.packed_query + (q + p) * dim, dim, queries - p,
                        call.tiling.depth, panel);
         for (index_t v = 0; v < P && p + v < queries; v += W)

@@ -20,6 +20,7 @@ struct Arithmetic {
   using Vec = typename Simd<T>::Vec;
   using SumVec = Vec;
   static SEDE_INLINE void add(SumVec& sum, T left, Vec right) { sum += left * right; }
+  static SEDE_INLINE void dot(SumVec& sum, Vec left, Vec right) { sum += left * right; }
 };
 
 // Two bf16 values in one 32-bit lane.
@@ -33,6 +34,9 @@ struct Arithmetic<Pair> {
   static SEDE_INLINE void add(SumVec& sum, Pair left, Vec right) {
     sum = (VecF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(left)),
                                  (__m512bh)right);
+  }
+  static SEDE_INLINE void dot(SumVec& sum, Vec left, Vec right) {
+    sum = (VecF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
   }
 };
 #endif
@@ -49,16 +53,16 @@ SEDE_INLINE void tile(const T* a, index_t a_row, index_t a_step, const T* b, ind
   SumVec sum[R][V];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sum[r][v] = SumVec{};
   for (index_t k = 0; k < steps; ++k) {
     typename Math::Vec right[V];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) right[v] = load<typename Math::Vec>(b + v * W);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const T left = a[r * a_row];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < V; ++v) Math::add(sum[r][v], left, right[v]);
     }
     a += a_step;
@@ -66,36 +70,51 @@ SEDE_INLINE void tile(const T* a, index_t a_row, index_t a_step, const T* b, ind
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       S* out = c + r * c_row + v * W;
       store(out, add ? load<SumVec>(out) + sum[r][v] : sum[r][v]);
     }
 }
 
-// One tile of 1 to kTileRows rows.
+// One tile of 1 to kTileRows rows, and no more of them than there are.
 template <class T, int V, class S>
 void tile_rows(index_t rows, const T* a, index_t a_row, index_t a_step, const T* b, index_t b_step,
                S* c, index_t c_row, index_t steps, bool add) {
-  if (rows >= kTileRows)
-    return tile<T, kTileRows, V>(a, a_row, a_step, b, b_step, c, c_row, steps, add);
-  while (rows >= 2) {
-    tile<T, 2, V>(a, a_row, a_step, b, b_step, c, c_row, steps, add);
-    a += 2 * a_row;
-    c += 2 * c_row;
-    rows -= 2;
+  auto take = [&](auto count) {
+    tile<T, decltype(count)::value, V>(a, a_row, a_step, b, b_step, c, c_row, steps, add);
+  };
+  if (rows >= kTileRows) return take(std::integral_constant<int, kTileRows>());
+  if constexpr (kTileRows > 4) switch (rows) {
+      case 7: return take(std::integral_constant<int, 7>());
+      case 6: return take(std::integral_constant<int, 6>());
+      case 5: return take(std::integral_constant<int, 5>());
+      case 4: return take(std::integral_constant<int, 4>());
+      default: break;
+    }
+  switch (rows) {
+    case 3: return take(std::integral_constant<int, 3>());
+    case 2: return take(std::integral_constant<int, 2>());
+    default: return take(std::integral_constant<int, 1>());
   }
-  if (rows) tile<T, 1, V>(a, a_row, a_step, b, b_step, c, c_row, steps, add);
 }
 
-// Memory that will be read next, fetched into L2 a few lines a register tile: all at once, the fetches
-// would wait for each other, and the arithmetic for them.
+// Work on what will be needed next, done a little at each register tile: memory fetched into L2, or
+// columns copied. All at once, the fetches would wait for each other, and the arithmetic for them.
 struct Ahead {
   const char *at, *end;
   index_t lines;  // a register tile
+  void (*more)(void* self, index_t columns);
+  void* self;
+  index_t columns;  // a register tile
 
   SEDE_INLINE void some() {
+    if (more) return more(self, columns);
     for (index_t n = 0; n < lines && at < end; ++n, at += 64) __builtin_prefetch(at, 0, 2);
+  }
+  // The rest of what is to be fetched.
+  void all() {
+    for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
   }
 };
 
@@ -104,8 +123,16 @@ struct Ahead {
 template <class T, class S>
 void product(index_t rows, index_t columns, const T* a, index_t a_row, index_t a_step, const T* b,
              index_t b_step, S* c, index_t c_row, index_t steps, bool add, Ahead* ahead = nullptr) {
-  constexpr int W = Simd<T>::width;
+  constexpr int W = Simd<T>::width, kWide = kTileRows;
   index_t column = 0;
+  // One or two rows need more columns at once, or each sum waits for its last addition.
+  for (; rows <= 2 && column + kWide * W <= columns; column += kWide * W) {
+    if (ahead) ahead->some();
+    if (rows == 2)
+      tile<T, 2, kWide>(a, a_row, a_step, b + column, b_step, c + column, c_row, steps, add);
+    else
+      tile<T, 1, kWide>(a, a_row, a_step, b + column, b_step, c + column, c_row, steps, add);
+  }
   for (; column + kPanelVecs * W <= columns; column += kPanelVecs * W)
     for (index_t r = 0; r < rows; r += kTileRows) {
       if (ahead) ahead->some();
@@ -119,18 +146,19 @@ void product(index_t rows, index_t columns, const T* a, index_t a_row, index_t a
 }
 
 // Similarities of a bank tile with one panel of queries: panel[j][i] = sum_d bank[j][d] query[d][i],
-// blocked over D so that the block of the packed query stays in L1.
+// blocked over D so that the block of the packed query stays in L1. Bank element (j, d) lies at
+// j bank_row + d bank_step.
 template <class T, class S>
-void similarities(const T* bank, index_t bank_row, index_t rows, const T* query, index_t dim,
-                  index_t queries, index_t depth, S* panel, Ahead* ahead = nullptr) {
+void similarities(const T* bank, index_t bank_row, index_t bank_step, index_t rows, const T* query,
+                  index_t dim, index_t queries, index_t depth, S* panel, Ahead* ahead = nullptr) {
   constexpr index_t W = Simd<T>::width, P = kPanel<T>;
   const index_t columns = queries > W ? P : W;
   if (dim == 0)
     for (index_t n = 0; n < rows * P; ++n) panel[n] = S(0);
   for (index_t d = 0; d < dim; d += depth) {
     const index_t steps = dim - d < depth ? dim - d : depth;
-    product(rows, columns, bank + d, bank_row, 1, query + d * P, P, panel, P, steps, d > 0,
-            ahead);
+    product(rows, columns, bank + d * bank_step, bank_row, bank_step, query + d * P, P, panel, P,
+            steps, d > 0, ahead);
   }
 }
 

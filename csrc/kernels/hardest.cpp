@@ -3,7 +3,7 @@
 // one comparison. NaN is no candidate.
 #include "convert.h"
 #include "ordered.h"
-#include "slice.h"
+#include "tiles.h"
 
 namespace sede {
 namespace SEDE_ISA {
@@ -150,25 +150,21 @@ void slice(const HardestCall<T>& call) {
   constexpr index_t W = Simd<T>::width, P = kPanel<T>;
   using Key = typename Ordered<T>::Key;
   const BankLse& op = *call.op;
-  const index_t dim = op.bank.cols, queries = call.queries;
+  const index_t queries = call.queries;
   Carver carver{call.scratch};
-  Scratch<T> scratch(carver, op, queries, call.tiling);
-  BankTile<T> tile{nullptr, tile_stride<T>(dim), call.tiling.bank_rows, 0, scratch.source};
-  carver.take(tile.rows, scratch.capacity * tile.stride);
+  Tiles<T> tiles(carver, op, queries, call.tiling);
   Selection<T> found(carver, queries, call.k, call.capacity);
-  found.start(call.bounds, queries);
   const Weigher<T> w =
-      make_weigher(op, scratch, &tile, call.query_begin, queries, call.bank_begin);
-  for (index_t next = call.bank_begin; next < call.bank_end;) {
-    next = fill_tile(op, next, call.bank_end, tile);
-    if (tile.count == 0) break;
-    Ahead ahead = next_tile<T>(call, next, dim);
+      make_weigher(op, tiles.scratch, &tiles.tile, call.query_begin, queries, call.bank_begin);
+  T* panel = tiles.scratch.panels[0];
+  tiles.start(call.query_begin, call.bank_begin, call.bank_end);
+  found.start(call.bounds, queries);
+  while (tiles.fill()) {
+    Ahead ahead = tiles.ahead();
     for (index_t q = 0; q < queries; q += P) {
-      similarities(tile.rows, tile.stride, round_up(tile.count, kTileRows),
-                   (const T*)call.packed_query + q * dim, dim, queries - q, call.tiling.depth,
-                   scratch.panels[0], &ahead);
+      tiles.similarities(call.packed_query, q, panel, &ahead);
       for (index_t v = 0; v < P && q + v < queries; v += W)
-        collect(w, q + v, scratch.panels[0] + v, w.filters(), found);
+        collect(w, q + v, panel + v, w.filters(), found);
     }
   }
   for (index_t i = 0; i < queries; ++i) {
@@ -182,9 +178,7 @@ void slice(const HardestCall<T>& call) {
 template <class T>
 index_t scratch_bytes(const BankLse& op, index_t queries, const Tiling& tiling, index_t capacity) {
   Carver carver{nullptr};
-  const Scratch<T> scratch(carver, op, queries, tiling);
-  T* rows;
-  carver.take(rows, scratch.capacity * tile_stride<T>(op.bank.cols));
+  const Tiles<T> tiles(carver, op, queries, tiling);
   const Selection<T> found(carver, queries, 0, capacity);
   return carver.at;
 }

@@ -56,6 +56,10 @@ struct F16 {
 SEDE_INLINE float widen(Bf16 x) { return bf16_to_float(x.bits); }
 SEDE_INLINE float widen(F16 x) { return f16_to_float(x.bits); }
 
+// As bf16: exact for those two, whose banks are multiplied so.
+SEDE_INLINE std::uint16_t bf16_bits(Bf16 x) { return x.bits; }
+SEDE_INLINE std::uint16_t bf16_bits(std::int8_t x) { return std::uint16_t(to_bits(float(x)) >> 16); }
+
 // out[n * out_step] = in[n * in_step], n < count; the unit strides are told to the compiler.
 template <class T, class S>
 SEDE_INLINE void copy_row(const S* in, index_t in_step, T* out, index_t out_step, index_t count) {
@@ -114,6 +118,9 @@ struct BankTile {
   index_t capacity;
   index_t count;     // filled rows in this tile
   index_t* source;   // [capacity] bank row of each
+
+  // No empty slot lies between them.
+  bool dense() const { return source[count - 1] - source[0] + 1 == count; }
 };
 
 // Choose the rows of the next tile from `next` .. `end`, leaving empty slots out; returns the row to
@@ -129,16 +136,16 @@ index_t gather_sources(const BankLse& op, index_t next, index_t end, BankTile<T>
   return next;
 }
 
-// Fill the tile with such rows. Rows beyond count (up to a multiple of kTileRows) and columns beyond
-// D are zero.
+// The bank lies as (D, K): a column of the tile is a run of memory.
+SEDE_INLINE bool lies_in_columns(const Matrix& m) { return m.row_stride == 1 && m.col_stride != 1; }
+
+// The chosen rows of any bank as dense rows. Rows beyond count (up to a multiple of kTileRows) and
+// columns beyond D are zero.
 template <class T>
-index_t fill_tile(const BankLse& op, index_t next, index_t end, BankTile<T>& tile) {
-  const Matrix& m = op.bank;
-  next = gather_sources(op, next, end, tile);
+void fill_rows(const Matrix& m, BankTile<T>& tile) {
   const index_t count = tile.count;
-  if (m.col_stride != 1 && m.row_stride == 1) {
-    // A (D, K) bank seen as (K, D): blocks of rows, so that each cache line is read once.
-    constexpr index_t step = 16;
+  if (lies_in_columns(m)) {
+    constexpr index_t step = 16;  // rows at a time, so that each cache line is read once
     with_type(m.dtype, m.data, [&](auto* data) {
       for (index_t r = 0; r < count; r += step) {
         const index_t stop = r + step < count ? r + step : count;
@@ -158,6 +165,13 @@ index_t fill_tile(const BankLse& op, index_t next, index_t end, BankTile<T>& til
       for (index_t d = m.cols; d < padded; ++d) tile.rows[r * tile.stride + d] = T(0);
   for (index_t r = count; r % kTileRows; ++r)
     for (index_t d = 0; d < padded; ++d) tile.rows[r * tile.stride + d] = T(0);
+}
+
+// Choose the rows of the next tile and fill it with them.
+template <class T>
+index_t fill_tile(const BankLse& op, index_t next, index_t end, BankTile<T>& tile) {
+  next = gather_sources(op, next, end, tile);
+  fill_rows(op.bank, tile);
   return next;
 }
 

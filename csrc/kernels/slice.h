@@ -32,6 +32,9 @@ index_t tile_stride(index_t dim) {
   return round_up(dim, Simd<T>::width) + kAlign / index_t(sizeof(T));
 }
 
+// Rows of a bank tile are padded to a multiple of this: whole vectors of any kind, or pairs of them.
+constexpr index_t kCapacity = 2 * SEDE_VEC_BYTES / 4;
+
 // What every such kernel needs of a thread, T being the type of the sums.
 template <class T>
 struct Scratch {
@@ -43,7 +46,7 @@ struct Scratch {
   Scratch(Carver& carver, const BankLse& op, index_t queries, const Tiling& tiling) {
     constexpr index_t P = kPanel<T>;
     const index_t lanes = round_up(queries, P);
-    capacity = round_up(tiling.bank_rows, kTileRows);
+    capacity = round_up(tiling.bank_rows, kCapacity);
     panel_size = capacity * P;
     for (int a = 0; a < 2; ++a)
       carver.take(panels[a], a == 0 || op.accumulators > 1 ? lanes / P * panel_size : 0);
@@ -96,39 +99,6 @@ void start_state(const SliceState<T>& state, const BankLse& op) {
     if (op.moments) state.moment[n] = T(0);
   }
   for (index_t n = 0; n < state.padded * op.accumulators; ++n) state.mass[n] = T(0);
-}
-
-// Dense bank rows `next` .. of the next tile, spread over the register tiles of the similarities;
-// nothing for rows with gaps.
-template <class T, class Call>
-Ahead next_tile(const Call& call, index_t next, index_t steps) {
-  const Matrix& m = call.op->bank;
-  if (m.col_stride != 1 || m.row_stride != m.cols) return {nullptr, nullptr, 0};
-  const index_t row = m.cols * bytes_of(m.dtype);
-  const index_t left = call.bank_end - next, rows = call.tiling.bank_rows;
-  const char* at = (const char*)m.data + next * row;
-  const index_t tiles = (call.tiling.bank_rows / kTileRows) * ((steps - 1) / call.tiling.depth + 1) *
-                        ((call.queries - 1) / kPanel<T> + 1);
-  return {at, at + (left < rows ? left : rows) * row, rows * row / 64 / tiles + 1};
-}
-
-template <class T>
-void clear_accumulators(const SliceCall<T>& call) {
-  for (int a = 0; a < call.op->accumulators; ++a)
-    for (index_t n = 0; n < call.queries * call.acc_stride; ++n) call.acc[a][n] = T(0);
-}
-
-// acc[a] (+)= P_a m for all queries of the block; P_a lies in panels, element (i, j) at [j][i].
-template <class T, class E>
-void accumulate(const SliceCall<T>& call, const E* panels, index_t panel_size, const E* bank,
-                index_t bank_stride, index_t steps, T* acc, bool add) {
-  constexpr index_t P = kPanel<T>;
-  const index_t columns = round_up(call.op->bank.cols, Simd<T>::width);
-  for (index_t d = 0; d < columns; d += P)
-    for (index_t q = 0; q < call.queries; q += P)
-      product(call.queries - q < P ? call.queries - q : P, columns - d < P ? columns - d : P,
-              panels + q / P * panel_size, 1, P, bank + d, bank_stride,
-              acc + q * call.acc_stride + d, call.acc_stride, steps, add);
 }
 
 }  // namespace

@@ -37,8 +37,8 @@ struct Weigher {
   SliceState<T> state;
   T exponent[3];             // scale / ln 2, so that exp2 serves
   T largest;                 // of exponent
-  T* acc[2];
-  index_t acc_stride;
+  T* acc[2];                 // of query i: acc_size elements, acc_step apart, from i * acc_stride on
+  index_t acc_stride, acc_step, acc_size;
   bool first;                // nothing accumulated yet
 
   bool filters() const {
@@ -99,7 +99,7 @@ __attribute__((noinline)) void raise_reference(const Weigher<T>& w, index_t lane
       for (int n = 0; n < Simd<T>::width && lane + n < w.queries; ++n) {
         if (factor[n] == T(1)) continue;
         T* row = w.acc[a] + (lane + n) * w.acc_stride;
-        for (index_t d = 0; d < w.acc_stride; ++d) row[d] *= factor[n];
+        for (index_t d = 0; d < w.acc_size; ++d) row[d * w.acc_step] *= factor[n];
       }
     }
   }

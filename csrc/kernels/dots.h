@@ -1,0 +1,151 @@
+// Products with few queries, too few to fill a vector: lanes run along the dimension that is summed,
+// and the sums of all lanes are taken together at the end.
+#pragma once
+
+#include "convert.h"
+#include "gemm.h"
+
+namespace sede {
+namespace SEDE_ISA {
+namespace {
+
+// Up to so many queries this costs less than a vector of queries that is part empty.
+template <class T>
+constexpr index_t kFew = Simd<T>::width >= 8 ? Simd<T>::width * 3 / 4 : 0;
+
+SEDE_INLINE VecI lanes_like(VecF) { return lane_numbers(); }
+SEDE_INLINE VecL lanes_like(VecD) { return long_lane_numbers(); }
+
+// Element (r, lane) of a block of vectors becomes (lane, r), in steps that swap blocks of STEP.
+template <int STEP, class V>
+SEDE_INLINE void exchange_all(V* v) {
+  if constexpr (STEP > 0) {
+    constexpr int width = sizeof(V) / sizeof(v[0][0]);
+    const auto lane = lanes_like(V{});
+    const auto upper = (lane & STEP) != 0;
+#pragma GCC unroll 16
+    for (int n = 0; n < width; ++n) {
+      if (n & STEP) continue;
+      const V x = v[n], y = v[n + STEP];
+      v[n] = __builtin_shuffle(x, y, upper ? (lane ^ STEP) + width : lane);
+      v[n + STEP] = __builtin_shuffle(x, y, upper ? lane + width : lane ^ STEP);
+    }
+    exchange_all<STEP / 2>(v);
+  }
+}
+
+// Each lane's sum with the lane `step` away: of x in the lanes without that bit, of y in the others.
+template <int STEP, class V>
+SEDE_INLINE V fold(V x, V y) {
+  constexpr int width = sizeof(V) / sizeof(x[0]);
+  const auto lane = lanes_like(x);
+  const auto from = ((lane & STEP) != 0) & width;
+  return __builtin_shuffle(x, y, lane + from) + __builtin_shuffle(x, y, (lane ^ STEP) + from);
+}
+
+// Lane n of v[0] becomes the sum of all lanes of v[n % N]; N and STEP are powers of two.
+template <int N, int STEP, class V>
+SEDE_INLINE void fold_all(V* v) {
+  if constexpr (STEP > 0) {
+    constexpr int left = N < STEP ? N : STEP;
+#pragma GCC unroll 16
+    for (int n = 0; n < left; ++n) {
+      if constexpr (N > STEP)
+        v[n] = fold<STEP>(v[n], v[n + STEP]);
+      else
+        v[n] += exchange(v[n], STEP);
+    }
+    fold_all<left, STEP / 2>(v);
+  }
+}
+
+// out[r][c] (+)= sum_k a[r][k] b[c][k] for R rows and C columns; `steps` elements, whole vectors.
+template <class T, int R, int C, class S = typename Arithmetic<T>::Sum>
+SEDE_INLINE void dot_tile(const T* a, index_t a_row, const T* b, index_t b_row, index_t steps, S* out,
+                          index_t out_row, bool add) {
+  using Math = Arithmetic<T>;
+  using Vec = typename Math::Vec;
+  using SumVec = typename Math::SumVec;
+  constexpr int W = Simd<T>::width;
+  SumVec sum[R * C];
+#pragma GCC unroll 16
+  for (int n = 0; n < R * C; ++n) sum[n] = SumVec{};
+  for (index_t k = 0; k < steps; k += W) {
+    Vec right[C];
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) right[c] = load<Vec>(b + c * b_row + k);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vec left = load<Vec>(a + r * a_row + k);
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) Math::dot(sum[r * C + c], left, right[c]);
+    }
+  }
+  fold_all<R * C, W / 2>(sum);
+  S lanes[W];
+  store(lanes, sum[0]);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    S* row = out + r * out_row;
+#pragma GCC unroll 8
+    for (int c = 0; c < C; ++c) row[c] = add ? row[c] + lanes[r * C + c] : lanes[r * C + c];
+  }
+}
+
+// out[r][c] (+)= sum_k a[r][k] b[c][k] for any number of rows and columns. Sums that fill a vector are
+// taken at a time, of eight rows at most.
+template <class T, class S>
+void dots(index_t rows, index_t columns, const T* a, index_t a_row, const T* b, index_t b_row,
+          index_t steps, S* out, index_t out_row, bool add, Ahead* ahead = nullptr) {
+  constexpr int W = Simd<T>::width;
+  auto take = [&](auto number) {
+    constexpr int C = decltype(number)::value, R = W / C < 8 ? W / C : 8;
+    for (; columns >= C; columns -= C, b += C * b_row, out += C) {
+      index_t r = 0;
+      for (; r + R <= rows; r += R) {
+        if (ahead) ahead->some();
+        dot_tile<T, R, C>(a + r * a_row, a_row, b, b_row, steps, out + r * out_row, out_row, add);
+      }
+      for (; r < rows; ++r)
+        dot_tile<T, 1, C>(a + r * a_row, a_row, b, b_row, steps, out + r * out_row, out_row, add);
+    }
+  };
+  if constexpr (W >= 16) take(std::integral_constant<int, 8>());
+  if constexpr (W >= 8) take(std::integral_constant<int, 4>());
+  if constexpr (W >= 4) take(std::integral_constant<int, 2>());
+  take(std::integral_constant<int, 1>());
+}
+
+// out[c][r] = in[r][c] for blocks of a vector's length: `rows` rows of `in` count, the others are taken
+// as zero; `columns` is rounded up to whole blocks. Elements are moved, never computed with.
+template <class V, class S>
+void transpose(const S* in, index_t in_row, index_t rows, index_t columns, S* out, index_t out_row) {
+  constexpr int W = sizeof(V) / sizeof(S);
+  for (index_t c = 0; c < columns; c += W) {
+    V v[W];
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r) v[r] = r < rows ? load<V>(in + r * in_row + c) : V{};
+    exchange_all<W / 2>(v);
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r) store(out + (c + r) * out_row, v[r]);
+  }
+}
+
+// out[r][c] = in[c][r] for the first `rows` lanes of `columns` vectors, whole blocks of them.
+template <class V, class S>
+void lanes_to_rows(const S* in, index_t in_row, index_t rows, index_t columns, S* out, index_t out_row) {
+  constexpr int W = sizeof(V) / sizeof(S);
+  for (index_t c = 0; c < columns; c += W) {
+    V v[W];
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r) v[r] = load<V>(in + (c + r) * in_row);
+    exchange_all<W / 2>(v);
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r)
+      if (r < rows) store(out + r * out_row + c, v[r]);
+  }
+}
+
+}  // namespace
+}  // namespace SEDE_ISA
+}  // namespace sede

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -226,6 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 with one sentence on stderr, 2 wrong usage, 130 after Ctrl-C.
     """
+    if argv is None and isinstance(sys.stdout, io.TextIOWrapper):
+        # A path or a word that the terminal cannot show must not end a run that is done.
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words and words[0] in _PASSED_ON:

@@ -34,6 +34,20 @@ def guard(out: Path, task: str) -> Iterator[None]:
         yield
 
 
+def check_name(out: Path) -> None:
+    """Refuse a folder whose name is no UTF-8: tensorboard cannot write its curves there.
+
+    Raises:
+        UserError: with the name.
+    """
+    try:
+        str(out).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the name of the folder {str(out)!r} is not UTF-8: choose another --out."
+        ) from error
+
+
 def make_room(out: Path) -> None:
     """Check that a run can begin in a folder.
 

@@ -58,6 +58,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, out: Path) -> None:
         require({"tensorboard": "tensorboard", "tqdm": "tqdm"}, "`sede train`")
         check_backend()
+        folder.check_name(out)
         self.config, self.out = config, out
         self.corpus: Corpus = load_corpus(
             config.data, ("train", "dev", "test"), text_embeddings=config.text_embeddings

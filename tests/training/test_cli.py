@@ -1,5 +1,6 @@
 """What the ``sede`` command says, and what it leaves behind when it fails."""
 
+import io
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from sede_kernels.training.data.text import pad
 from sede_kernels.training.files import UserError
 from sede_kernels.training.run import load_best
 
-from .conftest import LIMIT, write_family_folder
+from .conftest import LIMIT, TINY, write_family_folder
 from .test_resume import command
 
 
@@ -270,6 +271,23 @@ sys.modules["sede_kernels._bench"] = None
 from sede_kernels.training.cli import main
 sys.exit(main(["bench"]))
 """
+
+
+def test_words_that_the_terminal_cannot_show_end_nothing(tiny, tmp_path, monkeypatch):
+    """On an ASCII terminal the command prints what it can."""
+    words = ["sede", "train", "--data=tiny", *TINY, "--out", str(tmp_path / "l\xe4uft")]
+    screen = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert main() == 0
+    screen.flush()
+    assert rb"l\xe4uft; look at its curves" in screen.buffer.getvalue()
+
+
+def test_a_folder_whose_name_is_no_text(tiny, tmp_path, capfd):
+    out = tmp_path / "run\udcff"
+    assert "is not UTF-8" in fails(capfd, "train", "--data=tiny", *TINY, "--out", out)
+    assert not out.exists()
 
 
 @pytest.mark.slow

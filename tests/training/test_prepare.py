@@ -186,6 +186,24 @@ def test_damaged_files_are_named_and_made_again(icons_home, capfd, drawn):
     assert (folder / "train_ims.npy").read_bytes() == whole
 
 
+def test_what_a_kill_left_is_named_and_goes(icons_home, capfd, drawn):
+    folder, cache = icons_home / f"icons_{LIMIT}_precomp", icons_home / "cache" / "icons"
+    (folder / "manifest.json").unlink()
+    for name in (f".{folder.name}.77.tmp", f".{folder.name}.00ff.old", ".other_precomp.7.tmp"):
+        (icons_home / name).mkdir()
+        (icons_home / name / "half").touch()
+    (cache / ".0123.npz.7.tmp").touch()
+    prepare("icons", icons_home, limit=LIMIT)
+    said = capfd.readouterr().err
+    assert "Removed what a killed process was writing" in said
+    assert f".{folder.name}.77.tmp" in said and ".0123.npz.7.tmp" in said
+    assert [path.name for path in icons_home.glob(".*")] == [".other_precomp.7.tmp"]
+    (icons_home / ".other_precomp.7.tmp" / "half").unlink()
+    (icons_home / ".other_precomp.7.tmp").rmdir()
+    assert not list(cache.glob(".*"))
+    verify_manifest(folder, "")
+
+
 def test_changed_byte_fails_the_checksum(icons, tmp_path):
     import shutil
 

@@ -70,8 +70,11 @@ def prepare(name: str, home: Path, *, limit: int | None = None) -> list[Path]:
         return folders
     cache = home / "cache" / name
     with hold(cache, f"sede prepare {name}"):
-        remove_leftovers(home, *(folder.name for folder in folders))
-        remove_leftovers(cache, "*.npz")
+        left = remove_leftovers(home, *(folder.name for folder in folders))
+        left += remove_leftovers(cache, "*.npz")
+        if left:
+            names = ", ".join(path.name for path in left)
+            print(f"Removed what a killed process was writing: {names}", file=sys.stderr)
         source = SOURCES[name]()
         pictures, counts = distinct_pictures(source)
         print(", ".join(f"{number:,} {what}" for what, number in counts.items() if number))

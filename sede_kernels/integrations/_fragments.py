@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sede_kernels.bank import FragmentBank
+from sede_kernels.bank import EMPTY, FragmentBank
 from sede_kernels.integrations._banked import snapshot, training_call
 from sede_kernels.integrations._checks import (
     Ids,
@@ -47,6 +47,15 @@ class Fragments(NamedTuple):
                 f"{NAME}: {argument} must be (images, captions, lengths), got {described(parts)}."
             )
         return cls(*parts)
+
+
+def _stored_sets(bank: FragmentBank) -> slice | Tensor | None:
+    """The slots that hold a set: a slice while there are no holes; None for an empty bank."""
+    count = len(bank)
+    if not count:
+        return None
+    full = bank.ids != EMPTY
+    return slice(count) if bool(full[:count].all()) else torch.where(full)[0]
 
 
 class FragmentLoss(WarmUp):
@@ -190,23 +199,23 @@ class FragmentLoss(WarmUp):
     def _against_texts(
         self, images: Tensor, bank: FragmentBank, ids: Tensor | None
     ) -> list[tuple[Tensor, Tensor]]:
-        filled = len(bank)
-        if not filled:
+        slots = _stored_sets(bank)
+        if slots is None:
             return []
-        lengths = bank.lengths[:filled]
-        words = snapshot(bank.rows[:filled, : int(lengths.max())], images.dtype)
+        lengths = bank.lengths[slots]
+        words = snapshot(bank.rows[slots, : int(lengths.max())], images.dtype)
         scores = self.score(images, words, lengths.clone())
-        return [(scores, bank_mask(ids, bank.ids[:filled], scores.shape[0]))]
+        return [(scores, bank_mask(ids, bank.ids[slots], scores.shape[0]))]
 
     def _against_images(
         self, batch: Fragments, bank: FragmentBank, ids: Tensor | None
     ) -> list[tuple[Tensor, Tensor]]:
-        filled = len(bank)
-        if not filled:
+        slots = _stored_sets(bank)
+        if slots is None:
             return []
-        regions = snapshot(bank.rows[:filled], batch.captions.dtype)
+        regions = snapshot(bank.rows[slots], batch.captions.dtype)
         scores = self.score(regions, batch.captions, batch.lengths).t()
-        return [(scores, bank_mask(ids, bank.ids[:filled], scores.shape[0]))]
+        return [(scores, bank_mask(ids, bank.ids[slots], scores.shape[0]))]
 
     @torch.no_grad()
     def enqueue(self, keys: Fragments, ids: Tensor | None = None) -> None:

@@ -182,6 +182,8 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
         count: () int64, rows filled; the host's ``has_been_filled`` reads and sets it.
     """
 
+    keeps_buffers_local = True  # of DDP's broadcast, see ``keep_banks_local``
+
     embedding_memory: Tensor
     label_memory: Tensor
     ptr: Tensor

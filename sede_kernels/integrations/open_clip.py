@@ -55,10 +55,10 @@ def _check_options(options: dict[str, Any]) -> None:
     if options.get("margin") is not None:
         check_real("ClipLoss", "margin", options["margin"])
     registry.requested(options.get("backend", "auto"))
-    none = torch.zeros(0, 1, device="cpu")
-    ids = torch.zeros(0, dtype=torch.int64, device="cpu")
-    settings = {**options, "backend": "torch", "ids": ids, "in_batch_negatives": True}
-    symmetric_info_nce(none, none, none, none, None, None, **settings)
+    with torch.device("cpu"):
+        none, ids = torch.zeros(0, 1), torch.zeros(0, dtype=torch.int64)
+        settings = {**options, "backend": "torch", "ids": ids, "in_batch_negatives": True}
+        symmetric_info_nce(none, none, none, none, None, None, **settings)
 
 
 class ClipLoss(WarmUp):

@@ -62,8 +62,9 @@ def _settings(name: str, opt: Options, erase: str | EraseSettings | None) -> dic
 
 def check_settings(settings: dict[str, Any]) -> None:
     """The similarity's own sentence for settings that it cannot take."""
-    one = torch.zeros(1, 1, 1, device="cpu")
-    cross_attention_similarity(one, one, backend="torch", **settings)
+    with torch.device("cpu"):
+        one = torch.zeros(1, 1, 1)
+        cross_attention_similarity(one, one, backend="torch", **settings)
 
 
 def words_of(name: str, captions: Tensor, cap_lens: Lengths) -> Tensor:

@@ -253,8 +253,9 @@ class MultipleNegativesRankingLoss(WarmUp):
                 f"{NAME}: the state must be what bank_state() returned, got {state!r:.60}."
             )
         expected = set(self.bank_state())
-        # Version 0.1.0 saved the count of enqueues under another name.
-        if {"steps" if key == "_extra_state" else key for key in state} != expected:
+        # Version 0.1.0 had another name for the count of enqueues, and none for refused keys.
+        came = {"steps" if key == "_extra_state" else key for key in state}
+        if came | {"bank.rejected"} & expected != expected:
             raise ValueError(
                 f"{NAME}: the saved state holds {sorted(state)}, this loss needs "
                 f"{sorted(expected)}; build it with the same bank."

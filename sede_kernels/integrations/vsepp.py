@@ -151,8 +151,10 @@ class ContrastiveLoss(WarmUp):
         known = ids_tensor(NAME, ids, im.shape[0], im.device)
         stored = self._keys((im, s) if keys is None else keys, known)
         warm = self.warm
-        texts = None if self.text_bank is None else self.text_bank.where(warm)
-        images = None if self.image_bank is None else self.image_bank.where(warm)
+        texts, images = (
+            None if bank is None else bank.view() if warm is None else bank.where(warm)
+            for bank in (self.text_bank, self.image_bank)
+        )
         if self.temperature is not None:
             total = 2 * symmetric_info_nce(
                 im,

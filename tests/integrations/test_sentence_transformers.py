@@ -194,6 +194,9 @@ def test_real_model_trains_stores_and_resumes(
     resumed = build()
     resumed[0].load_state_dict(model)
     resumed[1].load_bank_state(bank)
+    old = {key: value for key, value in bank.items() if key != "bank.rejected"}
+    old["_extra_state"] = int(old.pop("steps"))
+    resumed[1].load_bank_state(old)  # as version 0.1.0 saved it
     resumed[2].load_state_dict(optimizer)
     assert [step(*resumed, k) for k in (7, 8)] == straight
     with torch.no_grad():  # the trainer's evaluation

@@ -12,8 +12,18 @@ from torch._dynamo.utils import counters
 
 from tests.integrations.twins import TWINS, WARMING, batch, run
 
+QUEUES = ["moco", "lightly", "albef"]
 #: The criteria on fragments share one code; it reads counts, so it compiles in pieces.
 COMPILED = [*(name for name, twin in TWINS.items() if twin.compiles), "sgraf"]
+INT8 = [
+    "vsepp-hardest",
+    "vsepp-all",
+    "open_clip",
+    "sentence_transformers",
+    "moco",
+    "lightly",
+    "albef",
+]
 
 
 def trained(name: str, steps: int = 3, **settings: object) -> nn.Module:
@@ -51,6 +61,22 @@ def test_a_compiled_step_is_the_plain_one_and_one_graph_for_the_whole_run(name: 
     assert same_state(module, plain)
 
 
+def test_accumulation_compiles_to_a_graph_a_call_of_the_step() -> None:
+    """``accum_freq`` calls make a step; the count of calls starts again with each."""
+    torch._dynamo.reset()
+    counters.clear()
+    module = TWINS["open_clip"].build(accum_freq=2)
+    compiled = torch.compile(
+        lambda left, right, ids: TWINS["open_clip"].step(module, left, right, ids),
+        fullgraph=True,
+        backend="eager",
+    )
+    for seed in range(6):
+        compiled(*batch(seed // 2))
+    assert counters["stats"]["unique_graphs"] == 2
+    assert module.image_bank.ids.tolist() == [5, 6, 2, 2, 3, 4, 4]
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_safetensors_saves_and_restores(name: str, tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors.torch")
@@ -60,6 +86,54 @@ def test_safetensors_saves_and_restores(name: str, tmp_path: Path) -> None:
     other.load_state_dict(safetensors.load_file(tmp_path / "twin.safetensors"))
     assert same_state(module, other)
     assert run(name, other, range(3, 6)) == run(name, module, range(3, 6))
+
+
+@pytest.mark.parametrize("name", ["scan", "sgraf", "vsepp-all", "vsepp-hardest", "open_clip"])
+def test_a_pair_that_is_not_finite_is_not_met_again(name: str) -> None:
+    """Later losses are those of a bank that never got it, and finite."""
+    twin = TWINS[name]
+    module, want = twin.build(), twin.build()
+    left, right, ids = batch(0)
+    poisoned = left.detach().clone()
+    poisoned[1] = torch.nan
+    keys = (poisoned, right.detach().clone())
+    keys[1][1] = torch.inf
+    twin.step(module, *(key.requires_grad_() for key in keys), ids)
+    keep = torch.tensor([0, 2])
+    twin.step(want, left[keep], right[keep], ids[keep])
+    for seed in (1, 2):
+        batches = batch(seed), batch(seed)
+        got, right_loss = twin.step(module, *batches[0]), twin.step(want, *batches[1])
+        torch.testing.assert_close(got, right_loss)
+        torch.testing.assert_close(
+            torch.autograd.grad(got, batches[0][0]), torch.autograd.grad(right_loss, batches[1][0])
+        )
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", INT8)
+def test_an_int8_bank_made_under_another_default_dtype(name: str, default: torch.dtype) -> None:
+    key = {"moco": "dtype", "albef": "dtype"}.get(name, "bank_dtype")
+    settings = {key: torch.int8}
+    torch.set_default_dtype(default)
+    try:
+        module = TWINS[name].build(**settings)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    want = TWINS[name].build(**settings)
+    assert run(name, module, range(4)) == run(name, want, range(4))
+    assert same_state(module, want)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_that_leaves_the_meta_device_is_new(name: str) -> None:
+    settings = {"start_step": 2} if TWINS[name].warms else {}
+    with torch.device("meta"):
+        module = TWINS[name].build(**settings)
+    module.to_empty(device="cpu")
+    want = TWINS[name].build(**settings)
+    assert run(name, module, range(4)) == run(name, want, range(4))
+    assert same_state(module, want)
 
 
 @pytest.mark.parametrize("name", WARMING)

@@ -189,7 +189,11 @@ def weighted_info_nce(
         zero_filled = torch.where(extra, s, torch.zeros_like(s))
         mean_logit = it * (positive_s + zero_filled.sum(dim=1)) / (1 + extra.sum(dim=1))
         log_positives = torch.logaddexp(log_positives, masked_logsumexp(it * s, extra))
-    loss = torch.logaddexp(log_positives, log_negatives) - mean_logit
+    # log(e^a + e^b) - a = log(1 + e^(b - a)): a loss near 0 keeps its digits beside large logits.
+    some = valid.any(dim=1)
+    above = log_negatives.masked_fill(~some, 0.0) - log_positives
+    positive_alone = torch.where(some, torch.logaddexp(above.new_zeros(()), above), 0.0)
+    loss = positive_alone + (log_positives - mean_logit)
     return reduce_loss(loss, positive_focus, reduction)
 
 

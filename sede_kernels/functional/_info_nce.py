@@ -32,6 +32,7 @@ from sede_kernels.functional._exponents import (
 )
 from sede_kernels.functional._negatives import Negatives, bank_pass, with_batch
 from sede_kernels.functional._reduction import reduce_rows
+from sede_kernels.functional._rows import Rows, rows_of
 from sede_kernels.ops.bank_lse import result_dtype
 from sede_kernels.ops.transforms import check_transforms
 
@@ -94,15 +95,14 @@ class Options(NamedTuple):
 class Direction(NamedTuple):
     """The tensors of one direction, checked."""
 
-    query: Tensor  # (B, D)
-    positive: Tensor  # (B, D)
+    query: Rows
+    positive: Rows
     bank: BankTensors
     ids: Tensor | None  # (B,)
 
     def positive_similarity(self) -> Tensor:
         """s+ (B,) in the dtype of the results."""
-        dtype = result_dtype(self.query)
-        return (self.query.to(dtype) * self.positive.to(dtype)).sum(dim=1)
+        return (self.query.wide * self.positive.wide).sum(dim=1)
 
     def limit(self, options: Options, positive_s: Tensor) -> Tensor | None:
         """The largest similarity of a negative (B,), if there is a margin."""
@@ -198,17 +198,18 @@ def check_direction(
                 "in_batch_negatives=True."
             )
         bank = query.detach()[:0]
-    return Direction(query, positive, unpack_bank(name, query, bank, bank_ids), ids)
+    dtype = result_dtype(query)
+    tensors = unpack_bank(name, query, bank, bank_ids)
+    return Direction(rows_of(query, dtype), rows_of(positive, dtype), tensors, ids)
 
 
 def reference_loss(direction: Direction, options: Options) -> Tensor:
     """The specification of the loss, in plain autograd."""
     query, positive, bank, ids = direction
-    dtype = result_dtype(query)
     return reference.weighted_info_nce(
-        query.to(dtype),
-        positive.to(dtype),
-        bank.dense(dtype),
+        query.wide,
+        positive.wide,
+        bank.dense(query.wide.dtype),
         temperature=options.temperature,
         hardness=options.hardness,
         normalize_weights=options.normalize_weights,
@@ -230,12 +231,13 @@ def _extra_positives(
     """Log-sum over all positives and their mean logit (B,): soft targets, uniform over same ids."""
     query, positive, bank, ids = direction
     it: Scalar = 1.0 / options.temperature
-    differentiable = torch.is_grad_enabled() and query.requires_grad
+    q = query.wide
+    differentiable = torch.is_grad_enabled() and q.requires_grad
     # Exponent 0 weighs every positive alike: its moment is their mean similarity, an fp32 sum, and
     # its accumulator their mean row, from which the query's gradient comes and no value.
     exponents = Exponents(
-        constants([it, 0.0], query),
-        constants([it, 0.0], query).detach(),
+        constants([it, 0.0], q),
+        constants([it, 0.0], q).detach(),
         [0, 1] if differentiable else [],
         False,
     )
@@ -251,7 +253,6 @@ def _extra_positives(
         backend=options.backend,
         moments=True,
     )
-    q = query.to(positive_s.dtype)
     log_extra, count, mean_s = found.lse[0], found.number, moment[1].detach()
     if differentiable:
         through_rows = (q * acc[1].detach()).sum(dim=1)
@@ -276,8 +277,8 @@ def _extra_positives(
             backend=options.backend,
         )
         log_extra, count = batch.lse[0], batch.number
-        with full_precision(query.device.type):
-            total = total + (q * (weight @ positive.to(q.dtype))).sum(dim=1)
+        with full_precision(q.device.type):
+            total = total + (q * (weight @ positive.wide)).sum(dim=1)
     logit = it * positive_s
     return torch.logaddexp(logit, log_extra), it * (positive_s + total) / (1 + count)
 
@@ -310,7 +311,7 @@ def finish(
     logit = it * positive_s
     negatives = log_negatives(found.lse, found.number, exponents)
     if options.tau_plus:
-        inverse = it if isinstance(it, Tensor) else constants([it], query)[0]
+        inverse = it if isinstance(it, Tensor) else constants([it], query.wide)[0]
         negatives = reference.debias(negatives, logit, found.number, inverse, options.tau_plus)
     log_positives = mean_logit = logit
     if options.false_negatives == "positive":

@@ -8,6 +8,7 @@ from torch import Tensor
 from sede_kernels import ops
 from sede_kernels.functional._bank_argument import BankTensors
 from sede_kernels.functional._exponents import Exponents, safe_logaddexp
+from sede_kernels.functional._rows import Rows
 
 
 class Negatives(NamedTuple):
@@ -20,7 +21,7 @@ class Negatives(NamedTuple):
 
 
 def bank_pass(
-    query: Tensor,
+    query: Rows,
     bank: BankTensors,
     ids: Tensor | None,
     exponents: Exponents,
@@ -41,7 +42,7 @@ def bank_pass(
         return _no_negatives(query, exponents, hardest=hardest)
     moments = moments or (torch.is_grad_enabled() and exponents.scales.requires_grad)
     lse, moment, acc, count, top, top_index = ops.bank_lse.bank_lse(
-        query,
+        query.operand,
         bank.rows,
         bank.row_scale,
         exponents.scales,
@@ -55,11 +56,12 @@ def bank_pass(
         hardest,
         unit_length and exponents.bounded,
         backend,
+        query.carrier,
     )
     return Negatives(lse, count, top, top_index), moment, acc
 
 
-def alike(queries: tuple[Tensor, Tensor], banks: tuple[BankTensors, BankTensors]) -> bool:
+def alike(queries: tuple[Rows, Rows], banks: tuple[BankTensors, BankTensors]) -> bool:
     """Whether one pass can take both banks: shapes, dtypes and layouts must agree."""
     (query, other_query), (bank, other) = queries, banks
     return (
@@ -69,13 +71,13 @@ def alike(queries: tuple[Tensor, Tensor], banks: tuple[BankTensors, BankTensors]
         and bank.rows.stride() == other.rows.stride()
         and (bank.row_scale is None) == (other.row_scale is None)
         and (bank.ids is None) == (other.ids is None)
-        and query.shape == other_query.shape
-        and query.dtype == other_query.dtype
+        and query.operand.shape == other_query.operand.shape
+        and query.operand.dtype == other_query.operand.dtype
     )
 
 
 def bank_pass_pair(
-    queries: tuple[Tensor, Tensor],
+    queries: tuple[Rows, Rows],
     banks: tuple[BankTensors, BankTensors],
     ids: Tensor | None,
     exponents: Exponents,
@@ -89,8 +91,9 @@ def bank_pass_pair(
     """The negatives of two banks that are ``alike``, each for its own queries, in one pass."""
     bank, other = banks
     moments = torch.is_grad_enabled() and exponents.scales.requires_grad
+    carried = any(query.carrier is not None for query in queries)
     lse, _, _, count, top, top_index = ops.bank_lse_pair.bank_lse_pair(
-        torch.stack(queries),
+        torch.stack([query.operand for query in queries]),
         bank.rows,
         other.rows,
         bank.row_scale,
@@ -107,6 +110,7 @@ def bank_pass_pair(
         hardest,
         unit_length and exponents.bounded,
         backend,
+        torch.stack([query.wide for query in queries]) if carried else None,
     )
     return (
         Negatives(lse[0], count[0], top[0], top_index[0]),
@@ -115,17 +119,17 @@ def bank_pass_pair(
 
 
 def _no_negatives(
-    query: Tensor, exponents: Exponents, *, hardest: bool
+    query: Rows, exponents: Exponents, *, hardest: bool
 ) -> tuple[Negatives, Tensor, Tensor]:
     """What a pass over an empty bank finds."""
-    rows, dim = query.shape
+    rows, dim = query.wide.shape
     top_rows = rows if hardest else 0
     nothing = exponents.grad_scales.new_full((1,), -torch.inf)
     found = Negatives(
         nothing.expand(exponents.scales.shape[0], rows),
-        torch.zeros(rows, dtype=torch.int64, device=query.device),
+        torch.zeros(rows, dtype=torch.int64, device=query.wide.device),
         nothing.expand(top_rows),
-        torch.full((top_rows,), -1, dtype=torch.int64, device=query.device),
+        torch.full((top_rows,), -1, dtype=torch.int64, device=query.wide.device),
     )
     zero = nothing.new_zeros(1)
     moment = zero.expand(exponents.scales.shape[0], rows)
@@ -134,8 +138,8 @@ def _no_negatives(
 
 def with_batch(
     found: Negatives,
-    query: Tensor,
-    positive: Tensor,
+    query: Rows,
+    positive: Rows,
     ids: Tensor | None,
     exponents: Exponents,
     *,
@@ -147,10 +151,10 @@ def with_batch(
 ) -> Negatives:
     """The negatives of the bank and those of the batch together, where the batch ``counts``."""
     moments = torch.is_grad_enabled() and exponents.scales.requires_grad
-    keep = torch.is_grad_enabled() and (query.requires_grad or positive.requires_grad)
+    keep = torch.is_grad_enabled() and (query.wide.requires_grad or positive.wide.requires_grad)
     lse, _, count, top, _ = ops.batch_lse.batch_lse(
-        query,
-        positive,
+        query.operand,
+        positive.operand,
         exponents.scales,
         exponents.grad_scales,
         ids,
@@ -160,6 +164,8 @@ def with_batch(
         hardest,
         keep,
         backend,
+        query.carrier,
+        positive.carrier,
     )
     if isinstance(counts, Tensor):
         lse, top = (torch.where(counts, value, -torch.inf) for value in (lse, top))

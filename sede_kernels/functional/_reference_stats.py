@@ -6,15 +6,14 @@ from torch.nn import functional as F
 
 from sede_kernels import reference
 from sede_kernels.functional._info_nce import Direction, InfoNCEStats, Options, reference_loss
-from sede_kernels.ops.bank_lse import result_dtype
 
 
 @torch.no_grad()
 def reference_stats(direction: Direction, options: Options) -> InfoNCEStats:
     """What :class:`InfoNCEStats` names, with every similarity written out; O(B (K + B)) memory."""
     query, positive, bank, ids = direction
-    dtype = result_dtype(query)
-    q, p, dense = query.to(dtype), positive.to(dtype), bank.dense(dtype)
+    dtype = query.wide.dtype
+    q, p, dense = query.wide, positive.wide, bank.dense(dtype)
     size = dense.shape[0]
     positive_s = direction.positive_similarity()
     valid = reference.valid_slots(q, dense, ids, bank.ids, options.select)

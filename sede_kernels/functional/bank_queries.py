@@ -18,6 +18,7 @@ from sede_kernels.functional._checks import (
     shape_of,
 )
 from sede_kernels.functional._exponents import Scalar, constants
+from sede_kernels.functional._rows import rows_of
 from sede_kernels.ops.bank_lse import result_dtype
 
 MAX_SCALES = 3
@@ -116,6 +117,7 @@ def bank_lse(
         out = reference.bank_lse(query, dense, values.to(query.dtype), ids, tensors.ids)
         out = out.to(result_dtype(query))
         return out[:, 0] if scalar else out
+    rows = rows_of(query, result_dtype(query))
     needs_query = torch.is_grad_enabled() and query.requires_grad
     needs_scales = torch.is_grad_enabled() and values.requires_grad
     # Kernels keep at most two accumulators a pass.
@@ -124,7 +126,7 @@ def bank_lse(
     for start in range(0, values.shape[0], step):
         part = values[start : start + step].contiguous()
         lse, *_ = ops.bank_lse.bank_lse(
-            query,
+            rows.operand,
             tensors.rows,
             tensors.row_scale,
             part,
@@ -138,6 +140,7 @@ def bank_lse(
             False,
             False,
             chosen,
+            rows.carrier,
         )
         parts.append(lse)
     out = torch.cat(parts).T

@@ -200,8 +200,8 @@ def _negatives(
     first, second = sides
     limits = first.limit(options, positives[0]), second.limit(options, positives[1])
     if alike((first.query, second.query), (first.bank, second.bank)):
-        trained = first.query if first.query.requires_grad else second.query
-        exponents = options.exponents(trained)
+        trained = first.query if first.query.wide.requires_grad else second.query
+        exponents = options.exponents(trained.wide)
         pair = bank_pass_pair(
             (first.query, second.query),
             (first.bank, second.bank),
@@ -216,7 +216,7 @@ def _negatives(
         return [(exponents, found) for found in pair]
     results = []
     for side, limit in zip(sides, limits, strict=True):
-        exponents = options.exponents(side.query)
+        exponents = options.exponents(side.query.wide)
         found, *_ = bank_pass(
             side.query,
             side.bank,

@@ -121,9 +121,9 @@ def weighted_info_nce(
         plain = reference_loss(direction, options)
         return (plain, reference_stats(direction, options)) if return_stats else plain
     positive_s = direction.positive_similarity()
-    exponents = options.exponents(query)
+    exponents = options.exponents(direction.query.wide)
     found, *_ = bank_pass(
-        query,
+        direction.query,
         direction.bank,
         direction.ids,
         exponents,

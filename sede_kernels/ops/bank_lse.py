@@ -44,9 +44,12 @@ def bank_lse(
     hardest: bool,
     unit_length: bool,
     backend: str,
+    wide_query: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(lse [E, B], moment [E|0, B], acc [A, B, D], count [B], top [B|0], top_index [B|0]).
 
+    ``wide_query`` is the query in the dtype of the results and gets the gradient in its place, so
+    that it is rounded once, with all that is added to it.
     ``unit_length`` promises rows of at most unit length, up to rounding, and exponents of at most
     ``STATIC_LIMIT``: weights relative to s = 1 then neither overflow nor vanish in fp32.
     """
@@ -84,6 +87,7 @@ def _(
     hardest: bool,
     unit_length: bool,
     backend: str,
+    wide_query: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = result_dtype(query)
     rows, dim = query.shape
@@ -120,6 +124,7 @@ def _(grad_lse: Tensor, acc: Tensor, grad_scales: Tensor, accumulate: list[int])
 def keep_for_backward(
     ctx: Any,
     query: Tensor,
+    wide_query: Tensor | None,
     scales: Tensor,
     grad_scales: Tensor,
     accumulate: list[int],
@@ -129,7 +134,10 @@ def keep_for_backward(
     _, moment, acc, count, top, top_index = output
     ctx.mark_non_differentiable(moment, acc, count, top, top_index)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(acc, moment, grad_scales, query, scales)
+    # The gradient goes to the last argument, the wide query, where there is one.
+    ctx.query_at = 0 if wide_query is None else -1
+    learned = query if wide_query is None else wide_query
+    ctx.save_for_backward(acc, moment, grad_scales, learned, scales)
     ctx.accumulate = list(accumulate)
 
 
@@ -162,14 +170,14 @@ def input_gradients(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    query, _, _, scales, grad_scales, *_, accumulate, _, _, _, _ = inputs
-    keep_for_backward(ctx, query, scales, grad_scales, accumulate, output)
+    query, _, _, scales, grad_scales, *_, accumulate, _, _, _, _, wide = inputs
+    keep_for_backward(ctx, query, wide, scales, grad_scales, accumulate, output)
 
 
 def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
-    grads: list[Tensor | None] = [None] * 14
-    grads[0], grads[3] = input_gradients(
-        ctx, grad_lse, "bank_lse", for_query=ctx.needs_input_grad[0],
+    grads: list[Tensor | None] = [None] * 15
+    grads[ctx.query_at], grads[3] = input_gradients(
+        ctx, grad_lse, "bank_lse", for_query=ctx.needs_input_grad[ctx.query_at],
         for_scales=ctx.needs_input_grad[3],
     )  # fmt: skip
     return tuple(grads)

@@ -30,10 +30,12 @@ def bank_lse_pair(
     hardest: bool,
     unit_length: bool,
     backend: str,
+    wide_query: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(lse [2, E, B], moment [2, E|0, B], acc [2, A, B, D], count [2, B], top, top_index [2, B|0]).
 
-    Of query [2, B, D] and banks [K, D] of one layout, with query_ids [B] and limit [2, B].
+    Of query [2, B, D] and banks [K, D] of one layout, with query_ids [B] and limit [2, B];
+    ``wide_query`` as in ``bank_lse``.
     """
     run = resolve("bank_lse_pair", backend, query, bank)
     lse, moment, acc, count, top, top_index = run(
@@ -75,6 +77,7 @@ def _(
     hardest: bool,
     unit_length: bool,
     backend: str,
+    wide_query: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = result_dtype(query)
     _, rows, dim = query.shape
@@ -89,14 +92,14 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    query, _, _, _, _, scales, grad_scales, *_, accumulate, _, _, _, _ = inputs
-    keep_for_backward(ctx, query, scales, grad_scales, accumulate, output)
+    query, _, _, _, _, scales, grad_scales, *_, accumulate, _, _, _, _, wide = inputs
+    keep_for_backward(ctx, query, wide, scales, grad_scales, accumulate, output)
 
 
 def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
-    grads: list[Tensor | None] = [None] * 17
-    grads[0], scales = input_gradients(
-        ctx, grad_lse, "bank_lse_pair", for_query=ctx.needs_input_grad[0],
+    grads: list[Tensor | None] = [None] * 18
+    grads[ctx.query_at], scales = input_gradients(
+        ctx, grad_lse, "bank_lse_pair", for_query=ctx.needs_input_grad[ctx.query_at],
         for_scales=ctx.needs_input_grad[5],
     )  # fmt: skip
     grads[5] = None if scales is None else scales.sum(dim=0)

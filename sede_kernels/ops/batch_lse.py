@@ -33,8 +33,14 @@ def batch_lse(
     hardest: bool,
     keep: bool,
     backend: str,
+    wide_query: Tensor | None = None,
+    wide_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(lse [E, B], moment [E|0, B], count [B], top [B|0], kept s, flat)."""
+    """(lse [E, B], moment [E|0, B], count [B], top [B|0], kept s, flat).
+
+    ``wide_query`` and ``wide_key``, in the dtype of the results, get the gradients where they come,
+    as in ``bank_lse``.
+    """
     run = resolve("batch_lse", backend, query, key)
     kept = _room(query, key, keep, backend)
     lse, moment, count, top = run(
@@ -64,6 +70,8 @@ def _(
     hardest: bool,
     keep: bool,
     backend: str,
+    wide_query: Tensor | None = None,
+    wide_key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = result_dtype(query)
     rows = query.shape[0]
@@ -116,23 +124,29 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    query, key, scales, grad_scales, query_ids, limit, select, _, _, _, backend = inputs
+    query, key, scales, grad_scales, query_ids, limit, select, _, _, _, backend, *wide = inputs
     lse, moment, count, top, kept = output
     ctx.mark_non_differentiable(moment, count, top, kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, scales, grad_scales, query_ids, limit, lse, moment, kept)
+    ctx.save_for_backward(
+        query, key, scales, grad_scales, query_ids, limit, lse, moment, kept, *wide
+    )
     ctx.select = select
     ctx.backend = backend
+    # Where the gradients of the queries and the keys go.
+    wide_query, wide_key = wide
+    ctx.at = 0 if wide_query is None else 11, 1 if wide_key is None else 12
 
 
 def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
-    query, key, scales, grad_scales, query_ids, limit, lse, moment, kept = ctx.saved_tensors
-    grads: list[Tensor | None] = [None] * 11
-    depends = (grad_lse, query, key, scales)
+    query, key, scales, grad_scales, query_ids, limit, lse, moment, kept, *wide = ctx.saved_tensors
+    grads: list[Tensor | None] = [None] * 13
     if grad_lse is None:
         return tuple(grads)
-    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
-        grad_query, grad_key = batch_lse_backward(
+    learned = [a if b is None else b for a, b in zip((query, key), wide, strict=True)]
+    depends = (grad_lse, *learned, scales)
+    if any(ctx.needs_input_grad[at] for at in ctx.at):
+        found = batch_lse_backward(
             grad_lse.contiguous(),
             lse,
             kept,
@@ -145,10 +159,9 @@ def _backward(ctx, grad_lse, *_):  # type: ignore[no-untyped-def]
             ctx.select,
             ctx.backend,
         )
-        if ctx.needs_input_grad[0]:
-            grads[0] = once("batch_lse", grad_query.to(query.dtype), *depends)
-        if ctx.needs_input_grad[1]:
-            grads[1] = once("batch_lse", grad_key.to(key.dtype), *depends)
+        for at, tensor, grad in zip(ctx.at, learned, found, strict=True):
+            if ctx.needs_input_grad[at]:
+                grads[at] = once("batch_lse", grad.to(tensor.dtype), *depends)
     if ctx.needs_input_grad[2]:
         if moment.shape[0] == 0:
             raise RuntimeError(

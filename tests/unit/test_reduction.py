@@ -8,6 +8,8 @@ import torch
 
 from sede_kernels import reference
 from sede_kernels.functional._reduction import reduce_rows
+from tests.conftest import unit
+from tests.unit.test_weighted_info_nce import value_and_grads
 
 getcontext().prec = 60
 
@@ -61,3 +63,21 @@ def test_sum_none_and_the_limits(reduce) -> None:
         (grad,) = torch.autograd.grad(loss, zero)
         assert loss == 0 and grad.isfinite().all()
     assert reduce(torch.tensor([1.0, math.nan]), 2.0, "mean").isnan()
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", "reference"])
+@pytest.mark.parametrize(
+    "temperature, focus",
+    [(0.008, 1.0), (0.0095, 1.0), (0.016, 2.0), (0.018, 2.0), (0.023, 3.0), (0.04, 5.0)],
+)
+def test_gradient_where_every_row_is_well_separated(temperature, focus, backend) -> None:
+    case = {"query": unit(4, 256), "bank": unit(64, 256)}
+    case["positive"] = case["query"]
+    options = {"temperature": temperature, "positive_focus": focus}
+    truth = value_and_grads(case, backend="reference", **options)
+    single = {name: tensor.float() for name, tensor in case.items()}
+    got = value_and_grads(single, backend=backend, **options)
+    for found, want in zip(got, truth, strict=True):
+        assert found.isfinite().all()
+        tiny = torch.finfo(torch.float32).tiny  # below it exponentials may come as 0
+        torch.testing.assert_close(found.double(), want, rtol=1e-3, atol=tiny)

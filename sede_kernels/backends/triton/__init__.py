@@ -2,11 +2,13 @@
 
 Importing this package imports no Triton: the kernels are loaded when the registry first asks for
 one. With ``TRITON_INTERPRET=1`` in the environment the same kernels run on CPU tensors in Triton's
-interpreter, which is slow and meant for tests.
+interpreter, which is slow and meant for tests. ``emulate`` is the other way for tests: the kernels
+are compiled for a GPU, and an active driver of Triton's that the caller has set runs them.
 """
 
 import importlib.util
 import os
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,6 +22,32 @@ LONGEST_ERASE_ROW = 4096
 LARGEST_FRAGMENT_SET = 64
 #: Of the smaller side of chosen pairs, where fp32 is multiplied in full: larger tiles spill.
 LARGEST_FULL_SET = 32
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """A GPU that is played on CPU tensors: its architecture class and its multiprocessors."""
+
+    architecture: str
+    cores: int
+
+
+_emulation: Emulation | None = None
+
+
+def emulate(emulation: Emulation | None) -> None:
+    """Accept CPU tensors as if they were on this GPU; None ends it.
+
+    For tests. Before the first launch the caller makes a driver Triton's active one that compiles
+    for the architecture and runs what was compiled. ``TRITON_INTERPRET`` must not be set.
+    """
+    global _emulation  # noqa: PLW0603
+    _emulation = emulation
+
+
+def emulated() -> Emulation | None:
+    """The GPU that is played here, or None."""
+    return _emulation
 
 
 def interpreting() -> bool:
@@ -36,7 +64,7 @@ def unavailable_reason() -> str | None:
     """None when kernels can be compiled or interpreted here, else what is missing."""
     if not _installed():
         return "triton is not installed (pip install 'sede-kernels[triton]', Linux only)"
-    if interpreting():
+    if interpreting() or emulated():
         return None
     if torch.version.cuda is None:
         return "this torch was built without CUDA (TRITON_INTERPRET=1 runs the interpreter)"
@@ -53,7 +81,7 @@ def _full_float32(tensors: tuple[Tensor, ...]) -> bool:
 def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
     """Why these tensors cannot be served, or None."""
     first = tensors[0]
-    if not interpreting():
+    if not (interpreting() or emulated()):
         if first.device.type != "cuda":
             return f"it serves CUDA tensors and these are on {first.device}"
         capability = torch.cuda.get_device_capability(first.device)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sede_kernels.backends.triton import interpreting
+from sede_kernels.backends.triton import emulated, interpreting
 
 TABLES = Path(__file__).with_name("launch_tables")
 #: Class -> bytes of shared memory a block may use there.
@@ -63,6 +63,9 @@ def _device_class(index: int) -> tuple[str, int]:
 
 def device_class(device: torch.device) -> tuple[str, int]:
     """(class, number of multiprocessors); the interpreter plays an sm_90 with few of them."""
+    played = emulated()
+    if played is not None:
+        return played.architecture, played.cores
     if device.type != "cuda":
         return "sm_90", _INTERPRETER_CORES
     return _device_class(torch.cuda.current_device() if device.index is None else device.index)

@@ -51,6 +51,7 @@ void decode_mov(Decode& x) {
   if (!unpacks && x.operand(1).kind != Operand::VECTOR) {
     operands(x, t, 1);
     in.run = mover(t.bytes);
+    in.copies_register = t.bytes == 4;
     return;
   }
   const u32 elements = u32(x.operand(unpacks ? 0 : 1).parts.size());

@@ -50,6 +50,7 @@ struct Instruction {
   Space space = Space::GENERIC;
   bool guarded = false, guard_negated = false;
   bool collective_matrix = false;  // wgmma: registers are checked by its own rules
+  bool copies_register = false;    // mov: no access in the sense of wgmma.fence
   u32 guard = 0;
   Slot d, a, b, c, e, members;
   s64 offset = 0, offset_b = 0, offset_c = 0;  // of addresses in a, b, c
@@ -57,7 +58,7 @@ struct Instruction {
   s32 target = -1;
   Range v[4];              // vector operands
   Range sources, results;  // every register that is read or written
-  Range touched;           // those of them that a wgmma of this kernel uses
+  Range touched;           // those of them whose values a wgmma of this kernel uses
   u32 line = 0, file = 0, file_line = 0;
   std::string text;
 };

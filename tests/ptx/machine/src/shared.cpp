@@ -95,27 +95,32 @@ bool rounded_apart(u32 x, u32 y) {
   return std::abs(steps) <= 64 || std::fabs(a - b) < 1e-9f;
 }
 
-void report_lane_conflict(Warp& w, const Instruction& in, u32 lane, u32 at, u32 address, u32 bytes,
-                          const void* value) {
+// Another lane of the warp wrote here, with no barrier between: what matters is another value.
+void check_lane_conflict(Warp& w, const Instruction& in, u32 lane, u32 address, u32 bytes,
+                         const void* value) {
   const SharedMemory& m = w.block->shared;
-  const u32 word = at & ~3u;
-  u32 before = 0, now = 0;
-  bool replica = false;
-  if (value && word >= address && word + 4 <= address + bytes) {
-    memcpy(&before, &m.bytes[word], 4);
-    memcpy(&now, static_cast<const u8*>(value) + (word - address), 4);
-    replica = rounded_apart(before, now);
+  const u32 step = std::min(bytes, 4u);
+  for (u32 i = 0; i < bytes; i += step) {
+    const u32 at = address + i, last = m.writer[at], by_lane = m.lane[at];
+    if (last == NEVER || agent_of(last) != w.id || by_lane == ATOMIC) continue;
+    if (clock_of(last) <= w.synced || by_lane == lane) continue;
+    u32 before = 0, now = 0;
+    memcpy(&before, &m.bytes[at], step);
+    if (value) memcpy(&now, static_cast<const u8*>(value) + i, step);
+    if (value && before == now) continue;
+    const bool replica = value && step == 4 && rounded_apart(before, now);
+    report(w, in, replica ? Kind::REPLICA_ROUNDING : Kind::WARP_RACE,
+           format("lane %u writes offset %u, lane %u another value, with no barrier of the warp "
+                  "between (%08x, %08x)", lane, offset(at), by_lane, now, before));
+    return;
   }
-  report(w, in, replica ? Kind::REPLICA_ROUNDING : Kind::WARP_RACE,
-         format("lane %u writes offset %u, lane %u another value, with no barrier of the warp "
-                "between (%08x, %08x)", lane, offset(at), m.lane[at], now, before));
 }
 
 // Write after write; false when a byte was never written.
 bool check_overwrite(Warp& w, const Instruction& in, u32 lane, u32 address, u32 bytes,
                      const void* value, bool same, bool engine) {
   const SharedMemory& m = w.block->shared;
-  bool written = true;
+  bool written = true, lanes_differ = false;
   for (u32 i = address; i < address + bytes; i++) {
     const u32 last = m.writer[i], by_lane = m.lane[i];
     if (i > address && last == m.writer[i - 1] && by_lane == m.lane[i - 1]) continue;
@@ -123,8 +128,7 @@ bool check_overwrite(Warp& w, const Instruction& in, u32 lane, u32 address, u32 
     if (last == NEVER || same || by_lane == ATOMIC) continue;
     const u32 agent = agent_of(last), clock = clock_of(last);
     if (agent == w.id) {
-      if (clock > w.synced && by_lane != lane && w.block->options.lanes)
-        report_lane_conflict(w, in, lane, i, address, bytes, value);
+      lanes_differ = lanes_differ || (clock > w.synced && by_lane != lane);
     } else if (!w.knows(&Knowledge::seen, agent, clock, by_lane, lane)) {
       report(w, in, Kind::SHARED_RACE,
              format("lane %u writes offset %u, which %s writes too: no barrier between", lane,
@@ -136,6 +140,8 @@ bool check_overwrite(Warp& w, const Instruction& in, u32 lane, u32 address, u32 
              format("a bulk copy writes offset %u, written by %s, with no fence.proxy.async "
                     "between", offset(i), agent_name(agent).c_str()));
   }
+  if (lanes_differ && w.block->options.lanes)
+    check_lane_conflict(w, in, lane, address, bytes, value);
   return written;
 }
 

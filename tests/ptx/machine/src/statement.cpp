@@ -163,25 +163,33 @@ void Parser::link_labels() {
   }
 }
 
-// Which registers a wgmma uses, so that others need no record of their accesses.
+// Which registers a wgmma uses, and those that are copied into them: only their accesses are noted.
 void Parser::find_wgmma_registers() {
   Kernel& k = *kernel_;
   std::vector<bool> used(k.register_bytes / SLOT_ALIGNMENT, false);
-  bool any = false;
-  for (const Instruction& in : k.code) {
-    if (!in.collective_matrix) continue;
-    any = true;
-    for (const Range& r : {in.v[0], in.v[1]})
-      for (u32 i = r.first; i < r.first + r.count; i++)
-        used[k.pool[i].offset / SLOT_ALIGNMENT] = true;
+  const auto each = [&](const Range& r, auto body) {
+    for (u32 i = r.first; i < r.first + r.count; i++) body(k.pool[i]);
+  };
+  const auto is_used = [&](Slot s) { return used[s.offset / SLOT_ALIGNMENT]; };
+  bool grew = false;
+  for (const Instruction& in : k.code)
+    if (in.collective_matrix)
+      for (const Range& r : {in.v[0], in.v[1]})
+        each(r, [&](Slot s) { grew = used[s.offset / SLOT_ALIGNMENT] = true; });
+  if (!grew) return;
+  while (grew) {
+    grew = false;
+    for (const Instruction& in : k.code)
+      if (in.copies_register && is_used(in.d) && !is_used(in.a))
+        grew = used[in.a.offset / SLOT_ALIGNMENT] = true;
   }
-  if (!any) return;
   for (Instruction& in : k.code) {
     if (in.collective_matrix) continue;
     std::vector<Slot> touched;
     for (const Range& r : {in.sources, in.results})
-      for (u32 i = r.first; i < r.first + r.count; i++)
-        if (used[k.pool[i].offset / SLOT_ALIGNMENT]) touched.push_back(k.pool[i]);
+      each(r, [&](Slot s) {
+        if (is_used(s)) touched.push_back(s);
+      });
     in.touched = {u32(k.pool.size()), u32(touched.size())};
     k.pool.insert(k.pool.end(), touched.begin(), touched.end());
   }

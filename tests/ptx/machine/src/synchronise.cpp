@@ -71,7 +71,8 @@ bool change_registers(Warp& w, const Instruction& in) {
   if (raises ? wanted < w.register_count : wanted > w.register_count)
     wrong(format("%s to %u registers of %u", raises ? "raised" : "lowered", wanted,
                  w.register_count));
-  const s64 more = (s64(wanted) - s64(w.register_count)) * LANES;
+  const s64 change = (s64(wanted) - s64(w.register_count)) * LANES;
+  const s64 more = raises ? std::max<s64>(change, 0) : std::min<s64>(change, 0);
   if (more > block.free_registers) {
     w.state = Warp::AT_REGISTERS;
     w.waits_at = &in;

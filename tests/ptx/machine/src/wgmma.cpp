@@ -259,11 +259,16 @@ void fence(Warp& w, const Instruction& in, u32 mask) {
 
 }  // namespace
 
-// Other instructions that touch registers of a product: too early, or noted for wgmma.fence.
+// Other instructions that touch registers of a product: too early, or noted for wgmma.fence. A mov
+// hands on when its source was accessed: the assembler renames registers, and Triton's code has
+// copies behind its fences.
 void check_products(Warp& w, const Instruction& in) {
   const Slot* pool = w.block->kernel->pool.data();
-  for (u32 i = 0; i < in.touched.count; i++)
-    w.touched[slot_index(pool[in.touched.first + i])] = w.fences + 1;
+  if (in.copies_register && in.touched.count)
+    w.touched[slot_index(in.d)] = w.touched[slot_index(in.a)];
+  else
+    for (u32 i = 0; i < in.touched.count; i++)
+      w.touched[slot_index(pool[in.touched.first + i])] = w.fences + 1;
   if (w.products.empty()) return;
   for (u32 i = 0; i < in.sources.count; i++)
     if (w.busy[slot_index(pool[in.sources.first + i])] & WRITTEN) {

@@ -68,7 +68,7 @@ def test_two_floats_become_two_halves():
     # The first source is the upper half.
     columns = [[1.0, 65536.0], [-2.0, 1 + 2.0**-9]]
     check("cvt.rn.bf16x2.f32", "bf16x2", ["f32", "f32"], columns, [(-2.0, 1.0), (1.0, 65536.0)])
-    check("cvt.rn.f16x2.f32", "f16x2", ["f32", "f32"], columns[:1] + [[-2.0, 0.5]],
+    check("cvt.rn.f16x2.f32", "f16x2", ["f32", "f32"], [*columns[:1], [-2.0, 0.5]],
           [(-2.0, 1.0), (0.5, INF)])  # fmt: skip
 
 

@@ -291,7 +291,7 @@ def test_a_wait_by_one_lane_tells_only_that_lane():
 
 
 def test_copies_by_threads_arrive_at_an_mbarrier():
-    body = f"""{COPY.split("cp.async.cg")[0]}
+    body = f"""{COPY.split("cp.async.cg", maxsplit=1)[0]}
 .shared .align 8 .b8 full[8];
 .reg .pred %done;
 setp.eq.u32 %p0, %r0, 0;
@@ -307,17 +307,21 @@ mbarrier.try_wait.parity.shared.b64 %done, [full], 0;
     assert faults == []
     assert np.array_equal(found[:32], np.arange(128, 256).reshape(32, 4))
     counted = body.replace(".noinc", "").replace("[full], 64;", "[full], 1;")
-    counted = counted.replace("WAIT:", "bar.sync 0;\n@%p0 mbarrier.arrive.shared.b64 %d3, [full];\nWAIT:")
+    arrival = "bar.sync 0;\n@%p0 mbarrier.arrive.shared.b64 %d3, [full];\nWAIT:"
+    counted = counted.replace("WAIT:", arrival)
     assert run_copy(counted)[0] == []
 
 
-TILE = BULK.replace("ld.param.u64 %d0, [a];", "mov.b64 %d0, a;\ncvta.param.u64 %d0, %d0;").replace(
-    ".param .u64 a,", ".param .align 64 .b8 a[128], .param .u32 x, .param .u32 y,"
-).replace(
-    "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes [tile], [%d0], 256, [full]",
-    "cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [tile], "
-    "[%d0, {%r4, %r5}], [full]",
-).replace("setp.eq.u32 %p0", "ld.param.u32 %r4, [x];\nld.param.u32 %r5, [y];\nsetp.eq.u32 %p0")  # fmt: skip
+CHANGES = {
+    ".param .u64 a,": ".param .align 64 .b8 a[128], .param .u32 x, .param .u32 y,",
+    "ld.param.u64 %d0, [a];": "mov.b64 %d0, a;\ncvta.param.u64 %d0, %d0;",
+    "setp.eq.u32 %p0": "ld.param.u32 %r4, [x];\nld.param.u32 %r5, [y];\nsetp.eq.u32 %p0",
+    "cp.async.bulk.shared": "cp.async.bulk.tensor.2d.shared",
+    "[tile], [%d0], 256, [full]": "[tile], [%d0, {%r4, %r5}], [full]",
+}
+TILE = BULK
+for _old, _new in CHANGES.items():
+    TILE = TILE.replace(_old, _new)
 
 
 def tile_of(x: int, y: int, swizzle: int) -> tuple[list[Fault], np.ndarray, np.ndarray]:

@@ -133,7 +133,8 @@ def test_a_comparison_combined_with_a_predicate(combination, expected, opposite)
     sources = {
         "a": ("s32", [1, 1, 5, 5]), "b": ("s32", [2, 2, 2, 2]), "c": ("pred", [0, 1, 0, 1])
     }  # fmt: skip
-    found = run(f"setp.lt.{combination}.s32 %p|%q, %a, %b, %c;", {"p": "pred", "q": "pred"}, sources)
+    both = {"p": "pred", "q": "pred"}
+    found = run(f"setp.lt.{combination}.s32 %p|%q, %a, %b, %c;", both, sources)
     assert found["p"][:4].tolist() == expected
     assert found["q"][:4].tolist() == opposite
     inverted = run(f"setp.lt.{combination}.s32 %p, %a, %b, !%c;", {"p": "pred"}, sources)

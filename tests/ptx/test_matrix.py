@@ -138,7 +138,7 @@ def test_products(shape, depth, kind):
     a, b = rng.integers(low, 100 if integers else 8, (2, 16, depth))
     b, c = b[:8].T, rng.integers(-8, 8, (16, 8))
     encode = {
-        "bf16": lambda x: bf16_bits(x),
+        "bf16": bf16_bits,
         "f16": lambda x: x.astype(np.float16).view(np.uint16),
         "tf32": lambda x: x.astype(np.float32).view(np.uint32) | 0x1FFF,  # bits that are not read
         "s8": lambda x: x.astype(np.int8).view(np.uint8),

@@ -114,9 +114,7 @@ ATOMS = [
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["global", "shared"])
-@pytest.mark.parametrize(
-    "operation,dtype,start,by,expected", ATOMS, ids=[row[0] for row in ATOMS]
-)
+@pytest.mark.parametrize("operation,dtype,start,by,expected", ATOMS, ids=[row[0] for row in ATOMS])
 def test_atomic_operations(operation, dtype, start, by, expected, shared):
     cell, value = InOut(np.array(start, dtype)), In(np.array([by], dtype))
     kind = f"b{np.dtype(dtype).itemsize * 8}"

@@ -152,7 +152,7 @@ def test_lanes_that_do_not_come_together_are_reported(case):
 def test_lanes_that_have_ended_are_not_waited_for():
     body = """mov.u32 %r0, %tid.x;
 setp.ge.u32 %p0, %r0, 16;
-@%p0 ret;
+@%p0 exit;
 bar.warp.sync -1;
 bar.sync 0;
 redux.sync.add.u32 %r1, %r0, -1;

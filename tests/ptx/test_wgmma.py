@@ -39,9 +39,15 @@ mov.u32 %r2, ta;
 mov.u32 %r3, tb;
 add.u32 %r4, %r2, %r1;
 add.u32 %r5, %r3, %r1;
-{"".join(f'''ld.global.v4.b32 {{%r6, %r7, %r8, %r9}}, [%d{i}+{at}];
+{
+        "".join(
+            f'''ld.global.v4.b32 {{%r6, %r7, %r8, %r9}}, [%d{i}+{at}];
 st.shared.v4.b32 [%r{4 + i}+{at}], {{%r6, %r7, %r8, %r9}};
-''' for i in (0, 1) for at in (0, 2048))}
+'''
+            for i in (0, 1)
+            for at in (0, 2048)
+        )
+    }
 fence.proxy.async.shared::cta;
 bar.sync 0;
 shr.u32 %r2, %r2, 4;
@@ -111,7 +117,7 @@ def product(shape: str, a: str = "%d4", tail: str = "1, 1, 1, 0, 0") -> str:
 
 
 KINDS = {
-    "bf16": (16, lambda x: bf16_bits(x)),
+    "bf16": (16, bf16_bits),
     "f16": (16, lambda x: x.astype(np.float16).view(np.uint16)),
     "tf32": (8, lambda x: x.astype(np.float32).view(np.uint32)),
 }

@@ -49,9 +49,7 @@ def _run(options: argparse.Namespace) -> None:
 
     driver.install(options.arch, options.cores)
     driver.state.strict = not options.keep_going
-    driver.state.options = Options(
-        seed=options.seed, slice=options.slice, threads=options.threads
-    )
+    driver.state.options = Options(seed=options.seed, slice=options.slice, threads=options.threads)
     sys.argv = [options.script, *options.arguments]
     try:
         if options.module:

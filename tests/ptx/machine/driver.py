@@ -86,9 +86,7 @@ def _span(tensor: Tensor) -> int:
 
 def regions_of(named: list[tuple[str, Tensor]]) -> list[Buffer]:
     """The memory of tensors; those that overlap are one buffer."""
-    spans = sorted(
-        (t.data_ptr(), t.data_ptr() + _span(t), name) for name, t in named if _span(t)
-    )
+    spans = sorted((t.data_ptr(), t.data_ptr() + _span(t), name) for name, t in named if _span(t))
     merged: list[tuple[int, int, str]] = []
     for start, end, name in spans:
         if merged and start < merged[-1][1]:

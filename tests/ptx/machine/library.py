@@ -47,7 +47,7 @@ def machine() -> ctypes.CDLL:
     return loaded
 
 
-def text_of(call, *arguments) -> str:  # noqa: ANN001, ANN002
+def text_of(call, *arguments) -> str:
     """What a function of the interface writes into a buffer, however long it is."""
     size = 1 << 12
     while True:

@@ -98,7 +98,8 @@ struct Launch {
     for (size_t i = 0; i < counts.size(); i++) {
       const std::string& text = kernel.code[i].text;
       const size_t start = text[0] == '@' ? text.find(' ') + 1 : 0;
-      if (counts[i]) module.histogram[text.substr(start, text.find(' ', start) - start)] += counts[i];
+      const std::string opcode = text.substr(start, text.find(' ', start) - start);
+      if (counts[i]) module.histogram[opcode] += counts[i];
     }
   }
 };

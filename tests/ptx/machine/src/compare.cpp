@@ -47,7 +47,9 @@ void set_both(Warp& w, const Instruction& in, u32 mask, u32 result) {
   u32 opposite = ~result;
   if (in.mode != PLAIN) {
     const u32 c = w.predicate(in.c) ^ (in.flags & COMBINED_INVERTED ? ~0u : 0);
-    const auto combined = [&](u32 p) { return in.mode == AND ? p & c : in.mode == OR ? p | c : p ^ c; };
+    const auto combined = [&](u32 p) {
+      return in.mode == AND ? p & c : in.mode == OR ? p | c : p ^ c;
+    };
     result = combined(result);
     opposite = combined(opposite);
   }

@@ -148,8 +148,10 @@ void wide_product(Decode& x, Type t, bool adds) {
     return;
   }
   x.in.c = x.source(3, wide);
-  x.in.run = half ? (s ? ternary<s32, s16, s16, s32, MadWide> : ternary<u32, u16, u16, u32, MadWide>)
-                  : (s ? ternary<s64, s32, s32, s64, MadWide> : ternary<u64, u32, u32, u64, MadWide>);
+  if (half)
+    x.in.run = s ? ternary<s32, s16, s16, s32, MadWide> : ternary<u32, u16, u16, u32, MadWide>;
+  else
+    x.in.run = s ? ternary<s64, s32, s32, s64, MadWide> : ternary<u64, u32, u32, u64, MadWide>;
 }
 
 template <class F>

@@ -33,7 +33,7 @@ enum class Control : u8 { NEXT, BRANCH, EXIT, BARRIER, BARRIER_ARRIVE, WAIT_PHAS
 enum class Converge : u8 { NONE, MEMBERS, WARP };
 enum class Space : u8 { GENERIC, GLOBAL, SHARED, LOCAL, PARAM };
 
-// In Instruction::flags: an access that other blocks may share (volatile, relaxed, acquire, release).
+// In Instruction::flags: an access that other blocks may share (volatile, relaxed, acquire, ...).
 constexpr u32 ORDERED = 1u << 31;
 
 struct Range {  // of Kernel::pool

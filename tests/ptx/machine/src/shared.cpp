@@ -39,7 +39,8 @@ bool inside(Warp& w, const Instruction& in, u32 lane, u32 address, u32 bytes, bo
 }
 
 std::string agent_name(u32 agent) {
-  return agent < WARPS ? format("warp %u", agent) : format("the copies of mbarrier %u", agent - WARPS);
+  if (agent < WARPS) return format("warp %u", agent);
+  return format("the copies of mbarrier %u", agent - WARPS);
 }
 
 const char* flight_name(u8 flight) { return flight & BY_THREADS ? "cp.async" : "a bulk copy"; }

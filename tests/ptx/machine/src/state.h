@@ -199,7 +199,7 @@ struct Block {
 void report(Warp& w, const Instruction& in, Kind kind, const std::string& text);
 bool reported(Warp& w, const Instruction& in, Kind kind);
 
-// execute.cpp: runs a warp until it blocks, ends or has used its slice; false: nothing was executed.
+// execute.cpp: runs a warp until it blocks, ends or has used its slice; false: nothing was done.
 bool run_warp(Warp& w, u32 slice);
 void start_warp(Block& block, u32 id);
 // synchronise.cpp

@@ -123,6 +123,7 @@ void decode_bar(Decode& x) {
     in.run = sync_warp;
     return;
   }
+  if (x.has("cluster")) fail("clusters are not supported");
   x.has("cta");
   x.has("aligned");
   const bool arrives = x.has("arrive");

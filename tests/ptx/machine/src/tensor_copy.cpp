@@ -97,7 +97,8 @@ void load_tile(Warp& w, const Instruction& in, u32 mask) {
     copy.map = read_map(w, in, l, address_at(w, in.b, in.offset_b, l));
     copy.shared = shared_address(w, in.a, in.offset, l);
     copy.by = &in;
-    if (!copy.map.valid || !coordinates(w, in, l, copy) || !aligned(w, in, copy.shared, 128)) return;
+    if (!copy.map.valid || !coordinates(w, in, l, copy)) return;
+    if (!aligned(w, in, copy.shared, 128)) return;
     copy.bytes = copy.map.rows() * copy.map.row_bytes();
     start(w, in, l, copy);
   });
@@ -151,7 +152,8 @@ void store_tile(Warp& w, const Instruction& in, u32 mask) {
     BulkCopy copy{};
     copy.map = read_map(w, in, l, address_at(w, in.b, in.offset_b, l));
     copy.shared = shared_address(w, in.a, in.offset, l);
-    if (!copy.map.valid || !coordinates(w, in, l, copy) || !aligned(w, in, copy.shared, 128)) return;
+    if (!copy.map.valid || !coordinates(w, in, l, copy)) return;
+    if (!aligned(w, in, copy.shared, 128)) return;
     copy.bytes = copy.map.rows() * copy.map.row_bytes();
     begin_store(w, in, l, copy);
   });
@@ -214,7 +216,8 @@ void land_tile(Block& block, const BulkCopy& copy, u32 stamp) {
     memcpy(&tile[r * copy.map.row_bytes() + skip], reinterpret_cast<const void*>(from), length);
   });
   for (u32 i = 0; i < copy.bytes; i += 16)
-    write_landed(block, swizzled(copy.shared + i, copy.map.swizzle), 16, &tile[i], stamp, COLLECTIVE);
+    write_landed(block, swizzled(copy.shared + i, copy.map.swizzle), 16, &tile[i], stamp,
+                 COLLECTIVE);
 }
 
 void decode_bulk(Decode& x) {

@@ -38,7 +38,8 @@ void shuffle(Warp& w, const Instruction& in, u32 mask) {
     }
     if (!in_range) from = lane;
     if (!(mask >> from & 1))
-      report(w, in, Kind::SHUFFLE, format("lane %u reads lane %d, which does not take part", l, from));
+      report(w, in, Kind::SHUFFLE,
+             format("lane %u reads lane %d, which does not take part", l, from));
     if (d) d[l] = value[from];
     inside |= u32(in_range) << l;
   });

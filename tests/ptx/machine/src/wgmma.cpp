@@ -182,7 +182,8 @@ void read_a_shared(const Warp& w, const Instruction& in, Wgmma& product) {
   float* a = product.a.data();
   if (in.flags & TRANSPOSE_A) {
     for (u32 i = 0; i < 16; i++)
-      for (u32 b = 0; b < 2; b++) read_chunk(w, in, product.chunks_a[i * 2 + b], a + b * 8 * k + i, k);
+      for (u32 b = 0; b < 2; b++)
+        read_chunk(w, in, product.chunks_a[i * 2 + b], a + b * 8 * k + i, k);
     return;
   }
   for (u32 r = 0; r < 16; r++)

@@ -127,7 +127,7 @@ void collect(const Weigher<T>& w, index_t lane, const T* panel, bool filter, Sel
     for (index_t r = 0; r < kRows; ++r) {
       s[r] = load<Vec>(panel + (j + r) * P);
       if (row_scale) s[r] *= T(row_scale[source[r < rows ? j + r : j]]);
-      above[r] = r < rows ? lane_bits(s[r] > floor) : 0;
+      above[r] = r < rows ? lane_bits((typename Simd<T>::Int)(s[r] > floor)) : 0;
       some |= above[r];
     }
     if (!some) continue;

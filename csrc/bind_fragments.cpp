@@ -50,7 +50,7 @@ void erase_backward(Address grad, Address attention, Address mask, index_t rows,
 
 // Fields of CrossAttention in their order: addresses and sizes, then the settings.
 using Block = std::tuple<Address, index_t, index_t, index_t, Address, Address, bool, Address, index_t,
-                         Address>;
+                         Address, Address, Address, Address>;
 using Settings = std::tuple<float, int, float, bool, int, double, bool, index_t, bool>;
 
 template <class Op>
@@ -64,14 +64,17 @@ void set_settings(Op& op, const Settings& settings) {
 
 sede::CrossAttention cross_attention_call(const Block& block, const Settings& settings) {
   sede::CrossAttention op{};
-  Address s, starts, lane_lengths, gram, query_norm;
+  Address s, starts, lane_lengths, gram, source_norm, source_mass, query_norm, lost;
   std::tie(s, op.sets, op.fragments, op.lanes, starts, lane_lengths, op.lane_source, gram,
-           op.row_gram, query_norm) = block;
+           op.row_gram, source_norm, source_mass, query_norm, lost) = block;
   op.s = pointer<const float>(s);
   op.starts = pointer<const index_t>(starts);
   op.lane_lengths = pointer<const index_t>(lane_lengths);
   op.gram = pointer<const float>(gram);
+  op.source_norm = pointer<const float>(source_norm);
+  op.source_mass = pointer<const float>(source_mass);
   op.query_norm = pointer<const float>(query_norm);
+  op.lost = pointer<std::int32_t>(lost);
   set_settings(op, settings);
   return op;
 }
@@ -96,13 +99,13 @@ void cross_attention_backward(const Block& block, const Settings& settings, Addr
 
 // Fields of CrossPairs in their order, up to the settings.
 using Pairs = std::tuple<Address, Address, index_t, index_t, index_t, index_t, index_t, index_t, index_t,
-                         Address, Address>;
+                         Address, Address, bool>;
 
 sede::CrossPairs pairs_call(const Pairs& pairs, const Settings& settings) {
   sede::CrossPairs op{};
   Address source, query, source_lengths, query_lengths;
   std::tie(source, query, op.batch, op.pairs, op.source_sets, op.query_sets, op.sources, op.queries,
-           op.dim, source_lengths, query_lengths) = pairs;
+           op.dim, source_lengths, query_lengths, op.contexts) = pairs;
   op.source = pointer<const float>(source);
   op.query = pointer<const float>(query);
   op.source_lengths = pointer<const index_t>(source_lengths);

@@ -304,6 +304,11 @@ def attention_erase(
     return out, mask
 
 
+def _nothing(*sets: Tensor) -> Tensor:
+    """0, with a gradient of zeros for each."""
+    return torch.stack([one[:0].sum() for one in sets]).sum()
+
+
 def _aggregate(sim: Tensor, mode: str, scale: float) -> Tensor:
     if mode == "lse":
         return (scale * sim).logsumexp(dim=0) / scale
@@ -322,7 +327,7 @@ def _pair(
 ) -> Tensor:
     """Similarity of one query set (L, D) with one source set (R, D), context vectors and all."""
     if queries.shape[0] == 0 or sources.shape[0] == 0:
-        return queries.sum() * 0 + sources.sum() * 0
+        return _nothing(queries, sources)
     clipped = F.leaky_relu(queries @ sources.T, 0.1)
     squares = (clipped * clipped).sum(dim=0, keepdim=True)
     # sqrt has no gradient at zero: a zero vector keeps the zero one.
@@ -356,8 +361,8 @@ def cross_attention_similarity(
             e = caption if word_lengths is None else caption[: int(word_lengths[c])]
             queries, sources = (e, v) if direction == "t2i" else (v, e)
             row.append(_pair(queries, sources, smoothing, aggregate, aggregate_scale, erase))
-        rows.append(torch.stack(row) if row else regions.new_zeros(0))
-    return torch.stack(rows) if rows else regions.new_zeros(0, words.shape[0])
+        rows.append(torch.stack(row) if row else _nothing(regions, words).expand(0))
+    return torch.stack(rows) if rows else _nothing(regions, words).expand(0, words.shape[0])
 
 
 def cross_attention_pairs(
@@ -369,7 +374,7 @@ def cross_attention_pairs(
     **options: object,
 ) -> Tensor:
     """(B, N): the similarity above of query b with its N candidates; sides are (B, N or 1, ...)."""
-    pairs = max(regions.shape[1], words.shape[1])
+    pairs = words.shape[1] if regions.shape[1] == 1 else regions.shape[1]
     rows = []
     for b in range(regions.shape[0]):
         row = []
@@ -383,5 +388,5 @@ def cross_attention_pairs(
                 **options,  # type: ignore[arg-type]
             )
             row.append(one[0, 0])
-        rows.append(torch.stack(row))
-    return torch.stack(rows) if rows else regions.new_zeros(0, pairs)
+        rows.append(torch.stack(row) if row else _nothing(regions, words).expand(0))
+    return torch.stack(rows) if rows else _nothing(regions, words).expand(0, pairs)

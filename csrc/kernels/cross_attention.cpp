@@ -1,22 +1,15 @@
 // Norm, softmax, erasing, cosine by the Gram form and aggregation of one row set with every lane.
+// Pairs in which that form loses digits are marked and have no gradient here: the caller computes
+// them as chosen pairs.
 #include "cross_attention_api.h"
 
+#include "cross_math.h"
 #include "erase_lanes.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
 
-constexpr float kNormEps = 1e-8f, kCosineEps = 1e-8f, kLeak = 0.1f;
-constexpr float kLog2E = 1.44269504088896341f;
-
-SEDE_INLINE VecF leaky(VecF s) { return s > 0.0f ? s : s * kLeak; }
-SEDE_INLINE VecF root(VecF x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int n = 0; n < kLanes; ++n) lanes[n] = __builtin_sqrtf(lanes[n]);
-  return load<VecF>(lanes);
-}
 SEDE_INLINE VecF natural_log(VecF x) {
   float lanes[kLanes];
   store(lanes, x);
@@ -70,6 +63,7 @@ struct Pair {
   index_t vector;            // offset of the lanes
   VecI lengths, present;
   Scratch t;
+  VecI lost{};               // lanes with a context that cancels
 
   Pair(const CrossAttention& call, index_t set_, index_t vector_, char* memory)
       : op(call),
@@ -97,6 +91,10 @@ struct Pair {
   SEDE_INLINE VecF gram(index_t i, index_t k) const {
     if (LANE_SOURCE) return load<VecF>(op.gram + (i * n + k) * op.lanes + vector);
     return splat<VecF>(op.gram[(set * op.row_gram + i) * op.row_gram + k]);
+  }
+  SEDE_INLINE VecF of_source(const float* values, index_t i) const {
+    if (LANE_SOURCE) return load<VecF>(values + i * op.lanes + vector);
+    return splat<VecF>(values[set * op.row_gram + i]);
   }
   SEDE_INLINE VecF query_norm(index_t j) const {
     if (LANE_SOURCE) return splat<VecF>(op.query_norm[first + j]);
@@ -175,12 +173,15 @@ struct Pair {
   }
 
   void cosine(index_t j) {
-    VecF dot{}, square{};
+    VecF dot{}, square{}, reach{}, mass{};
     for (index_t i = 0; i < n; ++i) {
       const VecF a = t.a[j * n + i];
       dot += a * load<VecF>(s(i, j));
       square += a * t.gram_a[j * n + i];
+      reach += a * of_source(op.source_norm, i);
+      mass += a * a * of_source(op.source_mass, i);
     }
+    lost |= cancels(square, reach, mass) & valid_query(j) & present;
     t.dot[j] = dot;
     t.context[j] = root(square < 0.0f ? VecF{} : square);  // rounding can leave a tiny negative
     t.size[j] = query_norm(j) * t.context[j];
@@ -227,12 +228,13 @@ struct Pair {
     if (op.aggregate == Aggregate::max) result = top;
     if (op.aggregate == Aggregate::mean) result /= count();
     store(op.out + set * op.lanes + vector, present ? result : VecF{});
+    store(op.lost + set * op.lanes + vector, lost);
   }
 
   // d total / d sim_j times the incoming gradient, one query after another.
   template <class F>
   void spread_grad(F use) {
-    const VecF g = present ? load<VecF>(op.grad + set * op.lanes + vector) : VecF{};
+    const VecF g = present & ~lost ? load<VecF>(op.grad + set * op.lanes + vector) : VecF{};
     const VecF top = peak();
     VecF whole{};
     for (index_t j = 0; j < m; ++j) {
@@ -338,6 +340,7 @@ void backward_set(const CrossAttention& op, index_t set, index_t block, char* me
     Pair<LANE_SOURCE> pair(op, set, v, memory);
     pair.similarities();
     pair.backward(d_gram, d_norm);
+    store(op.lost + set * op.lanes + v, pair.lost);
   }
 }
 
@@ -349,7 +352,10 @@ index_t scratch(const CrossAttention& op, index_t longest) {
 
 void forward(const CrossAttention& op, index_t set, char* memory) {
   if (op.starts[set] == op.starts[set + 1] || op.fragments == 0) {
-    for (index_t v = 0; v < op.lanes; ++v) op.out[set * op.lanes + v] = 0.0f;
+    for (index_t v = 0; v < op.lanes; ++v) {
+      op.out[set * op.lanes + v] = 0.0f;
+      op.lost[set * op.lanes + v] = 0;
+    }
   } else if (op.lane_source) {
     forward_set<true>(op, set, memory);
   } else {
@@ -358,7 +364,10 @@ void forward(const CrossAttention& op, index_t set, char* memory) {
 }
 
 void backward(const CrossAttention& op, index_t set, index_t block, char* memory) {
-  if (op.starts[set] == op.starts[set + 1] || op.fragments == 0) return;
+  if (op.starts[set] == op.starts[set + 1] || op.fragments == 0) {
+    for (index_t v = 0; v < op.lanes; ++v) op.lost[set * op.lanes + v] = 0;
+    return;
+  }
   if (op.lane_source)
     backward_set<true>(op, set, block, memory);
   else

@@ -17,6 +17,7 @@ struct CrossAttention {
   bool lane_source;             // the lanes are attended to by the rows (else: the other way)
   const float* gram;            // of the sources: [fragments][fragments][lanes] or [sets][L][L]
   index_t row_gram;             // L
+  const float *source_norm, *source_mass;  // |v_i| and sum_k |g_ik|: [fragments][lanes] or [sets][L]
   const float* query_norm;      // of the queries: [rows] or [fragments][lanes]
   float smoothing;
   Aggregate aggregate;
@@ -24,6 +25,8 @@ struct CrossAttention {
   bool erase;
   EraseRule rule;
   float* out;                   // [sets][lanes], forward only
+  std::int32_t* lost;           // [sets][lanes]: not 0 where the Gram form loses digits; such a pair
+                                // has any similarity and adds nothing to the gradients
 
   // Backward only. The Gram gradient is left in its lower triangle, the diagonal halved, so that
   // adding the transpose completes it.

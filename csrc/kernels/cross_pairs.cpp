@@ -18,11 +18,22 @@ index_t scratch(const CrossPairs& op) {
   return norms.bytes + (first.bytes > second.bytes ? first.bytes : second.bytes);
 }
 
+// Uses a pair taken one way, unless that way would lose digits.
+template <class Way, class F>
+bool take(const CrossPairs& op, const PairOfSets& of, char* memory, index_t pair, F use) {
+  Arrays arrays{memory};
+  const Way one(op, of, arrays);
+  const bool right = one.similarities();
+  if (right) use(one, pair);
+  return right;
+}
+
 template <class F>
 void each_pair(const CrossPairs& op, index_t row, char* memory, F use) {
   Arrays norms{memory};
   float* query_norm;
   norms.take(op.queries, query_norm);
+  char* rest = memory + norms.bytes;
   for (index_t pair = 0; pair < op.pairs; ++pair) {
     const index_t xs = row * op.source_sets + (op.source_sets == 1 ? 0 : pair);
     const index_t ys = row * op.query_sets + (op.query_sets == 1 ? 0 : pair);
@@ -38,13 +49,10 @@ void each_pair(const CrossPairs& op, index_t row, char* memory, F use) {
       row_norms(of.y, of.m, op.dim, query_norm);
       for (index_t j = of.m; j < whole_vectors(of.m); ++j) query_norm[j] = 0.0f;
     }
-    Arrays rest{memory + norms.bytes};
     if (of.n == 0 || of.m == 0) {
       if (op.out) op.out[row * op.pairs + pair] = 0.0f;
-    } else if (of.m > of.n) {
-      use(QueryLanes(op, of, rest), pair);
-    } else {
-      use(SourceLanes(op, of, rest), pair);
+    } else if (of.m <= of.n || op.contexts || !take<QueryLanes>(op, of, rest, pair, use)) {
+      take<SourceLanes>(op, of, rest, pair, use);
     }
   }
 }

@@ -3,41 +3,13 @@
 
 #include "cross_pairs_api.h"
 
+#include "cross_math.h"
 #include "erase_row.h"
 #include "gemm.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
-
-constexpr float kNormEps = 1e-8f, kCosineEps = 1e-8f, kLeak = 0.1f;
-constexpr float kLog2E = 1.44269504088896341f;
-
-SEDE_INLINE VecF leaky(VecF s) { return s > 0.0f ? s : s * kLeak; }
-
-SEDE_INLINE VecF root(VecF x) {
-  float lanes[kLanes];
-  store(lanes, x);
-  for (int n = 0; n < kLanes; ++n) lanes[n] = __builtin_sqrtf(lanes[n]);
-  return load<VecF>(lanes);
-}
-
-// Sum of all lanes, half on half down to the four of the least vector.
-template <int BYTES>
-struct Lanes {
-  typedef float Vec __attribute__((vector_size(BYTES), may_alias));
-};
-template <int BYTES>
-SEDE_INLINE float total_of(const float* lanes) {
-  using Half = typename Lanes<BYTES / 2>::Vec;
-  const Half sum = load<Half>(lanes) + load<Half>(lanes + BYTES / 8);
-  return total_of<BYTES / 2>((const float*)&sum);
-}
-template <>
-SEDE_INLINE float total_of<16>(const float* lanes) {
-  return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
-}
-SEDE_INLINE float total(VecF x) { return total_of<SEDE_VEC_BYTES>((const float*)&x); }
 
 // out[q * stride + s] = dot products of Q rows with S rows.
 template <int Q, int S>
@@ -93,6 +65,16 @@ inline void row_norms(const float* rows, index_t count, index_t dim, float* out)
         sum[r] += v * v;
       }
     for (index_t r = 0; r < some; ++r) out[first + r] = __builtin_sqrtf(total(sum[r]));
+  }
+}
+
+// out[i] = left_i . right_i.
+inline void row_dots(const float* left, const float* right, index_t count, index_t dim, float* out) {
+  for (index_t r = 0; r < count; ++r) {
+    VecF sum{};
+    for (index_t d = r * dim; d < (r + 1) * dim; d += kLanes)
+      sum += load<VecF>(left + d) * load<VecF>(right + d);
+    out[r] = total(sum);
   }
 }
 

@@ -13,6 +13,7 @@ struct CrossPairs {
   index_t sources, queries;         // most fragments of a set
   index_t dim;                      // a multiple of 16
   const index_t *source_lengths, *query_lengths;  // [batch][sets]
+  bool contexts;  // form every context, whatever it costs
   float smoothing;
   Aggregate aggregate;
   float aggregate_scale;

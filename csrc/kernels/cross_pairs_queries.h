@@ -1,6 +1,6 @@
 // A pair with its queries along vector lanes: for more queries than sources. Contexts have their
-// lengths by the Gram matrix of the few sources and are never formed. Arrays of one value a source
-// and query are [vector of queries][source][lane].
+// lengths by the Gram matrix of the few sources and are never formed, unless that loses digits.
+// Arrays of one value a source and query are [vector of queries][source][lane].
 #pragma once
 
 #include "cross_pairs.h"
@@ -16,7 +16,7 @@ struct QueryLanes {
   const index_t n, m, padded, width;  // sources, queries, both in whole vectors (padded: m, width: n)
   float *s, *softmax, *a, *gram_a;    // [padded / lanes][n][lanes]
   std::int32_t* kept;                 // the same
-  float *gram, *norm, *inner;         // [n][n], [n], [n][lanes]
+  float *gram, *norm, *mass, *inner;  // [n][n], [n], [n], [n][lanes]
   float *context_norm, *size, *sim, *share, *kept_sum, *d_square, *own;  // [padded]
   float* row;                         // [width], and:
   std::int32_t *keep, *keys;
@@ -33,7 +33,7 @@ struct QueryLanes {
     kept = nullptr;
     if (op.erase) memory.take(n * padded, a, kept);
     memory.take(n * n, gram);
-    memory.take(n, norm);
+    memory.take(n, norm, mass);
     memory.take(n * kLanes, inner);
     memory.take(padded, context_norm, size, sim, share, kept_sum, d_square, own);
     memory.take(width, row, keep, keys);
@@ -49,6 +49,10 @@ struct QueryLanes {
     for (; j < m; ++j)
       dot_column<1>(of.x, n, of.y + j * op.dim, op.dim, s + block(j) + j % kLanes, kLanes);
     for (index_t i = 0; i < n; ++i) dot_column<1>(of.x, n, of.x + i * op.dim, op.dim, gram + i, n);
+    for (index_t i = 0; i < n; ++i) {
+      mass[i] = 0.0f;
+      for (index_t k = 0; k < n; ++k) mass[i] += __builtin_fabsf(gram[i * n + k]);
+    }
   }
 
   void norms() const {
@@ -98,29 +102,38 @@ struct QueryLanes {
     return load<VecF>(sums);
   }
 
-  void cosine(index_t v) const {
+  // Whether no context cancels.
+  bool cosine(index_t v) const {
     const VecF *score = (const VecF*)(s + v * n), *used = (const VecF*)(a + v * n);
-    VecF *applied = (VecF*)(gram_a + v * n), product{}, square{};
+    VecF *applied = (VecF*)(gram_a + v * n), product{}, square{}, reach{}, of_mass{};
     for (index_t i = 0; i < n; ++i) {
       VecF sum{};
       for (index_t k = 0; k < n; ++k) sum += gram[i * n + k] * used[k];
       applied[i] = sum;
       product += used[i] * score[i];
       square += used[i] * sum;
+      reach += used[i] * __builtin_sqrtf(gram[i * n + i]);
+      of_mass += used[i] * used[i] * mass[i];
     }
+    const bool kept_digits = !any(cancels(square, reach, of_mass) & lanes_below(v, m));
     square = square < 0.0f ? VecF{} : square;  // rounding can leave a tiny negative
     const VecF length = root(square), both = load<VecF>(of.query_norm + v) * length;
     store(context_norm + v, length);
     store(size + v, both);
     store(sim + v, product / (both < kCosineEps ? splat<VecF>(kCosineEps) : both));
+    return kept_digits;
   }
 
-  float result() const {
+  // Whether they are right: no context of the pair cancels.
+  bool similarities() const {
     dots();
     norms();
-    for (index_t v = 0; v < padded; v += kLanes) attend(v), cosine(v);
-    return aggregate(op, sim, m, share);
+    bool right = true;
+    for (index_t v = 0; v < padded && right; v += kLanes) attend(v), right = cosine(v);
+    return right;
   }
+
+  float result() const { return aggregate(op, sim, m, share); }
 
   // Turns gram_a into the gradient of the softmax's argument and share into that of the dot product;
   // fills d_square and the queries' factors in their own gradients.

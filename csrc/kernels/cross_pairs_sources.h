@@ -1,5 +1,6 @@
-// A pair with its sources along vector lanes: for few queries. Contexts are formed outright, which
-// with fewer queries than sources costs less than the Gram matrix of the sources.
+// A pair with its sources along vector lanes. Contexts and their gradients are formed outright: with
+// fewer queries than sources that costs less than the Gram matrix of the sources, and it keeps the
+// digits of contexts that cancel.
 #pragma once
 
 #include "cross_pairs.h"
@@ -15,7 +16,7 @@ struct SourceLanes {
   float *s, *softmax, *a, *products;  // [m][padded]
   std::int32_t *kept, *keys;          // [m][padded], [padded]
   float *norm, *inner;                // [padded]
-  float *sim, *share, *size, *context_norm, *kept_sum, *d_square, *own;  // [m]
+  float *sim, *share, *size, *context_norm, *kept_sum;  // [m]
   float* context;                     // [m][dim]
 
   SourceLanes(const CrossPairs& call, const PairOfSets& sets, Arrays& memory)
@@ -25,7 +26,7 @@ struct SourceLanes {
     kept = nullptr;
     if (op.erase) memory.take(m * padded, a, kept);
     memory.take(padded, keys, norm, inner);
-    memory.take(m, sim, share, size, context_norm, kept_sum, d_square, own);
+    memory.take(m, sim, share, size, context_norm, kept_sum);
     memory.take(m * op.dim, context);
   }
 
@@ -62,7 +63,7 @@ struct SourceLanes {
     float peak = kNegInf<float>;
     for (int lane = 0; lane < kLanes; ++lane) peak = peaks[lane] > peak ? peaks[lane] : peak;
     for (index_t i = 0; i < padded; i += kLanes) {
-      const VecF e = exp2_fast((load<VecF>(p + i) - peak) * kLog2E);
+      const VecF e = exp_near(load<VecF>(p + i) - peak);
       const VecF valid = (VecF)((VecI)e & lanes_below(i, n));
       store(p + i, valid);
       sums += valid;
@@ -83,39 +84,45 @@ struct SourceLanes {
             (VecF)((VecI)load<VecF>(p + i) & load<VecI>(keep + i)) / splat<VecF>(sum));
   }
 
-  float result() const {
+  bool similarities() const {
     dots(of.y, s);
     norms();
     for (index_t j = 0; j < m; ++j) attend(j);
     product(m, op.dim, a, padded, 1, of.x, op.dim, context, op.dim, n, false);
     row_norms(context, m, op.dim, context_norm);
+    row_dots(of.y, context, m, op.dim, sim);
     for (index_t j = 0; j < m; ++j) {
-      VecF sum{};
-      for (index_t i = 0; i < padded; i += kLanes)
-        sum += load<VecF>(a + j * padded + i) * load<VecF>(s + j * padded + i);
       size[j] = of.query_norm[j] * context_norm[j];
-      sim[j] = total(sum) / (size[j] < kCosineEps ? kCosineEps : size[j]);
+      sim[j] /= size[j] < kCosineEps ? kCosineEps : size[j];
     }
-    return aggregate(op, sim, m, share);
+    return true;
   }
 
-  // Turns products (source times context) into the gradient of the softmax's argument and share
-  // into that of the dot product; fills d_square and the query's factor in its own gradient.
-  void query_backward(index_t j, float g) const {
+  float result() const { return aggregate(op, sim, m, share); }
+
+  // What the cosine gives query j directly, and its context: context becomes its own gradient.
+  void cosine_backward(index_t j, float g) const {
     const bool free = size[j] > kCosineEps;
     const float radial = free ? g * sim[j] : 0.0f;
     const float d_dot = g / (free ? size[j] : kCosineEps);
-    d_square[j] = free ? -radial / (context_norm[j] * context_norm[j]) : 0.0f;  // twice it
-    own[j] = free ? -radial / (of.query_norm[j] * of.query_norm[j]) : 0.0f;
-    share[j] = d_dot;
+    const float of_context = free ? -radial / (context_norm[j] * context_norm[j]) : 0.0f;
+    const float own = free ? -radial / (of.query_norm[j] * of.query_norm[j]) : 0.0f;
+    const float* y = of.y + j * op.dim;
+    float *c = context + j * op.dim, *out = of.d_y ? of.d_y + j * op.dim : nullptr;
+    for (index_t d = 0; d < op.dim; d += kLanes) {
+      const VecF query = load<VecF>(y + d), attended = load<VecF>(c + d);
+      if (out) store(out + d, load<VecF>(out + d) + (d_dot * attended + own * query));
+      store(c + d, d_dot * query + of_context * attended);
+    }
+  }
+
+  // Turns products (source times the context's gradient) into the gradient of the softmax's argument.
+  void attention_backward(index_t j) const {
     float* d = products + j * padded;
     const float *score = s + j * padded, *used = a + j * padded, *p = softmax + j * padded;
     VecF sums{};
-    for (index_t i = 0; i < padded; i += kLanes) {
-      const VecF v = d_dot * load<VecF>(score + i) + d_square[j] * load<VecF>(d + i);
-      store(d + i, v);
-      sums += v * load<VecF>(used + i);
-    }
+    for (index_t i = 0; i < padded; i += kLanes)
+      sums += load<VecF>(d + i) * load<VecF>(used + i);
     float across = total(sums);
     if (op.erase) {
       const float mean = op.rule.renormalize ? across : 0.0f;
@@ -135,7 +142,7 @@ struct SourceLanes {
     }
   }
 
-  // From the softmax's argument to S: products becomes dS. The norm takes away all that goes along
+  // From the softmax's argument to S: products becomes what attention gives dS. The norm takes away all that goes along
   // with it: of a single query nearly everything, which is told exactly and not by a difference.
   void score_backward() const {
     for (index_t i = 0; i < padded; i += kLanes) {
@@ -146,29 +153,24 @@ struct SourceLanes {
         const VecF score = load<VecF>(s + at);
         const VecF whole = load<VecF>(products + at) * scale;
         const VecF d = m == 1 ? whole * scale * kNormEps : whole - leaky(score) * pull;
-        store(products + at, share[j] * load<VecF>(a + at) + (score > 0.0f ? d : d * kLeak));
+        store(products + at, score > 0.0f ? d : d * kLeak);
       }
     }
   }
 
   void backward(float g) const {
     result();
+    for (index_t j = 0; j < m; ++j) cosine_backward(j, g * share[j]);
     dots(context, products);
     for (index_t i = 0; i < padded; i += kLanes) store(inner + i, VecF{});
-    for (index_t j = 0; j < m; ++j) query_backward(j, g * share[j]);
+    for (index_t j = 0; j < m; ++j) attention_backward(j);
     score_backward();
     const index_t dim = op.dim;
     if (of.d_x) {
       product(n, dim, products, 1, padded, of.y, dim, of.d_x, dim, m, true);
-      for (index_t j = 0; j < m; ++j)  // a becomes what a context's gradient gives each source
-        for (index_t i = 0; i < padded; i += kLanes)
-          store(a + j * padded + i, load<VecF>(a + j * padded + i) * d_square[j]);
       product(n, dim, a, 1, padded, context, dim, of.d_x, dim, m, true);
     }
-    if (of.d_y) {
-      product(m, dim, products, padded, 1, of.x, dim, of.d_y, dim, n, true);
-      for (index_t j = 0; j < m; ++j) add_row(own[j], of.y + j * dim, dim, of.d_y + j * dim);
-    }
+    if (of.d_y) product(m, dim, products, padded, 1, of.x, dim, of.d_y, dim, n, true);
   }
 };
 

@@ -86,7 +86,7 @@ struct Block {
   Aggregate aggregate;
   bool erase;
   sede::EraseRule rule{Rule::topk, 2, 1, true, true};
-  std::vector<double> s, gram, norm, weight;
+  std::vector<double> s, gram, norm, weight, source_norm, source_mass;
 
   index_t sets() const { return index_t(starts.size()) - 1; }
   std::size_t s_at(index_t row, index_t fragment, index_t lane) const {
@@ -137,6 +137,15 @@ struct Block {
       }
     }
     for (float x : random_matrix<float>(sets(), lanes, 23)) weight.push_back(double(x));
+    const index_t sources = lane_source ? fragments : longest, of_a_set = lane_source ? lanes : 1;
+    for (index_t n = 0; n < (lane_source ? 1 : sets()); ++n)
+      for (index_t i = 0; i < sources; ++i)
+        for (index_t v = 0; v < of_a_set; ++v) {
+          double sum = 0;
+          for (index_t k = 0; k < sources; ++k) sum += std::fabs(gram[gram_at(n, v, i, k)]);
+          source_norm.push_back(std::sqrt(gram[gram_at(n, v, i, i)]));
+          source_mass.push_back(sum);
+        }
   }
 
   double similarity(index_t set, index_t lane) const {
@@ -191,14 +200,18 @@ void test_similarity(bool lane_source, Aggregate aggregate, bool erase) {
   const index_t plane = Block::fragments * Block::lanes, blocks = 2;
   std::vector<float> s(b.s.begin(), b.s.end()), gram(b.gram.begin(), b.gram.end());
   const std::vector<float> norm(b.norm.begin(), b.norm.end()), grad(b.weight.begin(), b.weight.end());
+  const std::vector<float> source_norm(b.source_norm.begin(), b.source_norm.end());
+  const std::vector<float> source_mass(b.source_mass.begin(), b.source_mass.end());
   std::vector<float> out(grad.size());
+  std::vector<std::int32_t> lost(grad.size(), -1);
   std::vector<float> d_gram(gram.size() * (lane_source ? blocks : 1), 0.0f);
   std::vector<float> d_norm(norm.size() * (lane_source ? 1 : blocks), 0.0f);
   sede::CrossAttention op{};
   op.s = s.data(), op.sets = b.sets(), op.fragments = Block::fragments, op.lanes = Block::lanes;
   op.starts = b.starts.data(), op.lane_lengths = b.lane_lengths.data();
   op.lane_source = lane_source, op.gram = gram.data(), op.row_gram = Block::longest;
-  op.query_norm = norm.data(), op.smoothing = 9;
+  op.source_norm = source_norm.data(), op.source_mass = source_mass.data();
+  op.query_norm = norm.data(), op.lost = lost.data(), op.smoothing = 9;
   op.aggregate = aggregate, op.aggregate_scale = 6, op.erase = erase, op.rule = b.rule;
   op.out = out.data();
   sede::cross_attention(op);
@@ -207,6 +220,7 @@ void test_similarity(bool lane_source, Aggregate aggregate, bool erase) {
       near(double(out[std::size_t(n * Block::lanes + v)]), b.similarity(n, v), 1e-5, "similarity");
   op.grad = grad.data(), op.ds = s.data(), op.d_gram = d_gram.data(), op.d_norm = d_norm.data();
   sede::cross_attention_backward(op, blocks);
+  for (std::int32_t mark : lost) expect(mark == 0, "nothing cancels");
 
   auto slope = [&](double& x) {
     const double step = 1e-6, before = x;
@@ -238,6 +252,41 @@ void test_similarity(bool lane_source, Aggregate aggregate, bool erase) {
         }
 }
 
+// A set of two sources, of which both queries attend to either alike: v and nearly -v, or two that are
+// orthogonal. The second query is beyond the length of its set in lane 1; lane 2 holds no set.
+void test_cancelling(bool opposite, bool lane_source) {
+  constexpr index_t lanes = 16;
+  const float across = opposite ? -0.99f : 0.0f;
+  const std::vector<index_t> starts{0, 2};
+  std::vector<index_t> lengths(lanes, 0);
+  lengths[0] = 2, lengths[1] = lane_source ? 2 : 1;
+  std::vector<float> s(4 * lanes, 0.0f), ds(4 * lanes, 1.0f), out(lanes), grad(lanes, 1.0f);
+  std::vector<float> gram, norm(2 * lanes, 1.0f), mass(2 * lanes, 1 - across);
+  std::vector<float> d_gram(4 * lanes, 0.0f), d_norm(2 * lanes, 0.0f);
+  std::vector<std::int32_t> lost(lanes, -1);
+  for (int entry = 0; entry < 4; ++entry)
+    for (index_t v = 0; v < (lane_source ? lanes : 1); ++v)
+      gram.push_back(entry == 0 || entry == 3 ? 1.0f : across);
+  sede::CrossAttention op{};
+  op.s = s.data(), op.sets = 1, op.fragments = 2, op.lanes = lanes, op.starts = starts.data();
+  op.lane_lengths = lengths.data(), op.lane_source = lane_source, op.gram = gram.data();
+  op.row_gram = 2, op.source_norm = norm.data(), op.source_mass = mass.data();
+  op.query_norm = norm.data(), op.lost = lost.data(), op.out = out.data(), op.grad = grad.data();
+  op.smoothing = 1, op.aggregate = Aggregate::mean, op.aggregate_scale = 1;
+  op.ds = ds.data(), op.d_gram = d_gram.data(), op.d_norm = d_norm.data();
+  for (bool backward : {false, true}) {
+    std::fill(lost.begin(), lost.end(), -1);
+    if (backward)
+      sede::cross_attention_backward(op, 1);
+    else
+      sede::cross_attention(op);
+    for (index_t v = 0; v < lanes; ++v)
+      expect((lost[std::size_t(v)] != 0) == (opposite && v < 2), "marks of what cancels");
+  }
+  for (index_t n = 0; opposite && n < 4 * lanes; ++n)
+    expect(ds[std::size_t(n)] == 0 && d_gram[std::size_t(n)] == 0, "no gradient of what cancels");
+}
+
 }  // namespace
 
 int main() {
@@ -253,5 +302,7 @@ int main() {
     for (bool lane_source : {true, false})
       for (Aggregate aggregate : {Aggregate::lse, Aggregate::mean, Aggregate::max, Aggregate::sum})
         for (bool erase : {false, true}) test_similarity(lane_source, aggregate, erase);
+    for (bool lane_source : {true, false})
+      for (bool opposite : {true, false}) test_cancelling(opposite, lane_source);
   });
 }

@@ -18,6 +18,9 @@ from sede_kernels.functional._checks import (
 )
 from sede_kernels.ops.bank_lse import result_dtype
 
+_FEW_PAIRS, _FEW_SETS = 16, 6  # pairs, or sets of either side: most of a tile would be empty
+_SOME_PAIRS = 64  # whose copies of a shared side are small
+
 
 @runtime_checkable
 class EraseSettings(Protocol):
@@ -194,8 +197,40 @@ def cross_attention_similarity(
         return reference.cross_attention_similarity(regions, words, **call.reference_keywords()).to(
             result_dtype(regions)
         )
+    if _few(regions, words, direction):
+        return _side_by_side(regions, words, call, chosen)
     keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
     similarity: Tensor = ops.cross_attention.cross_attention(
         regions, words, *call[:-1], *call.erase, keep, chosen
     )[0]
     return similarity
+
+
+def _few(regions: Tensor, words: Tensor, direction: str) -> bool:
+    """Whether all pairs cost less as chosen ones.
+
+    So do few pairs, and where the sources have more fragments than all queries together: their Gram
+    matrices would cost more than the contexts.
+    """
+    images, captions = regions.shape[0], words.shape[0]
+    queries, sources = (words, regions) if direction == "t2i" else (regions, words)
+    lean = queries.shape[0] * queries.shape[1] <= sources.shape[1]
+    few = images * captions <= (_SOME_PAIRS if lean else _FEW_PAIRS)
+    return images * captions > 0 and (few or max(images, captions) <= _FEW_SETS)
+
+
+def _side_by_side(regions: Tensor, words: Tensor, call: CheckedCall, backend: str) -> Tensor:
+    """All pairs as chosen ones: (B, 1) images beside (B, C) captions, or (1, B) beside (1, 1)."""
+    images, captions = regions.shape[0], words.shape[0]
+    axis, rows = (0, 1) if captions == 1 else (1, images)
+    region_lengths, word_lengths = call.region_lengths, call.word_lengths
+    similarity: Tensor = ops.cross_attention_pairs.cross_attention_pairs(
+        regions.unsqueeze(axis),
+        words.expand(rows, -1, -1, -1),
+        None if region_lengths is None else region_lengths.unsqueeze(axis),
+        None if word_lengths is None else word_lengths.expand(rows, -1),
+        *call[2:-1],
+        *call.erase,
+        backend,
+    )
+    return similarity.view(images, captions)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sede_kernels import AttentionErase, cross_attention_similarity
-from sede_kernels.backends.cpu import _native, cross_attention
+from sede_kernels.backends.cpu import _native, cross_attention, cross_attention_layout
 from sede_kernels.errors import BackendUnavailableError
 from sede_kernels.testing import FLOORS, assert_within_budget
 
@@ -148,8 +148,8 @@ def test_half_precision(dtype: torch.dtype, direction: str) -> None:
 
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
 def test_many_blocks(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cross_attention, "_BLOCK_ELEMENTS", 1)
-    monkeypatch.setattr(cross_attention, "_GROUP_COLUMNS", 16)
+    monkeypatch.setattr(cross_attention_layout, "_BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr(cross_attention_layout, "_GROUP_COLUMNS", 16)
     check(unit(21, 5, 8), unit(23, 4, 8), direction=direction, word_lengths=lengths_from(1, 4, 23))
 
 

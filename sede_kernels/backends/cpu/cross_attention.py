@@ -3,153 +3,49 @@
 One side's sets ("lanes") are interleaved in groups so that S = rows lanes^T comes out as
 S[row][fragment][lane] and the epilogue of csrc/kernels/cross_attention.cpp never crosses vector
 lanes. The other side's sets ("rows") are packed one after another without padding. An S of at most
-``_KEPT_ELEMENTS`` is kept for the backward, where there will be one; of any other S no more than
-``_BLOCK_ELEMENTS`` (plus one set's rows) exist at a time, and the backward computes it again.
+``_KEPT_ELEMENTS`` is kept for the backward, where there will be one; any other exists a block at a
+time, and the backward computes it again. Pairs with a context that cancels are computed as chosen
+pairs.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sede_kernels.backends import _chosen_pairs
 from sede_kernels.backends.cpu import _native
-from sede_kernels.backends.cpu.erase import RULE_CODES
+from sede_kernels.backends.cpu.cross_attention_layout import (
+    LANES,
+    Chunk,
+    Group,
+    groups,
+    pack_rows,
+    padded_size,
+    set_lengths,
+)
+from sede_kernels.backends.cpu.cross_attention_pairs import (
+    EraseOptions,
+    Settings,
+    cross_attention_pairs,
+    cross_attention_pairs_backward,
+    native_settings,
+)
 
-EraseOptions = tuple[str, float, bool, int, bool]
-Settings = tuple[float, int, float, bool, int, float, bool, int, bool]
-Chunk = tuple[int, int, int, int]  # first set, end, first row, end
-
-#: Aggregate of csrc/kernels/cross_attention_api.h.
-AGGREGATE_CODES = {"lse": 0, "mean": 1, "max": 2, "sum": 3}
-
-_LANES = 16  # the widest vector, in floats
-_GROUP_COLUMNS = 2048  # fragments x lanes of a group
-_BLOCK_ELEMENTS = 1 << 21  # of S: 8 MB, within a last-level cache
 _KEPT_ELEMENTS = 1 << 24  # of S, at most, for the backward: 64 MB
 _PARTIAL_ELEMENTS = 1 << 22  # of all partial Gram gradients of a group
 _MAX_PARTIALS = 16
 
 
-@dataclass(frozen=True)
-class Group:
-    """Sets that share the lanes of one block, interleaved."""
+class _Gram(NamedTuple):
+    """Dot products of each set's sources, and what their sums are measured by.
 
-    sets: Tensor  # (n,) which sets
-    values: Tensor  # (fragments * lanes, D), zero beyond the lengths
-    lengths: Tensor  # (lanes,) int64
-    fragments: int
-    lanes: int
-    before: int  # columns of the groups before it
+    Shapes: (fragments, fragments, lanes), (fragments, lanes) twice; or (sets, L, L), (sets, L).
+    """
 
-    def by_lane(self) -> Tensor:
-        """The values as (lanes, fragments, D)."""
-        return self.values.view(self.fragments, self.lanes, self.values.shape[1]).transpose(0, 1)
-
-    def by_set(self, columns: Tensor) -> Tensor:
-        """(fragments * lanes, D) as (n, fragments, D)."""
-        view = columns.view(self.fragments, self.lanes, columns.shape[1])
-        return view[:, : self.sets.shape[0]].transpose(0, 1)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Sets packed without padding."""
-
-    values: Tensor  # (rows, D)
-    starts: Tensor  # (sets + 1,) int64
-    lengths: Tensor  # (sets,) int64
-    valid: Tensor  # (sets, L) bool
-
-    def chunks(self, columns: int) -> Iterator[Chunk]:
-        """(first set, end, first row, end): as many sets as a block of S holds."""
-        limit = max(1, _BLOCK_ELEMENTS // columns)
-        starts = self.starts.tolist()
-        begin, sets = 0, len(starts) - 1
-        while begin < sets:
-            end = begin + 1
-            while end < sets and starts[end + 1] - starts[begin] <= limit:
-                end += 1
-            yield begin, end, starts[begin], starts[end]
-            begin = end
-
-    def padded(self, first: int, end: int, values: Tensor) -> Tensor:
-        """Packed rows of some sets as (sets, L, D), zero-filled."""
-        valid = self.valid[first:end]
-        out = values.new_zeros(*valid.shape, values.shape[1])
-        out[valid] = values
-        return out
-
-
-def _lengths(sets: Tensor, lengths: Tensor | None) -> Tensor:
-    if lengths is None:
-        return torch.full((sets.shape[0],), sets.shape[1], dtype=torch.int64, device="cpu")
-    return _native.counts("cross_attention", lengths, sets.shape[:1], sets.shape[1])
-
-
-def _cuts(lengths: Tensor) -> list[tuple[int, int, int, int]]:
-    """(begin, end, fragments, lanes) of each group; the sets are taken in descending length."""
-    ordered = lengths.tolist()
-    cuts, begin = [], 0
-    while begin < len(ordered):
-        fragments = ordered[begin]
-        most = max(_LANES, _GROUP_COLUMNS // max(fragments, 1) // _LANES * _LANES)
-        end = min(len(ordered), begin + most)
-        cuts.append((begin, end, fragments, -(-(end - begin) // _LANES) * _LANES))
-        begin = end
-    return cuts
-
-
-def _padded_size(lengths: Tensor) -> int:
-    """Columns that all groups of these sets take."""
-    ordered = lengths.sort(descending=True).values
-    return sum(fragments * lanes for _, _, fragments, lanes in _cuts(ordered))
-
-
-def _groups(sets: Tensor, lengths: Tensor) -> Iterator[Group]:
-    order, before = lengths.argsort(descending=True, stable=True), 0
-    rows, longest = sets.flatten(0, 1), sets.shape[1]
-    for begin, end, fragments, lanes in _cuts(lengths[order]):
-        chosen = order[begin:end]
-        counts = lengths.new_zeros(lanes)
-        counts[: end - begin] = lengths[chosen]
-        place = lengths.new_zeros(lanes)
-        place[: end - begin] = chosen * longest
-        fragment = torch.arange(fragments, device="cpu").unsqueeze(1)
-        beyond = fragment >= counts
-        # Lanes that end early repeat a row that exists, until they are cleared.
-        source = (place + fragment).masked_fill(beyond, 0).flatten()
-        values = rows.index_select(0, source).to(torch.float32)
-        if begin + lanes > end or int(counts[-1]) < fragments:
-            values.masked_fill_(beyond.flatten().unsqueeze(1), 0.0)
-        yield Group(chosen, values, counts, fragments, lanes, before)
-        before += fragments * lanes
-
-
-def _rows(sets: Tensor, lengths: Tensor) -> Rows:
-    valid = torch.arange(sets.shape[1], device="cpu") < lengths.unsqueeze(1)
-    starts = _native.zeros(sets.shape[0] + 1, dtype=torch.int64)
-    torch.cumsum(lengths, 0, out=starts[1:])
-    values = sets[valid].to(torch.float32).contiguous()
-    return Rows(values, starts, lengths, valid)
-
-
-def native_settings(
-    smoothing: float, aggregate: str, aggregate_scale: float, erase: EraseOptions | None
-) -> Settings:
-    """The settings as the native calls take them."""
-    rule, threshold, low, keep_min, renormalize = erase or ("mean", 0.0, True, 1, True)
-    return (
-        smoothing,
-        AGGREGATE_CODES[aggregate],
-        aggregate_scale,
-        erase is not None,
-        RULE_CODES[rule],
-        threshold,
-        low,
-        keep_min,
-        renormalize,
-    )
+    values: Tensor
+    norm: Tensor
+    mass: Tensor  # sums of the absolute values
 
 
 class _Plan:
@@ -163,17 +59,17 @@ class _Plan:
         word_lengths: Tensor | None,
         direction: str,
     ) -> None:
-        counts = _lengths(regions, region_lengths), _lengths(words, word_lengths)
+        counts = set_lengths(regions, region_lengths), set_lengths(words, word_lengths)
         # The side whose padding to whole vectors costs less work.
-        with_regions = _padded_size(counts[0]) * int(counts[1].sum())
-        with_words = _padded_size(counts[1]) * int(counts[0].sum())
+        with_regions = padded_size(counts[0]) * int(counts[1].sum())
+        with_words = padded_size(counts[1]) * int(counts[0].sum())
         self.lanes_are_regions = with_regions <= with_words
         lane_sets, row_sets = (regions, words) if self.lanes_are_regions else (words, regions)
         lane_counts, row_counts = counts if self.lanes_are_regions else counts[::-1]
         self.lane_source = self.lanes_are_regions == (direction == "t2i")
         self.lane_sets = lane_sets
-        self.groups = (g for g in _groups(lane_sets, lane_counts) if g.fragments)
-        self.rows = _rows(row_sets, row_counts)
+        self.groups = (g for g in groups(lane_sets, lane_counts) if g.fragments)
+        self.rows = pack_rows(row_sets, row_counts)
         self.row_norms = self.rows.values.norm(dim=1)
         self._scratch = _native.empty(0)
 
@@ -203,15 +99,25 @@ class _Plan:
             torch.mm(self.rows.values[begin:stop], group.values.T, out=s)
         return s
 
-    def gram_of_lanes(self, group: Group) -> Tensor | None:
-        """(fragments, fragments, lanes) where the lanes are the sources."""
+    def gram_of_lanes(self, group: Group) -> _Gram | None:
+        """Of a group's sets, where the lanes are the sources."""
         if not self.lane_source:
             return None
-        values = group.by_lane()
-        return (values @ values.transpose(1, 2)).permute(1, 2, 0).contiguous()
+        sets = group.by_lane()
+        values = (sets @ sets.transpose(1, 2)).permute(1, 2, 0).contiguous()
+        norm = values.diagonal(dim1=0, dim2=1).T.sqrt().contiguous()
+        return _Gram(values, norm, values.abs().sum(dim=1))
+
+    def gram_of_rows(self, chunk: Chunk) -> _Gram:
+        """Of a chunk's sets."""
+        first, end, begin, stop = chunk
+        padded = self.rows.padded(first, end, self.rows.values[begin:stop])
+        values = padded @ padded.transpose(1, 2)
+        norm = values.diagonal(dim1=1, dim2=2).sqrt().contiguous()
+        return _Gram(values, norm, values.abs().sum(dim=2))
 
     def call(
-        self, group: Group, chunk: Chunk, lane_gram: Tensor | None, s: Tensor
+        self, group: Group, chunk: Chunk, lane_gram: _Gram | None, s: Tensor, lost: Tensor
     ) -> tuple[tuple[int | bool, ...], list[Tensor]]:
         """The arguments of the native call of one block, and the tensors they point to."""
         first, end, begin, stop = chunk
@@ -219,8 +125,7 @@ class _Plan:
         if lane_gram is not None:
             gram, norm = lane_gram, self.row_norms[begin:stop]
         else:
-            padded = self.rows.padded(first, end, self.rows.values[begin:stop])
-            gram, norm = padded @ padded.transpose(1, 2), group.values.norm(dim=1)
+            gram, norm = self.gram_of_rows(chunk), group.values.norm(dim=1)
         call = (
             s.data_ptr(),
             end - first,
@@ -229,22 +134,33 @@ class _Plan:
             starts.data_ptr(),
             group.lengths.data_ptr(),
             self.lane_source,
-            gram.data_ptr(),
+            gram.values.data_ptr(),
             self.rows.valid.shape[1],
+            gram.norm.data_ptr(),
+            gram.mass.data_ptr(),
             norm.data_ptr(),
+            lost.data_ptr(),
         )
-        return call, [starts, gram, norm]
+        return call, [starts, *gram, norm]
+
+    def pairs(self, group: Group, chunk: Chunk, lost: Tensor) -> Tensor:
+        """(n, 2) images and captions of the marks (sets, lanes) of one block."""
+        rows, lanes = lost[:, : group.sets.shape[0]].nonzero(as_tuple=True)
+        both = group.sets[lanes], rows + chunk[0]
+        return torch.stack(both if self.lanes_are_regions else both[::-1], dim=1)
 
 
 def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
     """Elements of S that the forward keeps where a gradient will be asked for.
 
     Computed from the shapes alone, hence for sets of full length: a bound for shorter ones, whose
-    rest is never touched. 0: S is too large, and the backward computes it again.
+    rest is never touched. 0: S is too large, and the backward computes it again; or there is none.
     """
+    if _chosen_pairs.all_chosen(regions):
+        return 0
 
     def lanes(sets: Tensor) -> int:
-        return sets.shape[1] * (-(-sets.shape[0] // _LANES) * _LANES)
+        return sets.shape[1] * (-(-sets.shape[0] // LANES) * LANES)
 
     def rows(sets: Tensor) -> int:
         return sets.shape[1] * sets.shape[0]
@@ -267,22 +183,41 @@ def cross_attention(
     kept: Tensor,
 ) -> Tensor:
     """See ``sede_kernels.ops.cross_attention``."""
-    settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
-    module = _native.module()
-    with torch.autocast("cpu", enabled=False):
-        plan = _Plan(regions, words, region_lengths, word_lengths, direction)
-        out = _native.zeros(regions.shape[0], words.shape[0])
-        by_lane = out if plan.lanes_are_regions else out.T
-        for group in plan.groups:
-            lane_gram = plan.gram_of_lanes(group)
-            for chunk in plan.rows.chunks(group.values.shape[0]):
-                s = plan.similarities(group, chunk, kept, ready=False)
-                call, held = plan.call(group, chunk, lane_gram, s)
-                part = _native.empty(chunk[1] - chunk[0], group.lanes)
-                module.cross_attention(call, settings, part.data_ptr())
-                del held
-                by_lane[group.sets, chunk[0] : chunk[1]] = part[:, : group.sets.shape[0]].T
-        return out
+    sides = regions, words, region_lengths, word_lengths
+    options = {
+        "direction": direction,
+        "smoothing": smoothing,
+        "aggregate": aggregate,
+        "aggregate_scale": aggregate_scale,
+        "erase": erase,
+    }
+    out = _native.zeros(regions.shape[0], words.shape[0])
+    if _chosen_pairs.all_chosen(regions):
+        pairs = _chosen_pairs.all_of(regions, words)
+    else:
+        settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
+        with torch.autocast("cpu", enabled=False):
+            pairs = _all_pairs(_Plan(*sides, direction), settings, kept, out)
+    _chosen_pairs.write_similarities(cross_attention_pairs, pairs, sides, out, **options)
+    return out
+
+
+def _all_pairs(plan: _Plan, settings: Settings, kept: Tensor, out: Tensor) -> Tensor:
+    """Fill ``out`` (B, C); the pairs (n, 2) that are to be computed as chosen ones."""
+    lost = [_native.empty(0, 2, dtype=torch.int64)]
+    by_lane = out if plan.lanes_are_regions else out.T
+    for group in plan.groups:
+        lane_gram = plan.gram_of_lanes(group)
+        for chunk in plan.rows.chunks(group.values.shape[0]):
+            s = plan.similarities(group, chunk, kept, ready=False)
+            part = _native.empty(chunk[1] - chunk[0], group.lanes)
+            marks = _native.empty(*part.shape, dtype=torch.int32)
+            call, held = plan.call(group, chunk, lane_gram, s, marks)
+            _native.module().cross_attention(call, settings, part.data_ptr())
+            del held
+            by_lane[group.sets, chunk[0] : chunk[1]] = part[:, : group.sets.shape[0]].T
+            lost.append(plan.pairs(group, chunk, marks))
+    return torch.cat(lost)
 
 
 def cross_attention_backward(
@@ -301,22 +236,51 @@ def cross_attention_backward(
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """See ``sede_kernels.ops.cross_attention``."""
-    settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
-    with torch.autocast("cpu", enabled=False):
-        plan = _Plan(regions, words, region_lengths, word_lengths, direction)
-        for_lanes, for_rows = wanted if plan.lanes_are_regions else wanted[::-1]
-        g = (grad if plan.lanes_are_regions else grad.T).to(torch.float32)
-        d_lane_sets = _native.zeros(*(plan.lane_sets.shape if for_lanes else (0,)))
-        d_rows = _native.zeros(*plan.rows.values.shape) if for_rows else None
-        for group in plan.groups:
-            d_lanes = _native.zeros(*group.values.shape) if for_lanes else None
-            _group_backward(plan, group, g, settings, kept, d_lanes, d_rows)
-            if d_lanes is not None:
-                d_lane_sets[group.sets, : group.fragments] = group.by_set(d_lanes)
-        d_row_sets = _native.empty(0)
-        if d_rows is not None:
-            d_row_sets = plan.rows.padded(0, plan.rows.valid.shape[0], d_rows)
-    return (d_lane_sets, d_row_sets) if plan.lanes_are_regions else (d_row_sets, d_lane_sets)
+    sides = regions, words, region_lengths, word_lengths
+    options = {
+        "direction": direction,
+        "smoothing": smoothing,
+        "aggregate": aggregate,
+        "aggregate_scale": aggregate_scale,
+        "erase": erase,
+    }
+    g = grad.to(torch.float32)
+    run = cross_attention_pairs_backward
+    if _chosen_pairs.all_chosen(regions):
+        pairs = _chosen_pairs.all_of(regions, words)
+        d_regions, d_words = (
+            _native.zeros(*(side.shape if asked else (0,)))
+            for side, asked in zip((regions, words), wanted, strict=True)
+        )
+        grads = d_regions, d_words
+    else:
+        settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
+        with torch.autocast("cpu", enabled=False):
+            plan = _Plan(*sides, direction)
+            grads, pairs = _all_pairs_backward(plan, settings, kept, g, wanted)
+    _chosen_pairs.add_gradients(run, pairs, g, sides, grads, **options)
+    return grads
+
+
+def _all_pairs_backward(
+    plan: _Plan, settings: Settings, kept: Tensor, grad: Tensor, wanted: tuple[bool, bool]
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """(gradients of regions and words, where wanted; the pairs (n, 2) that are not in them)."""
+    lost = [_native.empty(0, 2, dtype=torch.int64)]
+    for_lanes, for_rows = wanted if plan.lanes_are_regions else wanted[::-1]
+    g = grad if plan.lanes_are_regions else grad.T
+    d_lane_sets = _native.zeros(*(plan.lane_sets.shape if for_lanes else (0,)))
+    d_rows = _native.zeros(*plan.rows.values.shape) if for_rows else None
+    for group in plan.groups:
+        d_lanes = _native.zeros(*group.values.shape) if for_lanes else None
+        lost += _group_backward(plan, group, g, settings, kept, d_lanes, d_rows)
+        if d_lanes is not None:
+            d_lane_sets[group.sets, : group.fragments] = group.by_set(d_lanes)
+    d_row_sets = _native.empty(0)
+    if d_rows is not None:
+        d_row_sets = plan.rows.padded(0, plan.rows.valid.shape[0], d_rows)
+    grads = (d_lane_sets, d_row_sets) if plan.lanes_are_regions else (d_row_sets, d_lane_sets)
+    return grads, torch.cat(lost)
 
 
 def _group_backward(
@@ -327,8 +291,13 @@ def _group_backward(
     kept: Tensor,
     d_lanes: Tensor | None,
     d_rows: Tensor | None,
-) -> None:
-    """Adds a group's part to the gradients of lanes (fragments * lanes, D) and rows, if wanted."""
+) -> list[Tensor]:
+    """Adds a group's part to the gradients of lanes (fragments * lanes, D) and rows, if wanted.
+
+    Returns:
+        Pairs (n, 2) a block that are not in them.
+    """
+    lost = []
     rows, columns = plan.rows, group.values.shape[0]
     square = group.fragments * columns
     partials = max(1, min(_MAX_PARTIALS, _PARTIAL_ELEMENTS // square))
@@ -339,8 +308,9 @@ def _group_backward(
         first, end, begin, stop = chunk
         s = plan.similarities(group, chunk, kept, ready=True)
         ds = plan.scratch(*s.shape) if kept.numel() else s
-        call, held = plan.call(group, chunk, lane_gram, s)
         part = _native.zeros(end - first, group.lanes)
+        marks = _native.empty(*part.shape, dtype=torch.int32)
+        call, held = plan.call(group, chunk, lane_gram, s, marks)
         part[:, : group.sets.shape[0]] = grad[group.sets, first:end].T
         if plan.lane_source:
             d_norm = _native.zeros(stop - begin)
@@ -356,6 +326,7 @@ def _group_backward(
             partials,
         )
         del held
+        lost.append(plan.pairs(group, chunk, marks))
         values = rows.values[begin:stop]
         if d_lanes is not None:
             d_lanes.addmm_(ds.T, values)
@@ -368,10 +339,11 @@ def _group_backward(
                 padded = whole @ rows.padded(first, end, values)
                 d_rows[begin:stop] += padded[rows.valid[first:end]]
     if d_lanes is None:
-        return
+        return lost
     if plan.lane_source:
         lower = d_gram.sum(dim=0).view(group.fragments, group.fragments, group.lanes)
         whole = 2 * (lower + lower.transpose(0, 1)).permute(2, 0, 1)
         d_lanes.view(*lower.shape[1:], -1).transpose(0, 1).baddbmm_(whole, group.by_lane())
     else:
         d_lanes.addcmul_(group.values, d_norm.sum(dim=0).unsqueeze(1))
+    return lost

@@ -4,10 +4,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sede_kernels.backends._chosen_pairs import all_chosen, shape_of
 from sede_kernels.backends.cpu import _native
-from sede_kernels.backends.cpu.cross_attention import EraseOptions, Settings, native_settings
+from sede_kernels.backends.cpu.erase import RULE_CODES
+
+EraseOptions = tuple[str, float, bool, int, bool]
+Settings = tuple[float, int, float, bool, int, float, bool, int, bool]
+
+#: Aggregate of csrc/kernels/cross_attention_api.h.
+AGGREGATE_CODES = {"lse": 0, "mean": 1, "max": 2, "sum": 3}
 
 _WIDTH = 16  # the kernels take rows of whole vectors
+
+
+def native_settings(
+    smoothing: float, aggregate: str, aggregate_scale: float, erase: EraseOptions | None
+) -> Settings:
+    """The settings as the native calls take them."""
+    rule, threshold, low, keep_min, renormalize = erase or ("mean", 0.0, True, 1, True)
+    return (
+        smoothing,
+        AGGREGATE_CODES[aggregate],
+        aggregate_scale,
+        erase is not None,
+        RULE_CODES[rule],
+        threshold,
+        low,
+        keep_min,
+        renormalize,
+    )
 
 
 class _Pairs:
@@ -21,8 +46,9 @@ class _Pairs:
         word_lengths: Tensor | None,
         direction: str,
     ) -> None:
-        self.shape = regions.shape[0], max(regions.shape[1], words.shape[1])
+        self.shape = shape_of(regions, words)
         self.swap = direction == "i2t"
+        self.contexts = all_chosen(regions)
         sides = (regions, region_lengths), (words, word_lengths)
         (self.source, self.source_lengths), (self.query, self.query_lengths) = (
             _dense(*side) for side in (sides[::-1] if self.swap else sides)
@@ -41,6 +67,7 @@ class _Pairs:
             self.source.shape[3],
             self.source_lengths.data_ptr(),
             self.query_lengths.data_ptr(),
+            self.contexts,
         )
 
 

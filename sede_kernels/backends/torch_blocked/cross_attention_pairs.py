@@ -1,10 +1,11 @@
-"""Region-word similarity of chosen pairs in plain PyTorch, all at once: there are few."""
+"""Region-word similarity of chosen pairs in plain PyTorch, all at once, with their contexts."""
 
 import torch
 from torch import Tensor
 
+from sede_kernels.backends._chosen_pairs import shape_of
 from sede_kernels.backends.torch_blocked._blocks import compute_dtype
-from sede_kernels.backends.torch_blocked.cross_attention import (
+from sede_kernels.backends.torch_blocked.cross_attention_block import (
     Block,
     EraseOptions,
     Options,
@@ -26,7 +27,7 @@ class _Pairs:
         direction: str,
     ) -> None:
         dtype = compute_dtype(regions, words)
-        self.shape = (regions.shape[0], max(regions.shape[1], words.shape[1]))
+        self.shape = shape_of(regions, words)
         sides = [
             valid_sets(
                 sets.expand(-1, self.shape[1], -1, -1).flatten(0, 1).to(dtype),
@@ -41,9 +42,8 @@ class _Pairs:
     def attend(self, options: Options) -> tuple[Tensor, Block]:
         """Similarities (B N, 1) and what the backward needs."""
         s = (self.source @ self.query.transpose(1, 2)).unsqueeze(2)
-        norm = self.query.norm(dim=2).unsqueeze(1)
-        valid = self.query_valid.unsqueeze(1)
-        return attend(s, self.source, self.source_valid, norm, valid, options)
+        query, valid = self.query.unsqueeze(1), self.query_valid.unsqueeze(1)
+        return attend(s, self.source, self.source_valid, query, valid, options, contexts=True)
 
 
 def cross_attention_pairs(
@@ -91,17 +91,22 @@ def cross_attention_pairs_backward(
             _, block = pairs.attend(options)
             present = pairs.source_valid.any(dim=1) & pairs.query_valid.any(dim=1)
             g = grad.to(source.dtype).flatten().masked_fill(~present, 0.0).unsqueeze(1)
-            ds, d_gram, d_norm = attend_backward(g, block, options)
-            ds = ds.squeeze(2)
-            d_source = ds @ query + 2 * (d_gram @ source)
-            d_query = ds.transpose(1, 2) @ source + d_norm.transpose(1, 2) * query
+            of = attend_backward(g, block, source, options)
+            ds = of.ds.squeeze(2)
+            d_source = ds @ query + of.source
+            d_query = ds.transpose(1, 2) @ source + of.own.transpose(1, 2) * query
+            if of.pull is not None:
+                d_query = d_query + of.pull.squeeze(1)
         grads = (d_query, d_source) if direction == "i2t" else (d_source, d_query)
         sides = zip((regions, words), grads, wanted, strict=True)
-        out = [_of_side(d, side) if asked else d.new_empty(0) for side, d, asked in sides]
+        out = [
+            _of_side(d, side, pairs.shape[1]) if asked else d.new_empty(0)
+            for side, d, asked in sides
+        ]
     return out[0], out[1]
 
 
-def _of_side(grad: Tensor, side: Tensor) -> Tensor:
+def _of_side(grad: Tensor, side: Tensor, pairs: int) -> Tensor:
     """(B N, F, D) as the side's shape; summed over N where all pairs share it."""
-    grad = grad.view(side.shape[0], -1, *side.shape[2:])
-    return grad if grad.shape[1] == side.shape[1] else grad.sum(dim=1, keepdim=True)
+    grad = grad.view(side.shape[0], pairs, *side.shape[2:])
+    return grad if pairs == side.shape[1] else grad.sum(dim=1, keepdim=True)

@@ -1,0 +1,89 @@
+"""Pairs of all pairs that are computed as chosen ones: those whose contexts must be formed."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FEW_DIMENSIONS = 3  # vectors of so few elements lie close together or cancel
+_CHUNK_ELEMENTS = 1 << 22  # of the gathered sets: 16 MB in fp32
+
+Sides = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # regions, words, their lengths
+
+
+def shape_of(regions: Tensor, words: Tensor) -> tuple[int, int]:
+    """(B, N) of chosen pairs: of two sides one has N sets a row, the other N or 1."""
+    candidates = words.shape[1] if regions.shape[1] == 1 else regions.shape[1]
+    return regions.shape[0], candidates
+
+
+def all_chosen(sets: Tensor) -> bool:
+    """Whether every context of these sets is formed, without a look at their values."""
+    return sets.shape[-1] <= _FEW_DIMENSIONS
+
+
+def all_of(regions: Tensor, words: Tensor) -> Tensor:
+    """(n, 2): every image beside every caption."""
+    return torch.ones(regions.shape[0], words.shape[0], dtype=torch.bool).nonzero()
+
+
+def _chunks(pairs: Tensor, regions: Tensor, words: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images, captions) of as many pairs as may be gathered at once."""
+    size = (regions.shape[1] + words.shape[1]) * regions.shape[2]
+    step = max(1, _CHUNK_ELEMENTS // max(size, 1))
+    for first in range(0, pairs.shape[0], step):
+        yield pairs[first : first + step, 0], pairs[first : first + step, 1]
+
+
+def _gathered(images: Tensor, captions: Tensor, sides: Sides) -> Sides:
+    regions, words, region_lengths, word_lengths = sides
+    return (
+        regions[images].unsqueeze(1),
+        words[captions].unsqueeze(1),
+        None if region_lengths is None else region_lengths[images].unsqueeze(1),
+        None if word_lengths is None else word_lengths[captions].unsqueeze(1),
+    )
+
+
+def write_similarities(
+    run: Callable[..., Tensor], pairs: Tensor, sides: Sides, out: Tensor, **options: Any
+) -> None:
+    """Put the similarities of some pairs (n, 2) in their places of ``out`` (B, C).
+
+    Args:
+        run: ``cross_attention_pairs`` of the backend.
+        pairs: images and captions, each pair once.
+        sides: all regions and words with their lengths.
+        out: written to.
+        **options: of ``run``.
+    """
+    for images, captions in _chunks(pairs, *sides[:2]):
+        out[images, captions] = run(*_gathered(images, captions, sides), **options)[:, 0]
+
+
+def add_gradients(
+    run: Callable[..., tuple[Tensor, Tensor]],
+    pairs: Tensor,
+    grad: Tensor,
+    sides: Sides,
+    grads: tuple[Tensor, Tensor],
+    **options: Any,
+) -> None:
+    """Add what some pairs (n, 2) give the gradients of both sides, of which one may be empty.
+
+    Args:
+        run: ``cross_attention_pairs_backward`` of the backend.
+        pairs: images and captions, each pair once.
+        grad: (B, C).
+        sides: all regions and words with their lengths.
+        grads: of regions and words, added to where not empty.
+        **options: of ``run``.
+    """
+    wanted = grads[0].numel() > 0, grads[1].numel() > 0
+    for images, captions in _chunks(pairs, *sides[:2]):
+        own = grad[images, captions].unsqueeze(1)
+        found = run(own, *_gathered(images, captions, sides), wanted=wanted, **options)
+        for total, index, part in zip(grads, (images, captions), found, strict=True):
+            if total.numel():
+                total.index_add_(0, index, part[:, 0])

@@ -264,7 +264,7 @@ def keep_banks_local(model: Model) -> Model:
         )
     names = list(getattr(model, "_ddp_params_and_buffers_to_ignore", ()))
     for prefix, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, Ring | WarmUp):
+        if isinstance(module, Ring | WarmUp) or getattr(module, "keeps_buffers_local", False):
             own = (name for name, _ in module.named_buffers(recurse=False))
             names += [f"{prefix}.{name}" if prefix else name for name in own]
     ignore: Any = parallel._set_params_and_buffers_to_ignore_for_model

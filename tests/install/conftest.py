@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-#: What is built, run or recorded, and no source.
-IGNORED = (".*", "build", "dist", "results", "figures", "*.so", "*.egg-info", "__pycache__")
+#: What is built, run or recorded, and no source: names anywhere, and folders of the clone.
+IGNORED = (".*", "*.so", "*.egg-info", "__pycache__")
+LEFT_OUT = ("build", "dist", "records", "benchmarks/results", "benchmarks/figures")
 SETUPTOOLS = "77"  # as pyproject.toml asks
 
 
@@ -19,7 +20,12 @@ def copy_sources(target: Path) -> Path:
     """The sources alone, with nothing built."""
     if not (ROOT / "setup.py").is_file():
         pytest.skip("no source folder")
-    return Path(shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*IGNORED)))
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        left_out = {name for name in names if Path(folder, name) in map(ROOT.joinpath, LEFT_OUT)}
+        return left_out | shutil.ignore_patterns(*IGNORED)(folder, names)
+
+    return Path(shutil.copytree(ROOT, target, ignore=ignore))
 
 
 def clean_environment(**variables: str) -> dict[str, str]:

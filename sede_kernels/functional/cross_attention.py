@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels import ops, reference
+from sede_kernels.backends.registry import requested
 from sede_kernels.functional._checks import (
     check_backend,
     check_choice,
@@ -164,7 +165,8 @@ def cross_attention_similarity(
         2 BRCLD FLOPs forward and O(R^2) more a word (t2i); S exists one block at a time, so memory
         is bounded for any B and C. The backward of the CPU kernels keeps an S of up to 64 MB and
         computes a larger one again, as the other backends always do; a side that needs no gradient
-        costs it nothing.
+        costs it nothing. On a CPU few pairs (at most 16, or 6 sets of either side) are computed as
+        by :func:`cross_attention_pairs`, and so is a pair in which attended vectors cancel.
 
     Gradients:
         regions and words; the erasing mask is a constant.
@@ -197,7 +199,7 @@ def cross_attention_similarity(
         return reference.cross_attention_similarity(regions, words, **call.reference_keywords()).to(
             result_dtype(regions)
         )
-    if _few(regions, words, direction):
+    if requested(chosen) != "triton" and _few(regions, words, direction):
         return _side_by_side(regions, words, call, chosen)
     keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
     similarity: Tensor = ops.cross_attention.cross_attention(
@@ -216,7 +218,8 @@ def _few(regions: Tensor, words: Tensor, direction: str) -> bool:
     queries, sources = (words, regions) if direction == "t2i" else (regions, words)
     lean = queries.shape[0] * queries.shape[1] <= sources.shape[1]
     few = images * captions <= (_SOME_PAIRS if lean else _FEW_PAIRS)
-    return images * captions > 0 and (few or max(images, captions) <= _FEW_SETS)
+    few = few or max(images, captions) <= _FEW_SETS
+    return regions.device.type == "cpu" and images * captions > 0 and few
 
 
 def _side_by_side(regions: Tensor, words: Tensor, call: CheckedCall, backend: str) -> Tensor:

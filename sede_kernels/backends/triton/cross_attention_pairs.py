@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from sede_kernels.backends._chosen_pairs import shape_of
 from sede_kernels.backends.triton import interpreting, launch
 from sede_kernels.backends.triton._cross_attention_pairs_kernels import (
     _pairs_bwd_kernel,
@@ -49,7 +50,7 @@ class _Call:
     @property
     def pairs(self) -> int:
         """N."""
-        return max(self.query.shape[1], self.source.shape[1])
+        return shape_of(self.query, self.source)[1]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -119,7 +120,7 @@ def cross_attention_pairs(
     erase: EraseOptions | None,
 ) -> Tensor:
     """See ``sede_kernels.ops.cross_attention_pairs``. Memory: the result."""
-    shape = regions.shape[0], max(regions.shape[1], words.shape[1])
+    shape = shape_of(regions, words)
     if regions.numel() == 0 or words.numel() == 0:
         return regions.new_zeros(shape, dtype=torch.float32)
     out = regions.new_empty(shape, dtype=torch.float32)

@@ -65,9 +65,13 @@ def hardest_negatives(
     query_ids: Tensor | None = None,
     bank_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Values and indices (B, k), descending, ties to the lowest index; (-inf, -1) as padding."""
-    valid = valid_slots(query, bank, query_ids, bank_ids)
-    s = similarity(query, bank, valid).masked_fill(~valid, NEG_INF)
+    """Values and indices (B, k), descending, ties to the lowest index; (-inf, -1) as padding.
+
+    A similarity that is NaN is no candidate.
+    """
+    valid = valid_slots(query, bank, query_ids, bank_ids) & ~bank.isnan().any(dim=1)
+    s = similarity(query, bank, valid)
+    s = s.masked_fill(~valid | s.isnan(), NEG_INF)
     s = F.pad(s, (0, k), value=NEG_INF)
     values, indices = s.sort(dim=1, descending=True, stable=True)
     values, indices = values[:, :k], indices[:, :k]

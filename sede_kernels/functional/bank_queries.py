@@ -168,7 +168,8 @@ def hardest_negatives(
 
     Returns:
         values (B, k) float32 (float64 for float64 queries), descending, and indices (B, k) int64
-        into the bank; ties go to the lowest index; (-inf, -1) where fewer than k are valid.
+        into the bank; ties go to the lowest index; (-inf, -1) where fewer than k are valid. A
+        similarity that is NaN never ranks.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or k out of range.

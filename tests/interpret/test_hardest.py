@@ -39,7 +39,8 @@ def test_int8_bank_and_a_nan_query():
     scale = torch.rand(60, generator=generator)
     found = torch.ops.sede.hardest(query, bank, scale, None, None, 4, "triton")
     plain = torch.ops.sede.hardest(query, bank, scale, None, None, 4, "torch")
-    assert torch.equal(found[1][[0, 2]], plain[1][[0, 2]])
+    assert torch.equal(found[1], plain[1])
+    assert (found[1][1] == -1).all() and (found[0][1] == -torch.inf).all()
     oracle.assert_close("values", found[0], plain[0].double(), 2e-6)
 
 
@@ -48,3 +49,14 @@ def test_nothing_valid():
     ids = torch.full((40,), -1)
     values, indices = functional.hardest_negatives(query, bank, 2, bank_ids=ids, backend="triton")
     assert (values == -torch.inf).all() and (indices == -1).all()
+
+
+def test_a_nan_row_never_ranks():
+    query, bank = oracle.matrix(4, 20, 9), oracle.matrix(50, 20, 10)
+    bank[3], bank[40, 7] = torch.nan, torch.nan
+    outcome = [
+        functional.hardest_negatives(query, bank, 50, backend=backend)
+        for backend in ("triton", "reference")
+    ]
+    assert torch.equal(outcome[0][1], outcome[1][1])
+    assert (outcome[0][1] == -1).sum(1).tolist() == [2] * 4

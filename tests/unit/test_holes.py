@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from sede_kernels import FragmentBank, MemoryBank, SEDELoss, reference, weighted_info_nce
-from tests.conftest import unit
+from sede_kernels import (
+    FragmentBank,
+    MemoryBank,
+    SEDELoss,
+    hardest_negatives,
+    reference,
+    weighted_info_nce,
+)
+from tests.conftest import CPU_BACKENDS, unit
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8]
@@ -126,3 +133,33 @@ def test_a_poisoned_checkpoint_loads_without_its_poison(dtype) -> None:
         assert fresh.ids.tolist() == [3, -1, -1]
         assert (len(fresh), int(fresh.rejected), int(fresh.ptr)) == (1, 1, 2)
         assert fresh.dense().isfinite().all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("chosen", ["reference", *CPU_BACKENDS])
+def test_nan_never_ranks_as_hardest(chosen, dtype, k) -> None:
+    """Oracle: the same search without the rows that are NaN."""
+    query, bank = unit(5, 8, dtype=dtype).requires_grad_(), unit(30, 8, dtype=dtype)
+    bad = [0, 13, 29]
+    kept = torch.tensor([n for n in range(30) if n not in bad])
+    clean = bank[kept]
+    bank[bad[0]], bank[bad[1], 2], bank[bad[2], 7] = torch.nan, torch.nan, torch.nan
+    values, indices = hardest_negatives(query, bank, k, backend=chosen)
+    right, places = hardest_negatives(query, clean, k, backend=chosen)
+    torch.testing.assert_close(values, right)
+    assert torch.equal(indices, torch.where(places < 0, -1, kept[places.clamp(min=0)]))
+    (grad,) = torch.autograd.grad(values[:, :1].sum(), query)
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("chosen", ["reference", *CPU_BACKENDS])
+def test_a_nan_query_finds_nothing_and_leaves_the_others_alone(chosen) -> None:
+    query, bank = f32(4, 8), f32(30, 8)
+    right = hardest_negatives(query, bank, 2, backend=chosen)
+    query[1, 3] = torch.nan
+    values, indices = hardest_negatives(query, bank, 2, backend=chosen)
+    assert indices[1].tolist() == [-1, -1] and values[1].tolist() == [-torch.inf] * 2
+    others = [0, 2, 3]
+    assert torch.equal(indices[others], right[1][others])
+    torch.testing.assert_close(values[others], right[0][others])

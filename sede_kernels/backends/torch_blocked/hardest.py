@@ -36,6 +36,7 @@ def hardest(
                 dtype,
             )
             s = q @ block.T
+            s = s.masked_fill(s.isnan(), -torch.inf)  # no candidate
             valid = valid_block(query_ids, ids, "mask", s)
             if valid is not None:
                 s = s.masked_fill(~valid, -torch.inf)

@@ -98,7 +98,7 @@ def _hardest_fwd_kernel(
         valid = valid_slots(
             rows, cols, K, row_ids, col_ids, HAS_ROW_IDS, HAS_COL_IDS, "mask", False
         )
-        keys = _keys(tl.where(valid, s, NEG_INF), cols)
+        keys = _keys(tl.where(valid & (s == s), s, NEG_INF), cols)  # NaN is no candidate
         if HAS_BOUND:
             keys = tl.where(keys < bound[:, None], keys, _NOTHING)
         # Seldom after the first tiles of a part.

@@ -87,6 +87,9 @@ def _same_kind(a: torch.dtype, b: torch.dtype) -> bool:
     )
 
 
+_COUNTERS = ("ptr", "count", "rejected")
+
+
 class Ring(nn.Module):
     """K slots, each filled or empty, and where the next key goes; see the banks.
 
@@ -149,11 +152,25 @@ class Ring(nn.Module):
         return {name: b for name, b in self._buffers.items() if b is not None and name != "home"}
 
     def _ready(self) -> None:
-        """Before any use: dtypes as said, no memory that nobody wrote, no broadcast unheard of."""
+        """Before any use: dtypes and sizes as said, no memory that nobody wrote, no broadcast.
+
+        Raises:
+            TypeError: floating numbers where integers belong, or the reverse.
+            ValueError: a buffer whose size does not fit the rows.
+        """
+        slots = self.rows.shape[:1]
         for name, dtype in self.fixed.items():
             buffer = self._buffers[name]
-            if buffer is not None and buffer.dtype != dtype:
+            if buffer is None:
+                continue
+            if buffer.dtype != dtype:
                 self._buffers[name] = self._as_said(name, buffer)
+            if buffer.shape != (() if name in _COUNTERS else slots):
+                raise ValueError(
+                    f"{type(self).__name__}: {name} of the bank must have shape "
+                    f"{() if name in _COUNTERS else tuple(slots)}, got {tuple(buffer.shape)}; put "
+                    "the right tensor there or make a new bank."
+                )
         if torch.compiler.is_compiling():
             return
         if self._unsettled:

@@ -172,7 +172,8 @@ def test_the_host_never_waits(dtype):
             select="mask", kept=kept,
         )  # fmt: skip
         hardest_module.hardest(query, bank, None, ids, bank_ids, k=2)
-        enqueue_module.enqueue(*state, torch.tensor(5), torch.tensor(5), query, ids, normalize=True)
+        counters = [torch.tensor(5) for _ in range(3)]
+        enqueue_module.enqueue(*state, *counters, query, ids, normalize=True)
         _, mask = erase_module.erase(
             bank.float(), None, rule="mean", threshold=0.0, low=True, keep_min=1, renormalize=True
         )

@@ -5,5 +5,5 @@ import pytest
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "tests/ptx/" in item.path.as_posix() and "ptx_long" not in item.keywords:
+        if "tests/ptx/" in item.path.as_posix():
             item.add_marker(pytest.mark.ptx)

@@ -33,7 +33,7 @@ def bf16(value: float) -> int:
 def fp16(value: float) -> int:
     """The bits of a number that fp16 holds exactly."""
     bits = np.array(value, np.float16)
-    assert float(bits) == value or value != value, f"{value} is no fp16"
+    assert float(bits) == value or np.isnan(value), f"{value} is no fp16"
     return int(bits.view(np.uint16))
 
 
@@ -139,5 +139,5 @@ def check(
     found = run(f"{opcode} {operands}{tail};", {"d": result}, sources)["d"][: len(expected)]
     wanted = array(result, expected)[: len(expected)]
     same = found.view(f"u{found.itemsize}") == wanted.view(f"u{wanted.itemsize}")
-    nan = (found != found) & (wanted != wanted)
+    nan = np.isnan(found) & np.isnan(wanted)
     assert (same | nan).all(), f"{opcode}: {found} instead of {wanted}"

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from sede_kernels import functional as F
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional import InfoNCEStats
-from sede_kernels.functional._checks import check_erase
+from sede_kernels.functional._checks import check_backend, check_bool, check_erase, check_number
+from sede_kernels.functional._info_nce import check_settings
+from sede_kernels.functional.cross_attention import check_similarity, erase_arguments
 from sede_kernels.warmup import WarmUp
 
 
@@ -54,10 +56,9 @@ class WeightedInfoNCE(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"WeightedInfoNCE: temperature must be > 0, got {temperature}.")
-        if not hardness >= 0:
-            raise ValueError(f"WeightedInfoNCE: hardness must be >= 0, got {hardness}.")
+        name = type(self).__name__
+        check_number(name, "temperature", temperature, low=0.0, open_low=True)
+        check_number(name, "hardness", hardness, low=0.0)
         self.log_inverse_temperature: nn.Parameter | None = None
         if learn_temperature:
             self.log_inverse_temperature = _learnable(-math.log(temperature))
@@ -74,8 +75,10 @@ class WeightedInfoNCE(nn.Module):
             "in_batch_negatives": in_batch_negatives,
             "unit_length": unit_length,
             "reduction": reduction,
-            "backend": backend,
         }
+        check_settings(name, **self.options)
+        check_backend(name, backend)
+        self.options["backend"] = backend
 
     @property
     def temperature(self) -> float | Tensor:
@@ -170,6 +173,8 @@ class AttentionErase(nn.Module):
         check_erase("AttentionErase", rule, threshold, keep_min, 1)
         if erase not in ("low", "high"):
             raise ValueError(f"AttentionErase: erase must be one of low, high, got {erase!r}.")
+        check_bool("AttentionErase", "renormalize", renormalize)
+        check_backend("AttentionErase", backend)
         self.rule = rule
         self.threshold = threshold
         self.erase = erase
@@ -220,6 +225,12 @@ class CrossAttentionSimilarity(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        check_similarity(
+            "CrossAttentionSimilarity", direction, smoothing, aggregate, aggregate_scale
+        )
+        check_backend("CrossAttentionSimilarity", backend)
+        if erase is not None:
+            erase_arguments("CrossAttentionSimilarity", erase, 1)
         self.direction = direction
         self.smoothing = smoothing
         self.aggregate = aggregate

@@ -47,7 +47,10 @@ def checked_ids(name: str, ids: Tensor | None, rows: int, device: torch.device) 
     if ids is None:
         return None
     if not isinstance(ids, Tensor):
-        raise TypeError(f"{name}: ids must be a torch.Tensor, got {type(ids).__name__}.")
+        raise TypeError(
+            f"{name}: ids must be a torch.Tensor of integers, got {type(ids).__name__}; "
+            "pass torch.as_tensor of it (number strings first)."
+        )
     if ids.dtype.is_floating_point or ids.dtype == torch.bool:
         raise TypeError(f"{name}: ids must be integers (int64), got {ids.dtype}.")
     if ids.shape != (rows,):

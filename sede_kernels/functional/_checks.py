@@ -41,9 +41,9 @@ def check_float_matrix(name: str, argument: str, tensor: Tensor, ndim: int = 2) 
 
 
 def check_same_device(name: str, first: Tensor, **others: Tensor | None) -> None:
-    """All tensors on the device of ``first``."""
+    """All tensors on the device of ``first``; what is no tensor has a check of its own."""
     for argument, tensor in others.items():
-        if tensor is not None and tensor.device != first.device:
+        if isinstance(tensor, Tensor) and tensor.device != first.device:
             raise ValueError(
                 f"{name}: {argument} is on {tensor.device} but the query is on {first.device}; "
                 "move one of them with .to()."
@@ -55,7 +55,10 @@ def check_ids(name: str, argument: str, ids: Tensor | None, rows: int) -> Tensor
     if ids is None:
         return None
     if not isinstance(ids, Tensor):
-        raise TypeError(f"{name}: {argument} must be a torch.Tensor, got {type(ids).__name__}.")
+        raise TypeError(
+            f"{name}: {argument} must be a torch.Tensor of integers, got {type(ids).__name__}; "
+            "pass torch.as_tensor of it (number strings first)."
+        )
     if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
         raise TypeError(f"{name}: {argument} must be integers (int64), got {ids.dtype}.")
     if ids.shape != (rows,):
@@ -69,6 +72,12 @@ def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...])
     """A string out of a closed list."""
     if value not in choices:
         raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def check_bool(name: str, argument: str, value: object) -> None:
+    """True or False, and nothing that merely counts as one of them."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: {argument} must be True or False, got {value!r}.")
 
 
 def check_flag(name: str, argument: str, flag: Tensor, like: Tensor) -> None:
@@ -115,6 +124,10 @@ def check_number(
     open_low: bool = False,
 ) -> float:
     """A finite number in [low, high], or (low, high] with ``open_low``."""
+    if isinstance(value, bool | str | bytes):  # float() would take them
+        raise TypeError(
+            f"{name}: {argument} must be a number, got {type(value).__name__} {value!r}."
+        )
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -13,6 +13,7 @@ from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional._bank_argument import BankTensors, unpack_bank
 from sede_kernels.functional._checks import (
     check_backend,
+    check_bool,
     check_choice,
     check_flag,
     check_float_matrix,
@@ -131,31 +132,67 @@ def check_options(
     Raises:
         TypeError, ValueError: one sentence naming what was expected and what came.
     """
-    check_choice(name, "false_negatives", false_negatives, FALSE_NEGATIVES)
-    check_choice(name, "reduction", reduction, ("none", "mean", "sum"))
-    if margin is not None:
-        check_number(name, "margin", margin)
+    check_settings(
+        name,
+        normalize_weights=normalize_weights,
+        detach_weights=detach_weights,
+        positive_focus=positive_focus,
+        tau_plus=tau_plus,
+        false_negatives=false_negatives,
+        margin=margin,
+        in_batch_negatives=in_batch_negatives,
+        unit_length=unit_length,
+        reduction=reduction,
+    )
     if isinstance(in_batch_negatives, Tensor):
         check_flag(name, "in_batch_negatives", in_batch_negatives, query)
     chosen = check_backend(name, backend, query, temperature, hardness)
-    focus = check_number(name, "positive_focus", positive_focus, low=0.0)
-    prior = check_number(name, "tau_plus", tau_plus, low=0.0, high=1.0)
-    if prior == 1.0:
-        raise ValueError(f"{name}: tau_plus must be below 1, got 1.")
     return Options(
         scalar_parameter(name, "temperature", temperature, query, open_low=True),
         scalar_parameter(name, "hardness", hardness, query, open_low=False),
         normalize_weights,
         detach_weights,
-        focus,
-        prior,
+        float(positive_focus),
+        float(tau_plus),
         false_negatives,
         margin,
-        in_batch_negatives if isinstance(in_batch_negatives, Tensor) else bool(in_batch_negatives),
+        in_batch_negatives,
         unit_length,
         reduction,
         chosen,
     )
+
+
+def check_settings(
+    name: str,
+    *,
+    normalize_weights: bool,
+    detach_weights: bool,
+    positive_focus: float,
+    tau_plus: float,
+    false_negatives: str,
+    margin: float | None,
+    in_batch_negatives: bool | Tensor,
+    unit_length: bool,
+    reduction: str,
+) -> None:
+    """What can be said of the keywords without a tensor; modules ask at construction.
+
+    Raises:
+        TypeError, ValueError: one sentence naming what was expected and what came.
+    """
+    check_choice(name, "false_negatives", false_negatives, FALSE_NEGATIVES)
+    check_choice(name, "reduction", reduction, ("none", "mean", "sum"))
+    if margin is not None:
+        check_number(name, "margin", margin)
+    check_bool(name, "normalize_weights", normalize_weights)
+    check_bool(name, "detach_weights", detach_weights)
+    check_bool(name, "unit_length", unit_length)
+    if not isinstance(in_batch_negatives, Tensor):
+        check_bool(name, "in_batch_negatives", in_batch_negatives)
+    check_number(name, "positive_focus", positive_focus, low=0.0)
+    if check_number(name, "tau_plus", tau_plus, low=0.0, high=1.0) == 1.0:
+        raise ValueError(f"{name}: tau_plus must be below 1, got 1.")
 
 
 def check_pair(

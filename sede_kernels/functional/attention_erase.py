@@ -6,6 +6,7 @@ from sede_kernels import ops, reference
 from sede_kernels.functional._checks import (
     FLOATS,
     check_backend,
+    check_bool,
     check_choice,
     check_erase,
     check_lengths,
@@ -83,6 +84,7 @@ def attention_erase(
             f"got {attention.dtype}."
         )
     check_choice(name, "erase", erase, ("low", "high"))
+    check_bool(name, "renormalize", renormalize)
     fragments = attention.shape[-1]
     value = check_erase(name, rule, threshold, keep_min, fragments)
     counts = check_lengths(name, "lengths", lengths, tuple(attention.shape[:-1]), fragments)

@@ -34,9 +34,14 @@ class EraseSettings(Protocol):
     renormalize: bool
 
 
-def _erase_arguments(
+def erase_arguments(
     name: str, erase: str | EraseSettings | None, fragments: int
 ) -> tuple[str, float, bool, int, bool]:
+    """Rule, threshold, whether the low side goes, how many stay, renormalise; "" for no rule.
+
+    Raises:
+        TypeError, ValueError: one sentence naming what was expected and what came.
+    """
     if erase is None:
         return "", 0.0, True, 1, True
     if isinstance(erase, str):
@@ -74,6 +79,22 @@ class CheckedCall(NamedTuple):
         return {**self._asdict(), "erase": erase if rule else None}
 
 
+def check_similarity(
+    name: str, direction: str, smoothing: float, aggregate: str, aggregate_scale: float
+) -> tuple[float, float]:
+    """Smoothing and scale as floats; what can be said without a tensor.
+
+    Raises:
+        TypeError, ValueError: one sentence naming what was expected and what came.
+    """
+    check_choice(name, "direction", direction, ("t2i", "i2t"))
+    check_choice(name, "aggregate", aggregate, ("lse", "mean", "max", "sum"))
+    return (
+        check_number(name, "smoothing", smoothing, low=0.0, open_low=True),
+        check_number(name, "aggregate_scale", aggregate_scale, low=0.0, open_low=True),
+    )
+
+
 def check_call(
     name: str,
     regions: Tensor,
@@ -101,10 +122,7 @@ def check_call(
         raise TypeError(
             f"{name}: regions and words must share a dtype, got {regions.dtype} and {words.dtype}."
         )
-    check_choice(name, "direction", direction, ("t2i", "i2t"))
-    check_choice(name, "aggregate", aggregate, ("lse", "mean", "max", "sum"))
-    smoothing = check_number(name, "smoothing", smoothing, low=0.0, open_low=True)
-    scale = check_number(name, "aggregate_scale", aggregate_scale, low=0.0, open_low=True)
+    smoothing, scale = check_similarity(name, direction, smoothing, aggregate, aggregate_scale)
     (*of_regions, most_regions, _), (*of_words, most_words, _) = regions.shape, words.shape
     region_counts = check_lengths(
         name, "region_lengths", region_lengths, tuple(of_regions), most_regions
@@ -114,7 +132,7 @@ def check_call(
         name, regions, words=words, region_lengths=region_counts, word_lengths=word_counts
     )
     sources = most_regions if direction == "t2i" else most_words
-    settings = _erase_arguments(name, erase, sources)
+    settings = erase_arguments(name, erase, sources)
     return CheckedCall(region_counts, word_counts, direction, smoothing, aggregate, scale, settings)
 
 

@@ -1,0 +1,178 @@
+"""Wrong arguments of the public functions and modules: one sentence that names the argument."""
+
+import numpy as np
+import pytest
+import torch
+
+import sede_kernels as sede
+
+Q = torch.eye(4)
+NAN, INF = float("nan"), float("inf")
+
+SETTINGS = {
+    "temperature": [0.0, -1.0, NAN, INF, "0.1", True, None, [0.1]],
+    "hardness": [-1.0, NAN, INF, "5", False],
+    "positive_focus": [-0.1, NAN, INF, "1", True],
+    "tau_plus": [-0.1, 1.0, 1.5, NAN, "0"],
+    "margin": [NAN, INF, "0.1", True],
+    "false_negatives": ["drop", None, 3],
+    "reduction": ["avg", None, True],
+    "normalize_weights": [1, "yes", None],
+    "detach_weights": [0, "no"],
+    "in_batch_negatives": ["yes", 1, None],
+    "unit_length": [1, "yes"],
+    "backend": ["gpu", "", None],
+}
+CASES = [
+    pytest.param(name, value, id=f"{name}-{value!r}")
+    for name, values in SETTINGS.items()
+    for value in values
+    if (name, value) != ("backend", "")
+]
+
+
+def said(error: pytest.ExceptionInfo[Exception], argument: str) -> None:
+    message = str(error.value)
+    assert argument in message, message
+    assert "\n" not in message
+    assert message.endswith("."), message
+
+
+@pytest.mark.parametrize(("name", "value"), CASES)
+def test_settings_of_a_loss(name, value) -> None:
+    """The function, its module and the two-bank loss say the same, the modules at construction."""
+    for call in (
+        lambda: sede.weighted_info_nce(Q, Q, Q, **{name: value}),
+        lambda: sede.symmetric_info_nce(Q, Q, Q, Q, Q, Q, **{name: value}),
+        lambda: sede.WeightedInfoNCE(**{name: value}),
+        lambda: sede.SEDELoss(4, 4, **{name: value}),
+    ):
+        with pytest.raises((TypeError, ValueError)) as error:
+            call()
+        said(error, name)
+
+
+IDS = [
+    pytest.param([0, 1, 2, 3], "torch.as_tensor", id="list"),
+    pytest.param(("a", "b", "c", "d"), "number strings first", id="strings"),
+    pytest.param(np.arange(4), "torch.as_tensor", id="numpy"),
+    pytest.param(torch.zeros(4), "integers", id="float"),
+    pytest.param(torch.zeros(4, dtype=torch.bool), "integers", id="bool"),
+    pytest.param(torch.zeros(3, dtype=torch.long), "(4,)", id="length"),
+    pytest.param(7, "torch.Tensor of integers", id="number"),
+]
+
+
+@pytest.mark.parametrize(("ids", "hint"), IDS)
+def test_ids_are_named_for_what_they_are(ids, hint) -> None:
+    bank = sede.MemoryBank(4, 4)
+    for call in (
+        lambda: sede.weighted_info_nce(Q, Q, Q, query_ids=ids),
+        lambda: sede.weighted_info_nce(Q, Q, Q, bank_ids=ids),
+        lambda: sede.symmetric_info_nce(Q, Q, Q, Q, Q, Q, ids=ids),
+        lambda: sede.bank_lse(Q, Q, 1.0, query_ids=ids),
+        lambda: sede.hardest_negatives(Q, Q, bank_ids=ids),
+        lambda: bank.enqueue(Q, ids),
+        lambda: sede.SEDELoss(4, 4)(Q, Q, ids=ids),
+    ):
+        with pytest.raises((TypeError, ValueError)) as error:
+            call()
+        said(error, "ids")
+        assert hint in str(error.value), str(error.value)
+    assert len(bank) == 0
+
+
+SIMILARITY = {
+    "direction": ["i2i", None],
+    "smoothing": [0.0, -1.0, NAN, "9", True],
+    "aggregate": ["median", None],
+    "aggregate_scale": [0.0, INF, "6"],
+    "erase": ["lowest", 3, True],
+    "backend": ["gpu"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param(name, value, id=f"{name}-{value!r}")
+        for name, values in SIMILARITY.items()
+        for value in values
+    ],
+)
+def test_settings_of_a_similarity(name, value) -> None:
+    sets = torch.ones(2, 3, 4)
+    for call in (
+        lambda: sede.cross_attention_similarity(sets, sets, **{name: value}),
+        lambda: sede.cross_attention_pairs(sets[:, None], sets[:, None], **{name: value}),
+        lambda: sede.CrossAttentionSimilarity(**{name: value}),
+    ):
+        with pytest.raises((TypeError, ValueError)) as error:
+            call()
+        said(error, "rule" if value == "lowest" else name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"),
+    [
+        ({"rule": "median"}, "rule"),
+        ({"rule": "mean", "threshold": 0.1}, "threshold"),
+        ({"rule": "topk"}, "threshold"),
+        ({"rule": "topk", "threshold": 1.5}, "threshold"),
+        ({"rule": "topk", "threshold": "2"}, "threshold"),
+        ({"rule": "quantile", "threshold": 2.0}, "threshold"),
+        ({"rule": "relative", "threshold": NAN}, "threshold"),
+        ({"keep_min": 0}, "keep_min"),
+        ({"keep_min": 1.0}, "keep_min"),
+        ({"erase": "middle"}, "erase"),
+        ({"renormalize": 1}, "renormalize"),
+        ({"backend": "gpu"}, "backend"),
+    ],
+    ids=str,
+)
+def test_settings_of_erasing(settings, argument) -> None:
+    for call in (
+        lambda: sede.attention_erase(torch.ones(2, 3), **settings),
+        lambda: sede.AttentionErase(**settings),
+    ):
+        with pytest.raises((TypeError, ValueError)) as error:
+            call()
+        said(error, argument)
+
+
+def test_an_unknown_default_backend_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEDE_BACKEND", "gpu")
+    for call in (
+        lambda: sede.weighted_info_nce(Q, Q, Q),
+        lambda: sede.hardest_negatives(Q, Q),
+        lambda: sede.attention_erase(Q),
+        lambda: sede.MemoryBank(4, 4).enqueue(Q),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        said(error, "SEDE_BACKEND")
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.0, True, "3", None])
+def test_how_many_hardest(k) -> None:
+    with pytest.raises((TypeError, ValueError)) as error:
+        sede.hardest_negatives(Q, Q, k)
+    said(error, "k must be")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "argument"),
+    [
+        ((0, 4), {}, "size"),
+        ((4.0, 4), {}, "size"),
+        ((4, True), {}, "dim"),
+        (("4", 4), {}, "size"),
+        ((4, 4), {"dtype": torch.int16}, "dtype"),
+        ((4, 4), {"dtype": "float32"}, "dtype"),
+    ],
+    ids=str,
+)
+def test_shape_and_dtype_of_a_bank(arguments, settings, argument) -> None:
+    with pytest.raises((TypeError, ValueError)) as error:
+        sede.MemoryBank(*arguments, **settings)
+    said(error, argument)

@@ -27,8 +27,8 @@ SEDE_INLINE void exchange_all(V* v) {
     for (int n = 0; n < width; ++n) {
       if (n & STEP) continue;
       const V x = v[n], y = v[n + STEP];
-      v[n] = __builtin_shuffle(x, y, upper ? (lane ^ STEP) + width : lane);
-      v[n + STEP] = __builtin_shuffle(x, y, upper ? lane + width : lane ^ STEP);
+      v[n] = shuffle(x, y, upper ? (lane ^ STEP) + width : lane);
+      v[n + STEP] = shuffle(x, y, upper ? lane + width : lane ^ STEP);
     }
     exchange_all<STEP / 2>(v);
   }
@@ -40,7 +40,7 @@ SEDE_INLINE V fold(V x, V y) {
   constexpr int width = sizeof(V) / sizeof(x[0]);
   const auto lane = lanes_like(x);
   const auto from = ((lane & STEP) != 0) & width;
-  return __builtin_shuffle(x, y, lane + from) + __builtin_shuffle(x, y, (lane ^ STEP) + from);
+  return shuffle(x, y, lane + from) + shuffle(x, y, (lane ^ STEP) + from);
 }
 
 // Lane n of v[0] becomes the sum of all lanes of v[n % N]; N and STEP are powers of two.

@@ -67,6 +67,17 @@ SEDE_INLINE V shuffle(V v, I indices) {
 #endif
 }
 
+// Lane n of the result is lane indices[n] of x, or lane indices[n] - width of y.
+template <class V, class I>
+SEDE_INLINE V shuffle(V x, V y, I indices) {
+#if defined(__clang__)
+  constexpr int width = sizeof(V) / sizeof(x[0]);
+  return indices < width ? shuffle(x, indices & (width - 1)) : shuffle(y, indices & (width - 1));
+#else
+  return __builtin_shuffle(x, y, indices);
+#endif
+}
+
 template <class I>
 SEDE_INLINE bool any(I mask) {
   VecL bits = (VecL)mask;

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+import sede_kernels
+
 from . import measured
 from .case import Case, Inputs, Run
 
@@ -184,10 +186,12 @@ class _Server:
 
     def __init__(self) -> None:
         self.pipe, there = multiprocessing.Pipe()
+        # First where the package came from: a search path may have changed since that import.
+        home = str(Path(sede_kernels.__file__).resolve().parents[1])
         with there:
             handle = there.fileno()
             process = subprocess.Popen(
-                [sys.executable, "-c", _START, __name__, str(handle), *sys.path],
+                [sys.executable, "-c", _START, __name__, str(handle), home, *sys.path],
                 env=_MALLOC | os.environ,
                 pass_fds=(handle,),
             )

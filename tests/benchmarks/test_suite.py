@@ -172,6 +172,13 @@ def test_memory_in_an_own_process_sees_what_eager_allocates():
     assert (starved.status, starved.extra_mb) == ("out of memory", None)
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux /proc")
+def test_the_memory_process_loads_our_files_whatever_the_search_path(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [str(tmp_path), str(ROOT), *sys.path])
+    case = Case("info_nce", FORWARD, "fp32", {"B": 4, "K": 64, "D": 16})
+    assert Memory().peaks(case, ["eager"])["eager"].status == "ok"
+
+
 def test_out_of_memory_is_told_from_other_errors():
     assert out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not out_of_memory(RuntimeError("shape mismatch"))

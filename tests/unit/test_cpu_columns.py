@@ -12,17 +12,6 @@ pytestmark = pytest.mark.skipif(
     _native.unavailable_reason() is not None, reason="the native module is not built"
 )
 
-ISAS = _native.module().supported_isas() if _native.unavailable_reason() is None else []
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest):
-    module = _native.module()
-    before = module.isa()
-    module.select_isa(request.param)
-    yield request.param
-    module.select_isa(before)
-
 
 def queue(rows: torch.Tensor) -> torch.Tensor:
     """The same rows, held as (D, K) with room beyond K."""

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.skipif(
     _native.unavailable_reason() is not None, reason="the native module is not built"
 )
 
-ISAS = _native.module().supported_isas() if _native.unavailable_reason() is None else []
 #: (images, captions, regions, words, dim): one, primes, more than a vector on either side.
 SIZES = {
     "one": (1, 1, 1, 1, 1),
@@ -38,15 +37,6 @@ ERASE = {
     "one-left-high": AttentionErase(rule="absolute", threshold=1e-4, erase="high"),
     "two-left": AttentionErase(rule="absolute", threshold=0.95, keep_min=2),
 }
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest):
-    module = _native.module()
-    before = module.isa()
-    module.select_isa(request.param)
-    yield request.param
-    module.select_isa(before)
 
 
 def unit(*shape: int) -> Tensor:

@@ -28,15 +28,6 @@ RULES = {
 }
 
 
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest):
-    module = _native.module()
-    before = module.isa()
-    module.select_isa(request.param)
-    yield request.param
-    module.select_isa(before)
-
-
 def rows_of(kind: str, rows: int, length: int) -> Tensor:
     if kind == "ties":
         return torch.randint(0, 4, (rows, length)).float() / 8

@@ -11,17 +11,6 @@ pytestmark = pytest.mark.skipif(
     _native.unavailable_reason() is not None, reason="the native module is not built"
 )
 
-ISAS = _native.module().supported_isas() if _native.unavailable_reason() is None else []
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest):
-    module = _native.module()
-    before = module.isa()
-    module.select_isa(request.param)
-    yield request.param
-    module.select_isa(before)
-
 
 def eighths(*shape: int, seed: int) -> Tensor:
     """Multiples of 1/8 in [-1, 1]: products and their sums are exact, and many are equal."""

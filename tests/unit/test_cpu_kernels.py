@@ -14,17 +14,7 @@ pytestmark = pytest.mark.skipif(
     _native.unavailable_reason() is not None, reason="the native module is not built"
 )
 
-ISAS = _native.module().supported_isas() if _native.unavailable_reason() is None else []
 SCALES = (14.0, 2.0, 16.0)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest):
-    module = _native.module()
-    before = module.isa()
-    module.select_isa(request.param)
-    yield request.param
-    module.select_isa(before)
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:

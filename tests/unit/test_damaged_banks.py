@@ -58,7 +58,6 @@ PLACES = [
 def test_promise_8_no_state_reaches_outside_its_buffers(kind, name, damage, backend) -> None:
     bank = banks()[kind]
     damaged = DAMAGE[damage](getattr(bank, name))
-    guards = [torch.full((64,), 7.0) for _ in range(8)]
     keys = f32(5, 3, DIM) if isinstance(bank, FragmentBank) else f32(5, DIM)
     try:
         bank._buffers[name] = damaged  # past whatever an attribute checks
@@ -77,4 +76,3 @@ def test_promise_8_no_state_reaches_outside_its_buffers(kind, name, damage, back
         assert 0 <= int(bank.ptr) < bank.rows.shape[0]
         assert 0 <= int(bank.count) <= bank.rows.shape[0]
         assert bank.ids.dtype == torch.int64 and bank.ids.shape == bank.rows.shape[:1]
-    assert all((guard == 7.0).all() for guard in guards)

@@ -14,7 +14,7 @@ from sede_kernels.errors import BackendUnavailableError
 
 #: Backend name -> package below ``sede_kernels.backends``. ``reference`` has no ops: the functional
 #: layer calls ``sede_kernels.reference`` itself, so that the specification stays plain autograd.
-PACKAGES = {"torch": "torch_blocked", "cpu": "cpu", "triton": "triton", "cuda": "cuda"}
+PACKAGES = {"torch": "torch", "cpu": "cpu", "triton": "triton", "cuda": "cuda"}
 NAMES = ("auto", "reference", *PACKAGES)
 
 #: Op -> file that holds it in every backend package.

@@ -8,8 +8,8 @@ from sede_kernels.backends.triton import interpreting
 if interpreting():
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 from sede_kernels.backends.triton import loops
-from sede_kernels.backends.triton._bank_cases import cases
-from sede_kernels.backends.triton._resources import disassemble
+from sede_kernels.backends.triton.compile_report.bank_cases import cases
+from sede_kernels.backends.triton.compile_report.resources import disassemble
 
 
 def test_a_loop_ends_with_its_own_branch_and_holds_matrix_instructions():

@@ -14,12 +14,13 @@ from sede_kernels.backends.triton import interpreting, launch
 
 if interpreting():
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
-from sede_kernels.backends.triton import _cases, bank_lse, report
-from sede_kernels.backends.triton._resources import compile_case, faults
+from sede_kernels.backends.triton import bank_lse
+from sede_kernels.backends.triton.compile_report import cases, report
+from sede_kernels.backends.triton.compile_report.resources import compile_case, faults
 
-DOCS = Path(__file__).parents[2] / "docs"
-CASES = list(_cases.cases())
-ROWS = report.load(DOCS)
+RECORDS = Path(__file__).parents[2] / "records" / "compiler"
+CASES = list(cases.cases())
+ROWS = report.load(RECORDS)
 
 
 def test_every_shipped_configuration_is_clean_in_the_report():
@@ -29,7 +30,7 @@ def test_every_shipped_configuration_is_clean_in_the_report():
 def test_the_report_holds_nothing_else_and_the_page_shows_it():
     assert set(ROWS) == {case.key for case in CASES}
     assert len(CASES) == len({case.key for case in CASES})
-    page = (DOCS / report.TABLE_NAME).read_text()
+    page = (RECORDS / report.TABLE_NAME).read_text()
     assert page.endswith(report.table(CASES, ROWS))
 
 

@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sede_kernels.backends.triton import interpreting
-from sede_kernels.backends.triton._device import rounded
+from sede_kernels.backends.triton.kernels.device import rounded
 
 if interpreting():
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)

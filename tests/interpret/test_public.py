@@ -125,7 +125,7 @@ def test_auto_takes_triton_for_cuda_tensors_only():
             function = registry.resolve(op, "auto", query)
             assert function.__module__.startswith("sede_kernels.backends.triton."), op
         double = registry.resolve("bank_lse", "auto", query.double(), bank)
-        assert double.__module__.startswith("sede_kernels.backends.torch_blocked.")
+        assert double.__module__.startswith("sede_kernels.backends.torch.")
     on_cpu = registry.resolve("bank_lse", "auto", oracle.matrix(3, 16, 1), oracle.matrix(9, 16, 2))
     assert ".triton." not in on_cpu.__module__
 

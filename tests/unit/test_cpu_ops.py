@@ -13,9 +13,9 @@ from sede_kernels.backends.cpu.bank_lse import bank_lse
 from sede_kernels.backends.cpu.batch_lse import batch_lse, batch_lse_backward, batch_lse_kept
 from sede_kernels.backends.cpu.enqueue import enqueue
 from sede_kernels.backends.cpu.hardest import hardest
-from sede_kernels.backends.torch_blocked import batch_lse as blocked_batch
-from sede_kernels.backends.torch_blocked import enqueue as blocked_enqueue
-from sede_kernels.backends.torch_blocked import hardest as blocked_hardest
+from sede_kernels.backends.torch import batch_lse as blocked_batch
+from sede_kernels.backends.torch import enqueue as blocked_enqueue
+from sede_kernels.backends.torch import hardest as blocked_hardest
 
 pytestmark = pytest.mark.skipif(
     _native.unavailable_reason() is not None, reason="the native module is not built"

@@ -130,7 +130,7 @@ def test_gradcheck(direction, aggregate) -> None:
 
 
 def test_blocks_agree_with_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sede_kernels.backends.torch_blocked import cross_attention as module
+    from sede_kernels.backends.torch import cross_attention as module
 
     regions, words, r_len, w_len = sets(5, 7, 4, 6, 8)
     options = {"region_lengths": r_len, "word_lengths": w_len, "backend": "torch"}

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.triton import launch, tuning
-from sede_kernels.backends.triton._chunk_kernels import _chunk_rows_kernel, _chunk_weights_kernel
 from sede_kernels.backends.triton._host import (
     MAX_PARTS,
     describable,
@@ -18,6 +17,7 @@ from sede_kernels.backends.triton._host import (
     triton_dtype,
 )
 from sede_kernels.backends.triton._sums import Sums, combine, part_sums
+from sede_kernels.backends.triton.kernels.chunks import _chunk_rows_kernel, _chunk_weights_kernel
 
 #: Bytes of a chunk's weights, of all accumulators together.
 CHUNK_BYTES = 16 << 20

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.triton._combine_kernels import _bank_lse_combine_kernel
 from sede_kernels.backends.triton._host import MAX_PARTS
+from sede_kernels.backends.triton.kernels.combine import _bank_lse_combine_kernel
 
 COMBINE = {"PARTS": MAX_PARTS, "BLOCK_S": 32, "BLOCK_D": 128}
 COMBINE_OPTIONS = {"num_warps": 4, "num_stages": 2}

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.triton import launch, tuning
-from sede_kernels.backends.triton._bank_kernels import _bank_lse_fwd_kernel
 from sede_kernels.backends.triton._chunks import STEP, chunk_sums
 from sede_kernels.backends.triton._host import (
     describable,
@@ -25,6 +24,7 @@ from sede_kernels.backends.triton._host import (
     triton_dtype,
 )
 from sede_kernels.backends.triton._sums import Sums, combine, empty_sums, no_sums, part_sums
+from sede_kernels.backends.triton.kernels.bank_lse import _bank_lse_fwd_kernel
 
 #: A row of the bank stays whole in a tile of variant A, padded to a power of two.
 NARROWEST, WIDEST = 128, 512

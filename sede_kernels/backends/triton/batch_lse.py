@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.triton import launch, tuning
-from sede_kernels.backends.triton._batch_kernels import _batch_lse_bwd_kernel
 from sede_kernels.backends.triton._chunks import STEP
 from sede_kernels.backends.triton._host import (
     on_device,
@@ -14,6 +13,7 @@ from sede_kernels.backends.triton._host import (
     triton_dtype,
 )
 from sede_kernels.backends.triton.bank_lse import Bank, sums
+from sede_kernels.backends.triton.kernels.batch_lse import _batch_lse_bwd_kernel
 
 #: Columns of a gradient that one program sums up; wider rows recompute s for each slice.
 WIDEST_SLICE = {"half": 256, "tf32": 128, "ieee": 64}

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, interpreting, launch
-from sede_kernels.backends.triton._cross_attention_kernels import (
+from sede_kernels.backends.triton._host import on_device, operand_kind, padded
+from sede_kernels.backends.triton.erase import double_halves
+from sede_kernels.backends.triton.kernels.cross_attention import (
     _cross_attention_bwd_kernel,
     _cross_attention_fwd_kernel,
     _gram_bwd_kernel,
     _gram_kernel,
 )
-from sede_kernels.backends.triton._host import on_device, operand_kind, padded
-from sede_kernels.backends.triton.erase import double_halves
 
 EraseOptions = tuple[str, float, bool, int, bool]
 

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from sede_kernels.backends._chosen_pairs import shape_of
 from sede_kernels.backends.triton import interpreting, launch
-from sede_kernels.backends.triton._cross_attention_pairs_kernels import (
-    _pairs_bwd_kernel,
-    _pairs_fwd_kernel,
-    _pairs_query_grad_kernel,
-    _pairs_source_grad_kernel,
-)
 from sede_kernels.backends.triton._host import on_device, operand_kind, padded
 from sede_kernels.backends.triton.cross_attention import (
     EraseOptions,
     product_precision,
     threshold_numbers,
+)
+from sede_kernels.backends.triton.kernels.cross_attention_pairs import (
+    _pairs_bwd_kernel,
+    _pairs_fwd_kernel,
+    _pairs_query_grad_kernel,
+    _pairs_source_grad_kernel,
 )
 
 #: Fragments that a set is padded to, either side.

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from sede_kernels.backends.triton._enqueue_kernels import _enqueue_advance_kernel, _enqueue_kernel
 from sede_kernels.backends.triton._host import on_device
+from sede_kernels.backends.triton.kernels.enqueue import _enqueue_advance_kernel, _enqueue_kernel
 
 BLOCK_D = 512
 OPTIONS = {"num_warps": 4, "num_stages": 1}

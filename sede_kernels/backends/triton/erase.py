@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.triton import launch
-from sede_kernels.backends.triton._erase_kernels import _erase_bwd_kernel, _erase_fwd_kernel
 from sede_kernels.backends.triton._host import on_device
+from sede_kernels.backends.triton.kernels.erase import _erase_bwd_kernel, _erase_fwd_kernel
 
 #: Fused multiply-add would move the interpolated quantile by a rounding step.
 EXACT = {"enable_fp_fusion": False}

@@ -5,10 +5,6 @@ from torch import Tensor
 
 from sede_kernels.backends.triton import launch, tuning
 from sede_kernels.backends.triton._chunks import STEP
-from sede_kernels.backends.triton._hardest_kernels import (
-    _hardest_combine_kernel,
-    _hardest_fwd_kernel,
-)
 from sede_kernels.backends.triton._host import (
     describable,
     descriptor,
@@ -19,6 +15,10 @@ from sede_kernels.backends.triton._host import (
     parts_of_bank,
     precision,
     triton_dtype,
+)
+from sede_kernels.backends.triton.kernels.hardest import (
+    _hardest_combine_kernel,
+    _hardest_fwd_kernel,
 )
 
 #: Negatives that one pass keeps in registers.

@@ -8,8 +8,8 @@ import re
 import sys
 from collections import Counter
 
-from sede_kernels.backends.triton._bank_cases import cases
-from sede_kernels.backends.triton._resources import disassemble
+from sede_kernels.backends.triton.compile_report.bank_cases import cases
+from sede_kernels.backends.triton.compile_report.resources import disassemble
 
 #: Instructions of the unit that exp2 shares with conversions of a single number.
 SHARED_UNIT = ("MUFU", "F2F")

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends._chosen_pairs import shape_of
-from sede_kernels.backends.torch_blocked._blocks import compute_dtype
-from sede_kernels.backends.torch_blocked.cross_attention_block import (
+from sede_kernels.backends.torch._blocks import compute_dtype
+from sede_kernels.backends.torch.cross_attention_block import (
     Block,
     EraseOptions,
     Options,

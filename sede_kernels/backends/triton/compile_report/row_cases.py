@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from sede_kernels.backends.triton import launch
-from sede_kernels.backends.triton._cases import Case, configurations, tile_name
-from sede_kernels.backends.triton._enqueue_kernels import _enqueue_advance_kernel, _enqueue_kernel
-from sede_kernels.backends.triton._erase_kernels import _erase_bwd_kernel, _erase_fwd_kernel
+from sede_kernels.backends.triton.compile_report.cases import Case, configurations, tile_name
 from sede_kernels.backends.triton.enqueue import ADVANCE_OPTIONS, BLOCK_D, OPTIONS
 from sede_kernels.backends.triton.erase import EXACT
+from sede_kernels.backends.triton.kernels.enqueue import _enqueue_advance_kernel, _enqueue_kernel
+from sede_kernels.backends.triton.kernels.erase import _erase_bwd_kernel, _erase_fwd_kernel
 
 #: Rules with the most work: order statistics, and sums in fp64.
 _RULES = ("quantile", "prob")

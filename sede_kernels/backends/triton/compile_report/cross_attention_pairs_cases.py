@@ -3,14 +3,19 @@
 from collections.abc import Iterator
 
 from sede_kernels.backends.triton import launch
-from sede_kernels.backends.triton._cases import OPERANDS, Case, configurations, tile_name
-from sede_kernels.backends.triton._cross_attention_pairs_kernels import (
+from sede_kernels.backends.triton.compile_report.cases import (
+    OPERANDS,
+    Case,
+    configurations,
+    tile_name,
+)
+from sede_kernels.backends.triton.cross_attention_pairs import tile_precision
+from sede_kernels.backends.triton.kernels.cross_attention_pairs import (
     _pairs_bwd_kernel,
     _pairs_fwd_kernel,
     _pairs_query_grad_kernel,
     _pairs_source_grad_kernel,
 )
-from sede_kernels.backends.triton.cross_attention_pairs import tile_precision
 
 #: Launch table -> its kernels by name and what else tells their compilations apart.
 _KERNELS = {

@@ -3,13 +3,18 @@
 from collections.abc import Iterator
 
 from sede_kernels.backends.triton import launch
-from sede_kernels.backends.triton._bank_kernels import _bank_lse_fwd_kernel
-from sede_kernels.backends.triton._cases import OPERANDS, Case, configurations, tile_name
 from sede_kernels.backends.triton._chunks import STEP
-from sede_kernels.backends.triton._combine_kernels import _bank_lse_combine_kernel
 from sede_kernels.backends.triton._host import has_descriptors
 from sede_kernels.backends.triton._sums import COMBINE, COMBINE_OPTIONS
 from sede_kernels.backends.triton.bank_lse import WIDEST
+from sede_kernels.backends.triton.compile_report.cases import (
+    OPERANDS,
+    Case,
+    configurations,
+    tile_name,
+)
+from sede_kernels.backends.triton.kernels.bank_lse import _bank_lse_fwd_kernel
+from sede_kernels.backends.triton.kernels.combine import _bank_lse_combine_kernel
 
 _ALIGNED = frozenset({"D", "stride_qb", "stride_mk"})
 

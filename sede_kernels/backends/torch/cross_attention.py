@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends import _chosen_pairs
-from sede_kernels.backends.torch_blocked._blocks import compute_dtype
-from sede_kernels.backends.torch_blocked.cross_attention_block import (
+from sede_kernels.backends.torch._blocks import compute_dtype
+from sede_kernels.backends.torch.cross_attention_block import (
     Block,
     EraseOptions,
     Options,
@@ -20,7 +20,7 @@ from sede_kernels.backends.torch_blocked.cross_attention_block import (
     attend_backward,
     valid_sets,
 )
-from sede_kernels.backends.torch_blocked.cross_attention_pairs import (
+from sede_kernels.backends.torch.cross_attention_pairs import (
     cross_attention_pairs,
     cross_attention_pairs_backward,
 )

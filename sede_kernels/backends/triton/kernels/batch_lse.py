@@ -8,7 +8,7 @@ Rows are the side whose gradient is summed, columns the other side. With w_ij = 
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import (
+from sede_kernels.backends.triton.kernels.device import (
     LOG2E,
     NEG_INF,
     known_from_here,

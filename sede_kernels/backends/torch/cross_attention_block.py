@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sede_kernels.backends.torch_blocked.erase import erase as erase_rows
-from sede_kernels.backends.torch_blocked.erase import erase_backward
+from sede_kernels.backends.torch.erase import erase as erase_rows
+from sede_kernels.backends.torch.erase import erase_backward
 
 _NORM_EPS = 1e-8
 _COSINE_EPS = 1e-8

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels import reference
-from sede_kernels.backends.torch_blocked._blocks import compute_dtype
+from sede_kernels.backends.torch._blocks import compute_dtype
 
 
 def erase(

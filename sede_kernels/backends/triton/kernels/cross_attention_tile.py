@@ -8,8 +8,8 @@ Shapes: M rows of a tile (queries of several sets), N sources of one set (padded
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import LOG2E, NEG_INF, matmul
-from sede_kernels.backends.triton._erase_kernels import keep_mask
+from sede_kernels.backends.triton.kernels.device import LOG2E, NEG_INF, matmul
+from sede_kernels.backends.triton.kernels.erase import keep_mask
 
 NORM_EPS = tl.constexpr(1e-8)
 COSINE_EPS = tl.constexpr(1e-8)

@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sede_kernels.backends.triton import launch
-from sede_kernels.backends.triton._cases import Case
+from sede_kernels.backends.triton.compile_report.cases import Case
 
 _TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _MOST_REGISTERS = 255

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.torch_blocked._blocks import (
+from sede_kernels.backends.torch._blocks import (
     blocks,
     compute_dtype,
     dense_block,

@@ -10,7 +10,7 @@ weights are summed twice: as they are for the log-sum-exp, rounded for the mean 
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import (
+from sede_kernels.backends.triton.kernels.device import (
     LOG2E,
     NEG_INF,
     count_valid,

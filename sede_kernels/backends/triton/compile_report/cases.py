@@ -7,23 +7,22 @@ entry of its launch table and for every fixed configuration.
 import hashlib
 import importlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import triton.language as tl
 
 from sede_kernels.backends.triton import launch
+from sede_kernels.backends.triton.compile_report.text import kernel_text
 
 #: Modules of this package with a ``cases(architecture) -> Iterator[Case]`` each.
 MODULES = (
-    "_bank_cases",
-    "_chunk_cases",
-    "_row_cases",
-    "_cross_attention_cases",
-    "_cross_attention_pairs_cases",
+    "bank_cases",
+    "chunk_cases",
+    "row_cases",
+    "cross_attention_cases",
+    "cross_attention_pairs_cases",
 )
 #: Operand of a table's key -> (pointer type, Triton type, input precision).
 OPERANDS = {
@@ -31,7 +30,7 @@ OPERANDS = {
     "tf32": ("fp32", tl.float32, "tf32"),
     "ieee": ("fp32", tl.float32, "ieee"),
 }
-_PACKAGE = "sede_kernels.backends.triton"
+_PACKAGE = "sede_kernels.backends.triton.compile_report"
 
 
 @dataclass(frozen=True)
@@ -73,24 +72,11 @@ class Case:
 
     @property
     def digest(self) -> str:
-        """Changes with the kernel's sources, signature, constants or options."""
+        """Changes with the kernel's text, signature, constants or options."""
         signature, constants, attributes = self.source()
         text = json.dumps([signature, constants, sorted(attributes), self.options], default=str)
-        sources = _sources(self.kernel.__module__)
-        return hashlib.sha256((text + sources).encode()).hexdigest()[:16]
-
-
-def _sources(module: str) -> str:
-    """The text of a kernel's module and of the private modules of this package it imports."""
-    seen: dict[str, str] = {}
-    waiting = [module.rpartition(".")[2]]
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
-            continue
-        seen[name] = Path(__file__).with_name(f"{name}.py").read_text()
-        waiting += re.findall(rf"^from {re.escape(_PACKAGE)}\.(_\w+) import", seen[name], re.M)
-    return "".join(seen[name] for name in sorted(seen))
+        text += kernel_text(self.kernel)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def tile_name(config: launch.Config) -> str:

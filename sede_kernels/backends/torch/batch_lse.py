@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.torch_blocked._blocks import blocks, compute_dtype, valid_block
-from sede_kernels.backends.torch_blocked.bank_lse import RunningSums, RunningTop
+from sede_kernels.backends.torch._blocks import blocks, compute_dtype, valid_block
+from sede_kernels.backends.torch.bank_lse import RunningSums, RunningTop
 
 
 def _valid(

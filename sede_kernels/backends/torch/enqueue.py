@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.torch_blocked._blocks import compute_dtype
+from sede_kernels.backends.torch._blocks import compute_dtype
 
 # A key this close to unit length (in squared norm) is stored as it came.
 _UNIT_TOLERANCE = 1e-6

@@ -8,7 +8,7 @@ The backward writes dS and dG of each pair; a kernel a side makes its gradient f
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._cross_attention_tile_kernels import (
+from sede_kernels.backends.triton.kernels.cross_attention_tile import (
     aggregate,
     aggregate_grad,
     attend,
@@ -17,7 +17,7 @@ from sede_kernels.backends.triton._cross_attention_tile_kernels import (
     leaky,
     scores_grad,
 )
-from sede_kernels.backends.triton._device import matmul
+from sede_kernels.backends.triton.kernels.device import matmul
 
 
 @triton.jit

@@ -9,7 +9,7 @@ norm over the queries of a set runs down the rows.
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._cross_attention_tile_kernels import (
+from sede_kernels.backends.triton.kernels.cross_attention_tile import (
     aggregate,
     aggregate_grad,
     attend,
@@ -21,7 +21,7 @@ from sede_kernels.backends.triton._cross_attention_tile_kernels import (
     set_at,
     set_range,
 )
-from sede_kernels.backends.triton._device import matmul
+from sede_kernels.backends.triton.kernels.device import matmul
 
 
 @triton.jit

@@ -12,7 +12,7 @@ one launch, half of the programs each.
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import (
+from sede_kernels.backends.triton.kernels.device import (
     LOG2E,
     NEG_INF,
     count_valid,

@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import LOG2E, NEG_INF, log2_base, positive
+from sede_kernels.backends.triton.kernels.device import LOG2E, NEG_INF, log2_base, positive
 
 
 @triton.jit

@@ -3,17 +3,22 @@
 from collections.abc import Iterator
 
 from sede_kernels.backends.triton import launch
-from sede_kernels.backends.triton._batch_kernels import _batch_lse_bwd_kernel
-from sede_kernels.backends.triton._cases import OPERANDS, Case, configurations, tile_name
-from sede_kernels.backends.triton._chunk_kernels import _chunk_rows_kernel, _chunk_weights_kernel
 from sede_kernels.backends.triton._chunks import SLICE, STEP
-from sede_kernels.backends.triton._hardest_kernels import (
+from sede_kernels.backends.triton._host import has_descriptors
+from sede_kernels.backends.triton.batch_lse import WIDEST_SLICE
+from sede_kernels.backends.triton.compile_report.cases import (
+    OPERANDS,
+    Case,
+    configurations,
+    tile_name,
+)
+from sede_kernels.backends.triton.hardest import COMBINE, COMBINE_OPTIONS, RANKS
+from sede_kernels.backends.triton.kernels.batch_lse import _batch_lse_bwd_kernel
+from sede_kernels.backends.triton.kernels.chunks import _chunk_rows_kernel, _chunk_weights_kernel
+from sede_kernels.backends.triton.kernels.hardest import (
     _hardest_combine_kernel,
     _hardest_fwd_kernel,
 )
-from sede_kernels.backends.triton._host import has_descriptors
-from sede_kernels.backends.triton.batch_lse import WIDEST_SLICE
-from sede_kernels.backends.triton.hardest import COMBINE, COMBINE_OPTIONS, RANKS
 
 _ALIGNED = frozenset({"D", "C", "stride_qb", "stride_mk", "stride_xr", "stride_yr"})
 _STRIDES = {"stride_qd": 1, "stride_md": 1}

@@ -8,7 +8,7 @@ of a program, L fragments.
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import NEG_INF, float_from_order, float_order
+from sede_kernels.backends.triton.kernels.device import NEG_INF, float_from_order, float_order
 
 
 @triton.jit

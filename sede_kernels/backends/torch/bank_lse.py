@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends._pair import in_two_passes
-from sede_kernels.backends.torch_blocked._blocks import (
+from sede_kernels.backends.torch._blocks import (
     blocks,
     compute_dtype,
     dense_block,

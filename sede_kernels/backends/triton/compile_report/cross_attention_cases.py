@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, launch
-from sede_kernels.backends.triton._cases import OPERANDS, Case, configurations, tile_name
-from sede_kernels.backends.triton._cross_attention_kernels import (
-    _cross_attention_bwd_kernel,
-    _cross_attention_fwd_kernel,
-    _gram_bwd_kernel,
-    _gram_kernel,
+from sede_kernels.backends.triton.compile_report.cases import (
+    OPERANDS,
+    Case,
+    configurations,
+    tile_name,
 )
 from sede_kernels.backends.triton.cross_attention import (
     DENSE,
@@ -19,6 +18,12 @@ from sede_kernels.backends.triton.cross_attention import (
     GROUP,
     product_precision,
     tile_precision,
+)
+from sede_kernels.backends.triton.kernels.cross_attention import (
+    _cross_attention_bwd_kernel,
+    _cross_attention_fwd_kernel,
+    _gram_bwd_kernel,
+    _gram_kernel,
 )
 
 _KERNELS = {

@@ -8,7 +8,7 @@ one. Every key is different, so the result does not depend on how the bank is sp
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton._device import (
+from sede_kernels.backends.triton.kernels.device import (
     NEG_INF,
     float_from_order,
     float_order,

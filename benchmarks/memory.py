@@ -22,6 +22,7 @@ import sede_kernels
 
 from . import measured
 from .case import Case, Inputs, Run
+from .registry import OPERATIONS, find
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -85,8 +86,6 @@ def _fault(error: BaseException) -> Peak:
 
 def _weigh(case: Case, name: str, inputs: Inputs, limit_bytes: int | None) -> Peak:
     """Peak of one variant's second call in this process."""
-    from .registry import OPERATIONS, find
-
     try:
         if limit_bytes is not None:
             _limit_address_space(limit_bytes)
@@ -141,8 +140,6 @@ def _weigh_all(
     pipe: Connection,
 ) -> None:
     """Draw inputs once, weigh each variant in a fork of this process, send the peaks in order."""
-    from .registry import OPERATIONS
-
     try:
         generator = torch.Generator().manual_seed(1)
         inputs = OPERATIONS[case.op].draw(case, torch.device("cpu"), generator)
@@ -163,8 +160,6 @@ def _weigh_all(
 
 def serve(handle: int) -> None:
     """Weigh one case after another, each in a fork of this process, until the other end closes."""
-    from . import registry  # noqa: F401 - once, so that no fork pays for it
-
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word
     torch.set_num_threads(1)  # a fork must not inherit a thread pool
     context = multiprocessing.get_context("fork")

@@ -2,7 +2,7 @@
 
 import sys
 
-from sede_kernels.training.cli import main
+from sede_kernels.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

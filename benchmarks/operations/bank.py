@@ -194,7 +194,7 @@ class BankLoss(Operation):
             *plain.variants(self.options),
         ]
         if self.options == LossOptions():
-            found += packages.variants(self)
+            found += packages.variants(self.truth_of)
         return found
 
 

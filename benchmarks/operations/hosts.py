@@ -315,7 +315,9 @@ def _package(name: str, leaves: tuple[str, ...], make: Make) -> Variant:
 
 def _bank_package(name: str) -> Variant:
     """As the bank loss measures it; the formula here normalises as the package does."""
-    known = {variant.name: variant for variant in packages.variants(BankLoss(LossOptions()))}
+    known = {
+        variant.name: variant for variant in packages.variants(BankLoss(LossOptions()).truth_of)
+    }
     return replace(known[name], truth=None)
 
 

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +11,6 @@ from torch import Tensor
 from ..case import Case, Inputs, Outputs, Run, Variant, with_gradient
 from .bank import dense_bank, loss_from_cross_entropy, no_compiler
 from .torchvision import load_torchvision
-
-if TYPE_CHECKING:
-    from ..operations.bank import BankLoss
 
 _TEMPERATURE = 0.07
 
@@ -33,6 +30,21 @@ DISTRIBUTIONS = {
     "memeff": ("memeff", "memeff"),
     "inf-cl": ("inf_cl", "inf-cl"),
 }
+
+
+class BankTruth(Protocol):
+    """The op's closed form in fp64 for a bank of the package's own."""
+
+    def __call__(
+        self,
+        case: Case,
+        inputs: Inputs,
+        rows: Tensor,
+        bank_ids: Tensor,
+        masked: bool,
+        normalizes: bool = False,
+    ) -> Outputs:
+        """See ``operations.bank.BankLoss.truth_of``."""
 
 
 def needs(name: str, cuda: bool, *, only: str = "") -> Callable[[Case, torch.device], str | None]:
@@ -140,9 +152,9 @@ def _lightly(case: Case, sets: list[Inputs]) -> Run:
     return run
 
 
-def _lightly_truth(op: "BankLoss") -> Callable[[Case, Inputs], Outputs]:
+def _lightly_truth(truth_of: BankTruth) -> Callable[[Case, Inputs], Outputs]:
     def truth(case: Case, inputs: Inputs) -> Outputs:
-        return op.truth_of(case, inputs, inputs["rows"], inputs["bank_ids"], False, normalizes=True)
+        return truth_of(case, inputs, inputs["rows"], inputs["bank_ids"], False, normalizes=True)
 
     return truth
 
@@ -180,19 +192,19 @@ def _cross_batch_memory(case: Case, sets: list[Inputs]) -> Run:
     return run
 
 
-def _cross_batch_memory_truth(op: "BankLoss") -> Callable[[Case, Inputs], Outputs]:
+def _cross_batch_memory_truth(truth_of: BankTruth) -> Callable[[Case, Inputs], Outputs]:
     """Its positives are in the memory and its negatives exclude only the query's own label."""
 
     def truth(case: Case, inputs: Inputs) -> Outputs:
         bank = dense_bank(inputs, torch.float64).clone()
         bank[: case.B] = inputs["positive"].double()
-        return op.truth_of(case, inputs, bank, _bank_labels(case, inputs), True, normalizes=True)
+        return truth_of(case, inputs, bank, _bank_labels(case, inputs), True, normalizes=True)
 
     return truth
 
 
-def variants(op: "BankLoss") -> list[Variant]:
-    """Packages whose loss against a bank is InfoNCE."""
+def variants(truth_of: BankTruth) -> list[Variant]:
+    """Packages whose loss against a bank is InfoNCE; ``truth_of`` is what they should return."""
     half = "bf16 fp16"
     return [
         Variant("cce_exact", "peer", from_row_losses(_cce), needs("cce_exact", True)),
@@ -205,14 +217,18 @@ def variants(op: "BankLoss") -> list[Variant]:
         Variant("liger", "peer", from_row_losses(_liger), needs("liger", True)),
         Variant("quack", "peer", from_row_losses(_quack), needs("quack", True, only=half)),
         Variant(
-            "lightly", "peer", _lightly, needs("lightly", False, only="fp32"), _lightly_truth(op)
+            "lightly",
+            "peer",
+            _lightly,
+            needs("lightly", False, only="fp32"),
+            _lightly_truth(truth_of),
         ),
         Variant(
             "metric-learning XBM",
             "peer",
             _cross_batch_memory,
             needs("metric-learning XBM", False, only="fp32"),
-            _cross_batch_memory_truth(op),
+            _cross_batch_memory_truth(truth_of),
         ),
     ]
 

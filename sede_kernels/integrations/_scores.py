@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sede_kernels.functional.score_info_nce import score_info_nce
 from sede_kernels.integrations._checks import check_real, check_switch
-from sede_kernels.training.losses import score_info_nce
 
 
 class Objective(NamedTuple):

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from sede_kernels.bank import FragmentBank, MemoryBank
 from sede_kernels.functional import hardest_negatives, symmetric_info_nce
+from sede_kernels.functional.score_info_nce import score_info_nce
 from sede_kernels.training.config import TrainConfig
-from sede_kernels.training.losses import hardest_hinge, score_info_nce
+from sede_kernels.training.losses import hardest_hinge
 from sede_kernels.training.models import Encoded, FragmentModel
 
 Pair = tuple[Encoded, Encoded]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sede_kernels
-from sede_kernels.training.cli import main
+from sede_kernels.cli import main
 
 PACKAGES = {
     "fonticon_mdi7": "fonticon-materialdesignicons7",

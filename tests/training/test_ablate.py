@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sede_kernels.training import ablate
-from sede_kernels.training.cli import main
+from sede_kernels.cli import main
+from sede_kernels.study import ablate
+from sede_kernels.study.report import Run, markdown, read_runs, rows
+from sede_kernels.study.search import candidates, trial_jobs
+from sede_kernels.study.variants import grid, variant_config, without_modules
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.files import UserError
 from sede_kernels.training.records import append, read
-from sede_kernels.training.report import Run, markdown, read_runs, rows
-from sede_kernels.training.search import candidates, trial_jobs
-from sede_kernels.training.variants import grid, variant_config, without_modules
 
 SMALL = ["--data", "icons_100", "--epochs", "2", "--batch-size", "24", "--dim", "8"]
 SMALL += ["--word-dim", "8", "--bank", "30"]
@@ -103,7 +103,7 @@ def alive(pid: int) -> bool:
 def test_a_killed_command_takes_its_runs_with_it(icons, tmp_path):
     words = ["ablate", *SMALL, "--models", "vse", "--variants", "base,age", "--seeds", "1"]
     words += ["--jobs", "2", "--epochs", "100000", "--out", str(tmp_path)]
-    command = subprocess.Popen([sys.executable, "-m", "sede_kernels.training.cli", *words])
+    command = subprocess.Popen([sys.executable, "-m", "sede_kernels.cli", *words])
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("runs/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from sede_kernels.training.cli import main
+from sede_kernels.cli import main
+from sede_kernels.study.report import run_of
 from sede_kernels.training.records import append, read
-from sede_kernels.training.report import run_of
 
 from .conftest import TINY, refused
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sede_kernels import MemoryBank
+from sede_kernels.study.paired import estimate, t_quantile, t_two_sided
 from sede_kernels.training.analysis import (
     attention_facts,
     encode_pairs,
@@ -16,7 +17,6 @@ from sede_kernels.training.analysis import (
     pair_attention,
 )
 from sede_kernels.training.config import TrainConfig
-from sede_kernels.training.paired import estimate, t_quantile, t_two_sided
 from sede_kernels.training.run import build_model
 
 

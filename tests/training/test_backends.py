@@ -2,8 +2,8 @@
 
 import pytest
 
+from sede_kernels.cli import main
 from sede_kernels.training import loop
-from sede_kernels.training.cli import main
 
 from .conftest import TINY, read_log
 

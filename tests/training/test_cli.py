@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from sede_kernels.cli import main
 from sede_kernels.training import files
-from sede_kernels.training.cli import main
 from sede_kernels.training.config import TrainConfig, from_mapping
 from sede_kernels.training.data.text import pad
 from sede_kernels.training.files import UserError
@@ -268,7 +268,7 @@ def test_bench_of_a_source_folder_says_what_to_do(tmp_path, environment):
 HIDE_BENCHMARKS = """
 import sys
 sys.modules["sede_kernels._bench"] = None
-from sede_kernels.training.cli import main
+from sede_kernels.cli import main
 sys.exit(main(["bench"]))
 """
 

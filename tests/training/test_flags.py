@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from sede_kernels.cli import main
 from sede_kernels.training import demo
-from sede_kernels.training.cli import main
 from sede_kernels.training.config import TrainConfig, from_mapping
 from sede_kernels.training.files import UserError
 

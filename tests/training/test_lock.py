@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sede_kernels.cli import main
 from sede_kernels.training import lock
-from sede_kernels.training.cli import main
 from sede_kernels.training.files import UserError
 from sede_kernels.training.lock import hold
 
@@ -100,7 +100,7 @@ def test_two_trainings_in_one_folder(tiny, tmp_path, environment_of, capfd):
     """A second `train` or `--resume` is refused; after SIGKILL the run goes on, a line an epoch."""
     out = tmp_path / "run"
     first = ["train", "--data=tiny", *TINY, "--epochs=100000", "--out", str(out)]
-    command = [sys.executable, "-m", "sede_kernels.training.cli", *first]
+    command = [sys.executable, "-m", "sede_kernels.cli", *first]
     process = subprocess.Popen(
         command, env=environment_of, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

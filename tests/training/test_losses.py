@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from sede_kernels import reference
+from sede_kernels.functional.score_info_nce import score_info_nce
 from sede_kernels.training.config import TrainConfig
-from sede_kernels.training.losses import hardest_hinge, score_info_nce
+from sede_kernels.training.losses import hardest_hinge
 from sede_kernels.training.models import Encoded
 from sede_kernels.training.objective import FragmentObjective, VectorObjective
 from sede_kernels.training.run import build_model

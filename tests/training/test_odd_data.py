@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sede_kernels.training.cli import main
+from sede_kernels.cli import main
 from sede_kernels.training.data.precomp import load_part, load_vocabulary
 from sede_kernels.training.evaluate import summarize
 from sede_kernels.training.files import UserError

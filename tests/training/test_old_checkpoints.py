@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sede_kernels.cli import main
 from sede_kernels.training import loop
-from sede_kernels.training.cli import main
 from sede_kernels.training.loop import Trainer, resume
 from sede_kernels.training.run import load_best, read_config
 

@@ -232,7 +232,7 @@ def test_missing_package_gives_the_pip_line(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_sigkill_loses_at_most_one_chunk(tmp_path, environment):
     environment["SEDE_DATA"] = str(tmp_path)
-    command = [sys.executable, "-m", "sede_kernels.training.cli", "prepare", "icons"]
+    command = [sys.executable, "-m", "sede_kernels.cli", "prepare", "icons"]
     command += ["--limit", str(2 * CHUNK)]
     cache = tmp_path / "cache" / "icons"
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)

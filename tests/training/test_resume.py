@@ -46,7 +46,7 @@ def _one_thread():
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "sede_kernels.training.cli", *map(str, words)]
+    return [sys.executable, "-m", "sede_kernels.cli", *map(str, words)]
 
 
 def flags(config: TrainConfig) -> list[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sede_kernels.cli import main
 from sede_kernels.training import checkpoint, loop
-from sede_kernels.training.cli import main
 from sede_kernels.training.files import UserError
 from sede_kernels.training.loop import Trainer
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sede_kernels.study.paired import Estimate, estimate
+from sede_kernels.study.variants import LABELS, VARIANTS, without_modules
 from sede_kernels.training.config import TrainConfig, from_mapping
 from sede_kernels.training.files import atomic_file
-from sede_kernels.training.paired import Estimate, estimate
 from sede_kernels.training.records import Record
-from sede_kernels.training.variants import LABELS, VARIANTS, without_modules
 
 MINUS = "\N{MINUS SIGN}"
 CLOCK_NOISE = 1.02  # so much more time still counts as equal

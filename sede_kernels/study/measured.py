@@ -13,6 +13,7 @@ import torch
 
 from sede_kernels import __version__
 from sede_kernels.info import cpu_model
+from sede_kernels.study.variants import Job
 from sede_kernels.training.analysis import analyse
 from sede_kernels.training.evaluate import score_part, summarize
 from sede_kernels.training.files import write_text
@@ -22,7 +23,6 @@ from sede_kernels.training.lock import hold
 from sede_kernels.training.loop import Trainer
 from sede_kernels.training.records import Record
 from sede_kernels.training.run import load_best
-from sede_kernels.training.variants import Job
 
 NEEDS = ("variant", "config", "epochs")
 _ORPHAN_S = 10.0  # a run of a killed command ends in less

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sede_kernels.study.report import Run
+from sede_kernels.study.variants import MODULES, Job, Settings, variant_config
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.models import MODELS
 from sede_kernels.training.models.base import PASSES
-from sede_kernels.training.report import Run
-from sede_kernels.training.variants import MODULES, Job, Settings, variant_config
 
 SEED = 1000  # of the trials; the seeds of the table are others
 

@@ -20,6 +20,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sede_kernels.study.measured import NEEDS, measure
+from sede_kernels.study.report import Run, figure, markdown, read_runs, run_of
+from sede_kernels.study.search import GRIDS, SEED, best_trial, trial_jobs
+from sede_kernels.study.variants import VARIANTS, Job, grid
 from sede_kernels.training.data.split import PARTS
 from sede_kernels.training.files import (
     UserError,
@@ -29,12 +33,8 @@ from sede_kernels.training.files import (
     write_text,
 )
 from sede_kernels.training.lock import hold
-from sede_kernels.training.measured import NEEDS, measure
 from sede_kernels.training.records import Record, append, read
-from sede_kernels.training.report import Run, figure, markdown, read_runs, run_of
 from sede_kernels.training.run import Corpus, check_run, load_corpus
-from sede_kernels.training.search import GRIDS, SEED, best_trial, trial_jobs
-from sede_kernels.training.variants import VARIANTS, Job, grid
 
 # Name, least and most; seeds from SEED on belong to the search.
 _BOUNDS = (("seeds", 1, SEED), ("jobs", 1, 1024), ("trials", 1, 10**6), ("keep", 0, SEED))

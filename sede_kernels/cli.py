@@ -81,7 +81,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _ablate(arguments: argparse.Namespace) -> int:
     require({**_PACKAGES, "matplotlib": "matplotlib"}, "`sede ablate`")
-    from sede_kernels.training import ablate, config, loop
+    from sede_kernels.study import ablate
+    from sede_kernels.training import config, loop
 
     given = vars(arguments)
     flags = {k: v for k, v in given.items() if k in config.TrainConfig.__dataclass_fields__}

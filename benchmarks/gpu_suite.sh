@@ -4,7 +4,7 @@
 #   benchmarks/gpu_suite.sh [--quick] [--dry-run]
 #
 # --quick ends within 8 minutes; without it the full grid runs (hours). Everything is written to
-# ${OUT:-benchmarks/results/<device>}: summary.txt, gpu.jsonl, tests.log, sanitizer.log, bench.log
+# ${OUT:-records/bench/<device>}: summary.txt, gpu.jsonl, tests.log, sanitizer.log, bench.log
 # and three figures at most (8 files). The last lines are a table of at most 40 lines.
 # Without a GPU it lists what it would do and changes nothing.
 set -uo pipefail
@@ -40,7 +40,7 @@ PY
   )
 fi
 [ "$has_gpu" = 1 ] || dry=1
-out="${OUT:-benchmarks/results/$name}"
+out="${OUT:-records/bench/$name}"
 
 # Seconds each step may take at most; builds and sanitizer runs come in twos. With --quick the
 # benchmark gets what the others leave of $total_s, so that all ends within 8 minutes.

@@ -26,9 +26,9 @@ def clone() -> Path | None:
 
 
 def home() -> Path:
-    """Where results and figures go: ``benchmarks`` of the clone, else ``sede-bench`` here."""
+    """Where results go, a folder a device: ``records/bench`` of the clone, else ``sede-bench``."""
     found = clone()
-    return found / "benchmarks" if found else Path("sede-bench")
+    return found / "records" / "bench" if found else Path("sede-bench")
 
 
 def _command(*words: str, folder: Path | None = None) -> str | None:

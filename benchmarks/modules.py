@@ -125,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=15, help="a variant [15]")
     parser.add_argument("--device", default="cpu", help="[cpu]")
     parser.add_argument("--threads", type=int, default=1, help="torch CPU threads [1]")
-    parser.add_argument("--out", type=Path, help="[results/<device>/...-modules.json]")
+    parser.add_argument(
+        "--out", type=Path, help="[<device>/...-modules.json where sede bench writes]"
+    )
     parser.add_argument(
         "--allow-missing", action="append", default=[], metavar="BACKEND", help="as sede bench"
     )

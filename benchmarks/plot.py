@@ -86,11 +86,13 @@ def _page(found: list[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str], results: Path, figures: Path) -> int:
+def main(argv: list[str], results: Path) -> int:
     """Draw the latest record of each case, one folder of figures a device."""
     parser = argparse.ArgumentParser(prog="sede bench plot", description=__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
-    parser.add_argument("--out", type=Path, default=figures, help="folder of folders [figures]")
+    parser.add_argument(
+        "--out", type=Path, help="folder of a folder a device [figures/ beside its results]"
+    )
     arguments = parser.parse_args(argv)
     require_matplotlib()
     paths = [p for place in arguments.results or [results] for p in records.files_in(place)]
@@ -101,7 +103,9 @@ def main(argv: list[str], results: Path, figures: Path) -> int:
     written = []
     for device in dict.fromkeys(r["device"] for r in latest):
         mine = [r for r in latest if r["device"] == device]
-        written += draw(mine, arguments.out / machine.slug(device))
+        slug = machine.slug(device)
+        folder = arguments.out / slug if arguments.out else results / slug / "figures"
+        written += draw(mine, folder)
     for path in written:
         print(path)
     if not written:

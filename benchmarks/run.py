@@ -51,13 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         type=Path,
-        help="results file, or a folder that exists [results/<device>/... in benchmarks/ of the "
-        "clone, elsewhere in ./sede-bench/]",
+        help="results file, or a folder that exists [<device>/... in records/bench/ of the clone, "
+        "elsewhere in ./sede-bench/]",
     )
     parser.add_argument(
         "--figures",
         type=Path,
-        help="figures folder [figures/<device> beside results; with --out: figures beside it]",
+        help="figures folder [figures/ beside the results file]",
     )
     parser.add_argument(
         "--allow-missing",
@@ -135,7 +135,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     slug = machine.slug(machine.device_name(device))
     stamp = machine.utc_now().replace("-", "").replace(":", "")
     run = f"{stamp}-{machine.git_state().rstrip('+')}"
-    out = arguments.out or machine.home() / "results" / slug / f"{run}.jsonl"
+    out = arguments.out or machine.home() / slug / f"{run}.jsonl"
     if out.is_dir():
         out /= f"{run}.jsonl"
     weighed = device.type == "cpu" and not arguments.no_memory
@@ -162,8 +162,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     records = _measure(runner, cases, None if seconds is None else started + seconds)
     print(f"\n{table.summary(records)}")
     if not arguments.no_figures:
-        beside = out.parent / "figures" if arguments.out else machine.home() / "figures" / slug
-        for path in plot.draw(records, arguments.figures or beside):
+        for path in plot.draw(records, arguments.figures or out.parent / "figures"):
             print(f"figure: {path}")
     print(f"{len(records)} records in {out}; {time.monotonic() - started:.0f} s")
     bad = [r for r in records if r["kind"] == "ours" and r["status"] in ("wrong", "error")]
@@ -177,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         0; 1 when a result of ours failed its check or a comparison got worse; 2 for wrong usage.
     """
     words: Sequence[str] = sys.argv[1:] if argv is None else argv
-    results, figures = machine.home() / "results", machine.home() / "figures"
+    results = machine.home()
     try:
         if words and words[0] == "compare":
             return compare.main(list(words[1:]))
@@ -188,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         if words and words[0] == "modules":
             return modules.main(list(words[1:]), results)
         if words and words[0] == "plot":
-            return plot.main(list(words[1:]), results, figures)
+            return plot.main(list(words[1:]), results)
         return _bench(_parser().parse_args(words))
     except (ValueError, FileNotFoundError) as error:
         print(f"sede bench: {error}", file=sys.stderr)

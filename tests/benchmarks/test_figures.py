@@ -100,7 +100,7 @@ def test_targets_compare_the_records_with_what_is_asked():
 
 def test_the_documented_targets_are_those_of_the_committed_records():
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "benchmarks/results/amd-epyc-2-cores"],
+        ["git", "ls-files", "-z", "records/bench/amd-epyc-2-cores/*.jsonl"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -159,6 +159,6 @@ def test_results_go_to_the_clone_or_below_the_present_folder(tmp_path, monkeypat
     home = _clone(tmp_path / "clone", "")
     monkeypatch.setattr(machine, "__file__", str(tmp_path / "site" / "_bench" / "machine.py"))
     monkeypatch.chdir(home / "csrc")
-    assert machine.home() == home / "benchmarks"
+    assert machine.home() == home / "records" / "bench"
     monkeypatch.chdir(tmp_path)
     assert machine.home() == Path("sede-bench")

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 #: What is built, run or recorded, and no source: names anywhere, and folders of the clone.
 IGNORED = (".*", "*.so", "*.egg-info", "__pycache__")
-LEFT_OUT = ("build", "dist", "records", "benchmarks/results", "benchmarks/figures")
+LEFT_OUT = ("build", "dist", "records/ablation", "records/bench")
 SETUPTOOLS = "77"  # as pyproject.toml asks
 
 

@@ -45,8 +45,8 @@ def test_the_installed_package_is_measured(native, tmp_path, start, in_clone):
     assert lines[0] == f"measured: {native.package / '__init__.py'}"
     assert lines[2].startswith(f"native:   {native.package}/_cpu")
     assert lines[3] == "backends: sede cpu, sede torch"
-    where = "benchmarks" if in_clone else "sede-bench"
-    (file,) = (folder / where / "results").rglob("*.jsonl")
+    where = "records/bench" if in_clone else "sede-bench"
+    (file,) = (folder / where).rglob("*.jsonl")
     found = {r["implementation"]: r for r in map(json.loads, file.read_text().splitlines())}
     # The clone has no native module: with it, the process that measures memory would lack `cpu`.
     assert found["sede cpu"]["status"] == "ok"

@@ -69,6 +69,7 @@ class CMakeBuild(build_ext):
         configure = [
             cmake, "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_dir()}",
+            f"-DSEDE_VERSION={self.distribution.get_version()}",
         ]  # fmt: skip
         ninja = shutil.which("ninja")
         if ninja:

@@ -166,6 +166,8 @@ double fma_peak_gflops(int threads, double ms) {
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Native CPU kernels on raw addresses; use sede_kernels.functional instead.";
+  m.attr("interface") = SEDE_INTERFACE;
+  m.attr("version") = SEDE_VERSION;
   m.def("isa", [] { return std::string(sede::kernels().name); }, "Instruction set in use.");
   m.def("compiled_isas", &sede::compiled_isas, "Sets in this build, least first.");
   m.def("supported_isas", &sede::supported_isas, "Sets this processor can run, least first.");

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends import fork
+from sede_kernels.backends.cpu import _interface
 
 #: DType of csrc/kernels/api.h.
 DTYPE_CODES = {
@@ -34,6 +35,9 @@ def _import() -> ModuleType | str:
         if isinstance(error, ModuleNotFoundError) and error.name == "sede_kernels._cpu":
             return "the native module is not built (install with a C++ compiler at hand)"
         return f"the native module does not load: {error}"
+    stale = _interface.mismatch(module)
+    if stale is not None:
+        return stale
     module.select_isa(os.environ.get("SEDE_CPU_ISA", ""))
     module.set_thread_count(_torch_function("torch_get_num_threads"))
     module.set_parallel_for(0 if fork.is_child() else _torch_parallel_for())

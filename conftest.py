@@ -12,4 +12,13 @@ _ROOT = str(Path(__file__).parent)
 sys.path[:] = [entry for entry in sys.path if entry not in ("", _ROOT)] + [_ROOT]
 os.environ["PYTHONSAFEPATH"] = "1"  # the same for the processes that tests start
 
-import sede_kernels  # noqa: E402, F401
+import pytest  # noqa: E402
+
+import sede_kernels  # noqa: E402
+
+
+def pytest_configure() -> None:
+    """Without native kernels some tests are skipped; with older ones that would mislead."""
+    reason = sede_kernels.available_backends()["cpu"] or ""
+    if "other sources" in reason:
+        pytest.exit(f"{reason}.", returncode=4)

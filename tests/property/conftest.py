@@ -1,7 +1,8 @@
 """Profiles of the fuzz: ``SEDE_FUZZ=quick`` (the default), ``ci``, or ``long``.
 
 ``pytest -m fuzz tests/property`` runs ``long``, with fresh seeds each time; the other two draw the
-same cases in every run.
+same cases in every run. With ``TRITON_INTERPRET=1`` the Triton kernels are tested, on fewer and
+smaller cases.
 """
 
 import os
@@ -9,8 +10,13 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.property import cases
+
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
-for name, examples in (("quick", 25), ("ci", 800), ("long", 20_000)):
+EXAMPLES = {"quick": 25, "ci": 800, "long": 20_000}
+if cases.INTERPRETING:
+    EXAMPLES = {"quick": 8, "ci": 8, "long": 300}
+for name, examples in EXAMPLES.items():
     settings.register_profile(
         name,
         max_examples=examples,

@@ -48,7 +48,8 @@ def mismatch(module: ModuleType) -> str | None:
             return None
         remedy = f"rebuild it by `pip install -e .` in {root}"
     else:
-        if built is not None and getattr(module, "version", "") in (_version() or "", ""):
+        version = _version()
+        if built is not None and version in (None, getattr(module, "version", None)):
             return None
         remedy = "install the package again by `pip install --force-reinstall sede-kernels`"
     return f"the native module {module.__file__} was built from other sources: {remedy}"

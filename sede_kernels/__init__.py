@@ -11,11 +11,13 @@ from sede_kernels.bank import FragmentBank, MemoryBank
 from sede_kernels.errors import BackendUnavailableError
 from sede_kernels.functional import (
     InfoNCEStats,
+    Recalls,
     attention_erase,
     bank_lse,
     cross_attention_pairs,
     cross_attention_similarity,
     hardest_negatives,
+    recall_at_k,
     symmetric_info_nce,
     weighted_info_nce,
 )
@@ -40,6 +42,7 @@ __all__ = [
     "InfoNCEStats",
     "MemoryBank",
     "MomentumEncoder",
+    "Recalls",
     "SEDELoss",
     "WeightedInfoNCE",
     "__version__",
@@ -49,6 +52,7 @@ __all__ = [
     "cross_attention_pairs",
     "cross_attention_similarity",
     "hardest_negatives",
+    "recall_at_k",
     "symmetric_info_nce",
     "weighted_info_nce",
 ]

@@ -15,7 +15,7 @@ from sede_kernels import __version__
 from sede_kernels.info import cpu_model
 from sede_kernels.study.variants import Job
 from sede_kernels.training.analysis import analyse
-from sede_kernels.training.evaluate import score_part, summarize
+from sede_kernels.training.evaluate import summarize
 from sede_kernels.training.files import write_text
 from sede_kernels.training.folder import empty
 from sede_kernels.training.limits import enough_memory
@@ -23,6 +23,7 @@ from sede_kernels.training.lock import hold
 from sede_kernels.training.loop import Trainer
 from sede_kernels.training.records import Record
 from sede_kernels.training.run import load_best
+from sede_kernels.training.similarities import compare_part
 
 NEEDS = ("variant", "config", "epochs")
 _ORPHAN_S = 10.0  # a run of a killed command ends in less
@@ -53,7 +54,7 @@ class CurveTrainer(Trainer):
         point["wall_s"] = round(self.seconds, 2)
         if self.best["epoch"] == epoch or self.epoch == self.config.epochs or self._gave_up():
             part = self.corpus.parts["test"]
-            test = summarize(score_part(self.model, part, self.corpus.words["test"]), part.pairs)
+            test = summarize(compare_part(self.model, part, self.corpus.words["test"]), part.pairs)
             point |= {"test": test.rsum, "test_i2t": list(test.image_to_text)}
             point |= {"test_t2i": list(test.text_to_image)}
         self.curve.append(point)

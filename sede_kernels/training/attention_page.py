@@ -10,7 +10,6 @@ import torch
 
 from sede_kernels.training.analysis import encode_pairs, entropy, erase_rows, pair_attention
 from sede_kernels.training.data.precomp import Part
-from sede_kernels.training.evaluate import Floats
 from sede_kernels.training.models import Erasing, RetrievalModel
 from sede_kernels.training.pictures import (
     GREY,
@@ -22,6 +21,7 @@ from sede_kernels.training.pictures import (
     font,
     save_page,
 )
+from sede_kernels.training.similarities import Floats
 
 USUAL = Erasing("low")  # shown for a model that erases nothing
 _SIZE, _GAP, _HEAD, _TOP, _COLUMNS = 144, 12, 30, 92, 2  # pixels, and rows side by side

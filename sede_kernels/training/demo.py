@@ -6,13 +6,14 @@ from pathlib import Path
 
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.data.prepare import check_limit, prepare
-from sede_kernels.training.evaluate import Retrieval, chance, score_part, table
+from sede_kernels.training.evaluate import Retrieval, chance, table
 from sede_kernels.training.files import data_home, require
 from sede_kernels.training.folder import guard, make_room, remove
 from sede_kernels.training.lock import hold
 from sede_kernels.training.loop import resume, train
 from sede_kernels.training.pictures import draw_results
 from sede_kernels.training.run import load_best, load_corpus, read_config
+from sede_kernels.training.similarities import compare_part
 
 LIMIT = 3000  # icons; the features are most of the time the command takes
 EPOCHS = 12
@@ -106,7 +107,7 @@ def _report(
         "nothing; differences of a few points come and go with the seed."
     )
     page = out / "search_results.png"
-    scores = score_part(model, part, corpus.words["test"])
+    scores = compare_part(model, part, corpus.words["test"])
     title = f"Icon search with the three modules, {runs['base'].epochs} epochs"
     draw_results(scores, part, corpus.folder, "test", page, vocabulary=vocabulary, title=title)
     print(

@@ -3,19 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import comb
-from typing import Any
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from sede_kernels.training.data.precomp import Ints, Part
-from sede_kernels.training.data.text import pad
+from sede_kernels.training.data.precomp import Ints
 from sede_kernels.training.files import UserError
-from sede_kernels.training.models import Encoded, RetrievalModel
+from sede_kernels.training.similarities import Similarities
 
 CUTOFFS = (1, 5, 10)
-Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -53,43 +48,11 @@ class Retrieval:
         }
 
 
-def ranks(scores: Floats, pairs: Ints) -> tuple[Ints, Ints]:
-    """Rank, from 0, of the best right answer of every query, both ways.
-
-    A wrong answer that ties with the best right one counts as ahead of it, so a collapsed model
-    scores nothing; so does a NaN.
+def summarize(scores: Similarities, pairs: Ints, folds: int = 1) -> Retrieval:
+    """Recalls and median ranks.
 
     Args:
-        scores: (N images, C captions).
-        pairs: (P, 2) right (caption, image) pairs.
-
-    Returns:
-        Ranks of the images that have a caption, in their order, and of the C captions.
-    """
-    captions, images = pairs.T
-    right = scores[images, captions]
-    best_caption = np.full(len(scores), -np.inf, np.float32)
-    best_image = np.full(scores.shape[1], -np.inf, np.float32)
-    with np.errstate(invalid="ignore"):
-        np.maximum.at(best_caption, images, right)
-        np.maximum.at(best_image, captions, right)
-    ahead_of_caption = np.empty(len(scores), np.int64)
-    ahead_of_image = np.zeros(scores.shape[1], np.int64)
-    for start in range(0, len(scores), 256):
-        rows = slice(start, start + 256)
-        ahead_of_caption[rows] = (~(scores[rows] < best_caption[rows, None])).sum(1)
-        ahead_of_image += (~(scores[rows] < best_image)).sum(0)
-    # Right answers were counted too: the best itself and its equals.
-    np.subtract.at(ahead_of_caption, images, ~(right < best_caption[images]))
-    np.subtract.at(ahead_of_image, captions, ~(right < best_image[captions]))
-    return ahead_of_caption[np.unique(images)], ahead_of_image[np.unique(captions)]
-
-
-def summarize(scores: Floats, pairs: Ints, folds: int = 1) -> Retrieval:
-    """Recalls and median ranks of a score matrix.
-
-    Args:
-        scores: (N images, C captions).
+        scores: of N images with C captions.
         pairs: (P, 2) right (caption, image) pairs.
         folds: cut the images into so many equal runs with their own captions (COCO 1K: 5) and
             average.
@@ -97,7 +60,7 @@ def summarize(scores: Floats, pairs: Ints, folds: int = 1) -> Retrieval:
     Raises:
         UserError: the images do not divide into the folds, or a fold has no caption.
     """
-    count = len(scores)
+    count = scores.shape[0]
     check_folds(count, folds)
     size = count // folds
     found = []
@@ -109,9 +72,9 @@ def summarize(scores: Floats, pairs: Ints, folds: int = 1) -> Retrieval:
                 "query; use fewer --folds."
             )
         columns, caption = np.unique(inside[:, 0], return_inverse=True)
-        block = scores[start : start + size][:, columns] if folds > 1 else scores
+        block = scores.part(slice(start, start + size), columns) if folds > 1 else scores
         local = np.stack([caption if folds > 1 else inside[:, 0], inside[:, 1] - start], 1)
-        found.append(ranks(block, local))
+        found.append(block.ranks(local))
 
     def mean(direction: int, figure: Callable[[Ints], float]) -> float:
         return float(np.mean([figure(fold[direction]) for fold in found]))
@@ -156,73 +119,6 @@ def chance(images: int, captions: int, pairs: Ints) -> Retrieval:
 
     queries = (len(np.unique(pairs[:, 1])), len(np.unique(pairs[:, 0])))
     return Retrieval(recalls(1, captions), recalls(0, images), (captions / 2, images / 2), queries)
-
-
-@torch.inference_mode()
-def score_part(
-    model: RetrievalModel,
-    part: Part,
-    words: list[list[int]],
-    *,
-    block: int = 128,
-    hold_bytes: int = 1 << 28,
-    progress: bool = False,
-) -> Floats:
-    """Similarity of every image with every caption, fp32, block by block.
-
-    Of the encodings, only ``hold_bytes`` of captions and one block of images are in memory: where
-    the captions need more (fragments of 25,000 captions), the images are encoded several times.
-
-    Args:
-        model: put into evaluation mode here, and back.
-        part: images and captions.
-        words: numbers of each caption's words.
-        block: images (and captions) a block.
-        hold_bytes: most bytes of caption encodings at a time.
-        progress: show a progress bar.
-
-    Returns:
-        (N, C) float32.
-    """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    images, captions = len(part.rows), len(words)
-    scores = np.empty((images, captions), np.float32)
-
-    def encode(rows: range) -> Encoded:
-        numbers, lengths = pad([words[row] for row in rows])
-        sentences = part.sentence_rows(rows)
-        sentences = None if sentences is None else sentences.to(device)
-        return _needed(model, model.text_encoder(numbers.to(device), lengths.to(device), sentences))
-
-    total = -(-images // block) * -(-captions // block)
-    with tqdm(total=total, desc="scoring", unit="block", disable=None if progress else True) as bar:
-        first = 0
-        while first < captions:
-            held: list[tuple[range, Encoded]] = []
-            size = 0
-            while first < captions and (not held or size < hold_bytes):
-                columns = range(first, min(first + block, captions))
-                held.append((columns, encode(columns)))
-                size += sum(t.nbytes for t in held[-1][1] if t is not None)
-                first = columns.stop
-            for start in range(0, images, block):
-                rows = range(start, min(start + block, images))
-                encoded = _needed(model, model.image_encoder(part.regions(rows).to(device)))
-                for columns, group in held:
-                    found = model.score(encoded, group).float().cpu().numpy()
-                    scores[rows.start : rows.stop, columns.start : columns.stop] = found
-                    bar.update()
-    model.train(was_training)
-    return scores
-
-
-def _needed(model: RetrievalModel, encoded: Encoded) -> Encoded:
-    """Without the fragments, where a score only looks at vectors."""
-    if model.compares_fragments:
-        return encoded
-    return encoded._replace(fragments=encoded.unit_vector()[:, None], lengths=None, attention=None)
 
 
 def table(rows: dict[str, Retrieval]) -> str:

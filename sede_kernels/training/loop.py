@@ -21,7 +21,7 @@ from sede_kernels.momentum import MomentumEncoder
 from sede_kernels.training import checkpoint, folder, state
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.data.text import pad
-from sede_kernels.training.evaluate import Retrieval, score_part, summarize
+from sede_kernels.training.evaluate import Retrieval, summarize
 from sede_kernels.training.files import UserError, require, write_json, write_text
 from sede_kernels.training.limits import check_backend, enough_memory
 from sede_kernels.training.models import Encoded, FragmentModel
@@ -41,6 +41,7 @@ from sede_kernels.training.run import (
     multiplies_bf16,
     read_config,
 )
+from sede_kernels.training.similarities import compare_part
 
 
 class StoppedError(Exception):
@@ -208,7 +209,7 @@ class Trainer:
     def _finish_epoch(self, writer: Any) -> None:
         """Score dev, keep the best model, write the log line and the checkpoint."""
         dev = summarize(
-            score_part(self.model, self.corpus.parts["dev"], self.corpus.words["dev"]),
+            compare_part(self.model, self.corpus.parts["dev"], self.corpus.words["dev"]),
             self.corpus.parts["dev"].pairs,
         )
         loss = self.loss_sum / self.batches
@@ -240,7 +241,7 @@ class Trainer:
     def _score_test(self) -> Retrieval:
         _, model, _ = load_best(self.out)
         part = self.corpus.parts["test"]
-        scores = score_part(model, part, self.corpus.words["test"], progress=True)
+        scores = compare_part(model, part, self.corpus.words["test"], progress=True)
         test = summarize(scores, part.pairs)
         facts = {"test": test.as_dict(), "best_epoch": int(self.best["epoch"])}
         facts |= {"dev_rsum": self.best["rsum"], "train_seconds": round(self.seconds, 3)}

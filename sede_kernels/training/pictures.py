@@ -12,8 +12,8 @@ from sede_kernels.training.data.draw import Pen
 from sede_kernels.training.data.glyphs import SOURCES
 from sede_kernels.training.data.precomp import Part
 from sede_kernels.training.data.text import Vocabulary, tokenize
-from sede_kernels.training.evaluate import Floats
 from sede_kernels.training.files import UserError, atomic_file, read_manifest
+from sede_kernels.training.similarities import Similarities
 
 TOP = 5
 _THUMB, _GAP, _NAME, _HEAD = 108, 14, 42, 40  # pixels
@@ -56,12 +56,16 @@ class Search:
 
 
 def search(
-    scores: Floats, part: Part, captions: Sequence[int], vocabulary: Vocabulary, top: int = TOP
+    scores: Similarities,
+    part: Part,
+    captions: Sequence[int],
+    vocabulary: Vocabulary,
+    top: int = TOP,
 ) -> list[Search]:
     """The best images of some captions.
 
     Args:
-        scores: (N images, C captions).
+        scores: of N images with C captions.
         part: names the captions and their owners.
         captions: which captions ask.
         vocabulary: the words of training.
@@ -70,12 +74,10 @@ def search(
     found = []
     for caption in captions:
         owners = set(part.pairs[part.pairs[:, 0] == caption, 1].tolist())
-        order = np.argsort(-scores[:, caption], kind="stable")
+        column = scores.column(caption)
+        order = np.argsort(-column, kind="stable")
         rank = next(i for i, image in enumerate(order.tolist(), 1) if image in owners)
-        hits = [
-            Hit(image, float(scores[image, caption]), image in owners)
-            for image in order[:top].tolist()
-        ]
+        hits = [Hit(image, float(column[image]), image in owners) for image in order[:top].tolist()]
         query = part.captions[caption]
         unknown = not any(word in vocabulary.words for word in tokenize(query))
         found.append(Search(query, hits, int(order[rank - 1]), rank, unknown))
@@ -227,7 +229,7 @@ def draw_sample(part: Part, count: int) -> list[int]:
 
 
 def draw_results(
-    scores: Floats,
+    scores: Similarities,
     part: Part,
     folder: Path,
     part_name: str,
@@ -236,12 +238,12 @@ def draw_results(
     vocabulary: Vocabulary,
     queries: int = 12,
     title: str = "Search results",
-    beside: tuple[str, Floats, Vocabulary] | None = None,
+    beside: tuple[str, Similarities, Vocabulary] | None = None,
 ) -> list[Search]:
     """Draw the results of some captions (:func:`draw_sample`), of one run or of two.
 
     Args:
-        scores: (N images, C captions).
+        scores: of N images with C captions.
         part: names the captions and their owners.
         folder: the prepared folder.
         part_name: its part.

@@ -8,11 +8,9 @@ from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.data.precomp import Part
 from sede_kernels.training.data.text import Vocabulary
 from sede_kernels.training.evaluate import (
-    Floats,
     Retrieval,
     chance,
     check_folds,
-    score_part,
     summarize,
     table,
 )
@@ -21,6 +19,7 @@ from sede_kernels.training.limits import check_backend, enough_memory
 from sede_kernels.training.models import RetrievalModel
 from sede_kernels.training.pictures import Gallery, draw_results
 from sede_kernels.training.run import Corpus, load_best, load_corpus
+from sede_kernels.training.similarities import Similarities, compare_part
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,9 @@ class Scored:
     part: Part
     words: list[list[int]]
 
-    def scores(self) -> Floats:
+    def scores(self) -> Similarities:
         """Similarity of every image with every caption."""
-        return score_part(self.model, self.part, self.words, progress=True)
+        return compare_part(self.model, self.part, self.words, progress=True)
 
 
 def evaluate(

@@ -2,9 +2,24 @@
 
 import numpy as np
 import pytest
+import torch
 
-from sede_kernels.training.evaluate import chance, ranks, score_part, summarize, table
+from sede_kernels.training import evaluate
+from sede_kernels.training.evaluate import chance, table
 from sede_kernels.training.files import UserError
+from sede_kernels.training.similarities import Similarities, compare_part, score_part
+
+
+def matrix(scores):
+    return Similarities(torch.from_numpy(np.ascontiguousarray(scores)))
+
+
+def ranks(scores, pairs):
+    return matrix(scores).ranks(pairs)
+
+
+def summarize(scores, pairs, folds=1):
+    return evaluate.summarize(matrix(scores), pairs, folds)
 
 
 def brute_force_ranks(scores, pairs):
@@ -34,7 +49,8 @@ def test_ranks_equal_brute_force(seed, levels):
     assert [f.tolist() for f in found] == [*expected]
 
 
-def test_block_borders_do_not_matter():
+def test_block_borders_do_not_matter(monkeypatch):
+    monkeypatch.setattr("sede_kernels.training.similarities.BLOCK", (64, 100))
     rng = np.random.default_rng(0)
     scores = rng.standard_normal((523, 523), dtype=np.float32)
     pairs = np.stack([np.arange(523)] * 2, 1)
@@ -101,8 +117,6 @@ def test_chance_of_one_right_answer():
 @pytest.mark.parametrize("name", ["vse", "scan"])
 def test_blocked_scores_equal_one_block(family, name):
     """Captions of different lengths are padded per block; that must not change a score."""
-    import torch
-
     from sede_kernels.training.config import TrainConfig
     from sede_kernels.training.data.precomp import load_part
     from sede_kernels.training.run import build_model
@@ -117,6 +131,10 @@ def test_blocked_scores_equal_one_block(family, name):
     np.testing.assert_allclose(score_part(model, part, words, block=4), whole, atol=2e-6)
     one = score_part(model, part, words[3:4], block=1)
     np.testing.assert_allclose(one[:, 0], whole[:, 3], atol=2e-6)
+    found = compare_part(model, part, words)
+    assert found.shape == whole.shape and (found.captions is None) == (name == "scan")
+    np.testing.assert_allclose(found.column(3), whole[:, 3], atol=2e-6)
+    assert evaluate.summarize(found, part.pairs, 2) == summarize(whole, part.pairs, 2)
 
 
 def test_table_lines_up():

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.data.precomp import load_part
-from sede_kernels.training.evaluate import score_part
 from sede_kernels.training.files import UserError
 from sede_kernels.training.loop import Trainer
 from sede_kernels.training.models import MODELS, Encoded
 from sede_kernels.training.models.vsrn import Relations
 from sede_kernels.training.run import build_model
+from sede_kernels.training.similarities import score_part
 
 LENGTHS = torch.tensor([3, 2, 5])  # one word alone has uniform attention: ties, no formula
 

@@ -12,6 +12,7 @@ from sede_kernels.training.data.precomp import load_part, load_vocabulary
 from sede_kernels.training.evaluate import summarize
 from sede_kernels.training.files import UserError
 from sede_kernels.training.pictures import Gallery
+from sede_kernels.training.similarities import Similarities
 
 from .conftest import TINY, refused, write_family_folder
 
@@ -194,7 +195,7 @@ def test_one_region_and_a_last_batch_of_one_caption(tiny, tmp_path):
 
 
 def test_folds_without_a_caption():
-    scores = np.zeros((4, 2), np.float32)
+    scores = Similarities(torch.zeros(4, 2))
     pairs = np.array([[0, 0], [1, 1]])
     assert summarize(scores, pairs).queries == (2, 2)
     with pytest.raises(UserError, match="images 2 to 3 have no caption"):
@@ -216,7 +217,7 @@ def test_eval_looks_before_it_scores(tiny, tmp_path, monkeypatch, capfd):
     assert main(["eval", str(text)]) == 0
     alone = capfd.readouterr().out.rpartition("vse")[2]
     assert beside.split() == alone.split(), "the second run sees its own sentence embeddings"
-    monkeypatch.setattr("sede_kernels.training.scoring.score_part", None)
+    monkeypatch.setattr("sede_kernels.training.scoring.compare_part", None)
     for words, said in (
         (["--folds=4"], "--folds must divide the 6 images of this part, got 4"),
         (["--folds=0"], "--folds must divide the 6 images of this part, got 0"),

@@ -187,8 +187,9 @@ def test_log_and_checkpoints_hold_what_they_should(icons, tmp_path):
 
 def test_training_learns_the_training_set(icons, tmp_path):
     """A model with the three modules that cannot fit 70 icons has a broken gradient somewhere."""
-    from sede_kernels.training.evaluate import chance, score_part, summarize
+    from sede_kernels.training.evaluate import chance, summarize
     from sede_kernels.training.run import load_best, load_corpus
+    from sede_kernels.training.similarities import compare_part
 
     config = TrainConfig(
         data="icons_100", epochs=25, batch_size=16, dim=64, lr=3e-3, dropout=0.0, erase="high",
@@ -198,7 +199,7 @@ def test_training_learns_the_training_set(icons, tmp_path):
     trainer = Trainer(config, tmp_path / "run")
     trainer.restore()
     part, words = trainer.corpus.parts["train"], trainer.corpus.words["train"]
-    fitted = summarize(score_part(trainer.model, part, words), part.pairs)
+    fitted = summarize(compare_part(trainer.model, part, words), part.pairs)
     level = chance(len(part.rows), len(part.captions), part.pairs)
     assert level.rsum < 50
     assert fitted.rsum > 500

@@ -44,7 +44,7 @@ def test_every_public_name_has_a_docstring_with_an_example() -> None:
     for name in sede_kernels.__all__:
         item = getattr(sede_kernels, name)
         assert item.__doc__, name
-        if callable(item) and name not in ("BackendUnavailableError", "InfoNCEStats"):
+        if callable(item) and name not in ("BackendUnavailableError", "InfoNCEStats", "Recalls"):
             assert ">>>" in item.__doc__, name
 
 

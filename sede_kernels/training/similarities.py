@@ -1,0 +1,213 @@
+"""The similarity of every image of a part with every caption, and what retrieval makes of it.
+
+Models with one vector a side are compared block by block from their vectors, so that the memory
+grows with N + C. A score of fragment sets costs more than its number: those are kept, N x C.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sede_kernels.functional.ranks import BLOCK, best_right_ranks
+from sede_kernels.training.data.precomp import Ints, Part
+from sede_kernels.training.data.text import pad
+from sede_kernels.training.models import Encoded, RetrievalModel
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+_BLOCK = 128  # images, and captions, encoded at a time
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Similarity of N images with C captions.
+
+    Attributes:
+        images: (N, D) float32 vectors, or the (N, C) similarities themselves.
+        captions: (C, D) float32 vectors, or None beside the similarities themselves.
+    """
+
+    images: Tensor
+    captions: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, C)."""
+        if self.captions is None:
+            return self.images.shape[0], self.images.shape[1]
+        return self.images.shape[0], self.captions.shape[0]
+
+    def block(self, rows: slice, columns: slice) -> Tensor:
+        """(rows, columns) of the similarities; not to be written to."""
+        if self.captions is None:
+            return self.images[rows, columns]
+        return self.images[rows] @ self.captions[columns].T
+
+    def column(self, caption: int) -> Floats:
+        """(N,) of one caption."""
+        found: Floats = self.block(slice(None), slice(caption, caption + 1))[:, 0].numpy()
+        return found
+
+    def part(self, rows: slice, columns: Ints) -> "Similarities":
+        """Those of some images with some captions."""
+        if self.captions is None:
+            return Similarities(self.images[rows][:, columns])
+        return Similarities(self.images[rows], self.captions[columns])
+
+    def ranks(self, pairs: Ints) -> tuple[Ints, Ints]:
+        """Rank, from 0, of the best right answer of every query, both ways.
+
+        A wrong answer that ties with the best right one counts as ahead of it, so a collapsed model
+        scores nothing; so does a NaN.
+
+        Args:
+            pairs: (P, 2) right (caption, image) pairs.
+
+        Returns:
+            Ranks of the images that have a caption, in their order, and of the captions that have
+            an image.
+        """
+        found = best_right_ranks(self.block, _right_answers(pairs), self.shape, block=BLOCK)
+        images, captions = (ranks[ranks >= 0].numpy() for ranks in found)
+        return images, captions
+
+
+def _right_answers(pairs: Ints) -> Callable[[slice, slice], tuple[Tensor, Tensor] | None]:
+    """The pairs by the block of images and captions that they lie in."""
+    captions, images = np.unique(pairs, axis=0).T
+    blocks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    place = images // BLOCK[0], captions // BLOCK[1]
+    order = np.lexsort(place)
+    edges = np.flatnonzero(np.diff(place[0][order]) | np.diff(place[1][order])) + 1
+    for inside in np.split(order, edges):
+        if len(inside):
+            down, across = int(place[0][inside[0]]), int(place[1][inside[0]])
+            blocks[down, across] = (
+                torch.from_numpy(images[inside] - down * BLOCK[0]),
+                torch.from_numpy(captions[inside] - across * BLOCK[1]),
+            )
+    return lambda rows, columns: blocks.get((rows.start // BLOCK[0], columns.start // BLOCK[1]))
+
+
+@torch.inference_mode()
+def compare_part(
+    model: RetrievalModel, part: Part, words: list[list[int]], *, progress: bool = False
+) -> Similarities:
+    """Similarity of every image with every caption, in fp32.
+
+    Args:
+        model: put into evaluation mode here, and back.
+        part: images and captions.
+        words: numbers of each caption's words.
+        progress: show a progress bar.
+
+    Cost:
+        Each image and caption is encoded once and its vector kept. Of a model that compares
+        fragments the N x C scores, see ``score_part``.
+    """
+    if model.compares_fragments:
+        return Similarities(torch.from_numpy(score_part(model, part, words, progress=progress)))
+    encoders = image_encoder(model, part), caption_encoder(model, part, words)
+    counts = len(part.rows), len(words)
+    sides = []
+    was_training = model.training
+    model.eval()
+    total = sum(-(-count // _BLOCK) for count in counts)
+    hide = None if progress else True
+    with tqdm(total=total, desc="encoding", unit="block", disable=hide) as bar:
+        for count, encode in zip(counts, encoders, strict=True):
+            vectors = []
+            for rows in _runs(count, _BLOCK):
+                vectors.append(encode(rows).unit_vector().float().cpu())
+                bar.update()
+            sides.append(torch.cat(vectors))
+    model.train(was_training)
+    return Similarities(sides[0], sides[1])
+
+
+def _runs(count: int, block: int) -> list[range]:
+    return [range(start, min(start + block, count)) for start in range(0, count, block)]
+
+
+def image_encoder(model: RetrievalModel, part: Part) -> Callable[[range], Encoded]:
+    """Encodes some images of a part."""
+    device = next(model.parameters()).device
+    return lambda rows: _needed(model, model.image_encoder(part.regions(rows).to(device)))
+
+
+def caption_encoder(
+    model: RetrievalModel, part: Part, words: list[list[int]]
+) -> Callable[[range], Encoded]:
+    """Encodes some captions of a part."""
+    device = next(model.parameters()).device
+
+    def encode(rows: range) -> Encoded:
+        numbers, lengths = pad([words[row] for row in rows])
+        sentences = part.sentence_rows(rows)
+        sentences = None if sentences is None else sentences.to(device)
+        return _needed(model, model.text_encoder(numbers.to(device), lengths.to(device), sentences))
+
+    return encode
+
+
+@torch.inference_mode()
+def score_part(
+    model: RetrievalModel,
+    part: Part,
+    words: list[list[int]],
+    *,
+    block: int = _BLOCK,
+    hold_bytes: int = 1 << 28,
+    progress: bool = False,
+) -> Floats:
+    """Similarity of every image with every caption, fp32, block by block.
+
+    Of the encodings, only ``hold_bytes`` of captions and one block of images are in memory: where
+    the captions need more (fragments of 25,000 captions), the images are encoded several times.
+
+    Args:
+        model: put into evaluation mode here, and back.
+        part: images and captions.
+        words: numbers of each caption's words.
+        block: images (and captions) a block.
+        hold_bytes: most bytes of caption encodings at a time.
+        progress: show a progress bar.
+
+    Returns:
+        (N, C) float32.
+    """
+    was_training = model.training
+    model.eval()
+    images, captions = len(part.rows), len(words)
+    scores = np.empty((images, captions), np.float32)
+    encode_images, encode = image_encoder(model, part), caption_encoder(model, part, words)
+    total = -(-images // block) * -(-captions // block)
+    with tqdm(total=total, desc="scoring", unit="block", disable=None if progress else True) as bar:
+        first = 0
+        while first < captions:
+            held: list[tuple[range, Encoded]] = []
+            size = 0
+            while first < captions and (not held or size < hold_bytes):
+                columns = range(first, min(first + block, captions))
+                held.append((columns, encode(columns)))
+                size += sum(t.nbytes for t in held[-1][1] if t is not None)
+                first = columns.stop
+            for rows in _runs(images, block):
+                encoded = encode_images(rows)
+                for columns, group in held:
+                    found = model.score(encoded, group).float().cpu().numpy()
+                    scores[rows.start : rows.stop, columns.start : columns.stop] = found
+                    bar.update()
+    model.train(was_training)
+    return scores
+
+
+def _needed(model: RetrievalModel, encoded: Encoded) -> Encoded:
+    """Without the fragments, where a score only looks at vectors."""
+    if model.compares_fragments:
+        return encoded
+    return encoded._replace(fragments=encoded.unit_vector()[:, None], lengths=None, attention=None)

@@ -30,6 +30,12 @@ class Bank(NamedTuple):
         rows = self.rows.to(dtype)
         return rows if self.row_scale is None else rows * self.row_scale.to(dtype).unsqueeze(1)
 
+    def part(self, start: int, stop: int) -> "Bank":
+        """Rows start to stop."""
+        scale = None if self.row_scale is None else self.row_scale[start:stop]
+        ids = None if self.ids is None else self.ids[start:stop]
+        return Bank(self.rows[start:stop], scale, ids)
+
 
 class Match(NamedTuple):
     """Which rows count for a query."""
@@ -37,6 +43,10 @@ class Match(NamedTuple):
     ids: Tensor | None = None  # (B,) int64: a row of the same id is none of its negatives
     limit: Tensor | None = None  # (B,) largest similarity that counts
     select: str = "mask"  # filled slots but those of the query's id; "positive": only those; "keep"
+
+    def of_side(self, side: int) -> "Match":
+        """Of one of two banks, where the limits are (2, B)."""
+        return self if self.limit is None else self._replace(limit=self.limit[side])
 
 
 class Want(NamedTuple):
@@ -46,6 +56,11 @@ class Want(NamedTuple):
     moments: bool = False  # the mean similarity at each exponent
     hardest: bool = False  # the most similar row and its index
     unit_length: bool = False  # a promise: rows of at most unit length, exponents <= STATIC_LIMIT
+
+    def order(self, exponents: int) -> list[int]:
+        """At least three exponents, those of the accumulators first: how kernels number them."""
+        rest = (e for e in range(exponents) if e not in self.accumulate)
+        return [*self.accumulate, *rest, 0, 0, 0]
 
 
 class Sums(NamedTuple):
@@ -57,6 +72,68 @@ class Sums(NamedTuple):
     negatives: Tensor  # (B,) int64, how many rows counted
     hardest: Tensor  # (B | 0,) the largest similarity, -inf where none counted
     hardest_index: Tensor  # (B | 0,) int64, -1 where none counted
+
+    @classmethod
+    def empty(cls, query: Tensor, exponents: int, want: Want) -> "Sums":
+        """Memory for what a pass finds for ``query`` (B, D), or (2, B, D) of two banks."""
+        *sides, rows, dim = query.shape
+        ranked, dtype = rows if want.hardest else 0, result_dtype(query)
+        return cls(
+            query.new_empty((*sides, exponents, rows), dtype=dtype),
+            query.new_empty((*sides, exponents if want.moments else 0, rows), dtype=dtype),
+            query.new_empty((*sides, len(want.accumulate), rows, dim), dtype=dtype),
+            query.new_empty((*sides, rows), dtype=torch.int64),
+            query.new_empty((*sides, ranked), dtype=dtype),
+            query.new_empty((*sides, ranked), dtype=torch.int64),
+        )
+
+    @classmethod
+    def none(cls, query: Tensor, exponents: int, want: Want) -> "Sums":
+        """What a pass over nothing finds."""
+        found = cls.empty(query, exponents, want)
+        for value, fill in zip(found, (-torch.inf, 0, 0, 0, -torch.inf, -1), strict=True):
+            value.fill_(fill)
+        return found
+
+
+class BatchSums(NamedTuple):
+    """What a pass over the other rows of a batch finds; what was not wanted has size 0."""
+
+    lse: Tensor  # (E, B)
+    moment: Tensor  # (E | 0, B)
+    negatives: Tensor  # (B,) int64
+    hardest: Tensor  # (B | 0,)
+    kept: Tensor  # similarities for the backward, flat, in the order of the backend
+
+    @classmethod
+    def empty(cls, query: Tensor, exponents: int, want: Want, kept: int) -> "BatchSums":
+        """Memory for what a pass finds for ``query`` (B, D) and for what it keeps."""
+        found = Sums.empty(query, exponents, want)
+        room = found.lse.new_empty((kept,))
+        return cls(found.lse, found.moment, found.negatives, found.hardest, room)
+
+
+class SideGradients(NamedTuple):
+    """The gradients of both sides of a similarity; one that was not wanted has size 0."""
+
+    first: Tensor  # of the queries, or the regions
+    second: Tensor  # of the keys, or the words
+
+
+class Ranked(NamedTuple):
+    """The most similar rows of a bank; (-inf, -1) where fewer are valid."""
+
+    values: Tensor  # (B, k), descending
+    indices: Tensor  # (B, k) int64, the lowest first where values are equal
+
+    @classmethod
+    def empty(cls, query: Tensor, k: int) -> "Ranked":
+        """Memory for the ranks of ``query`` (B, D)."""
+        shape = (query.shape[0], k)
+        return cls(
+            query.new_empty(shape, dtype=result_dtype(query)),
+            query.new_empty(shape, dtype=torch.int64),
+        )
 
 
 class Erase(NamedTuple):

@@ -1,30 +1,16 @@
 """The ``bank`` argument of the functions: a dense tensor or a MemoryBank, unpacked and checked."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.functional._checks import FLOATS, check_ids, check_same_device, shape_of
-
-
-class BankTensors(NamedTuple):
-    """Rows (K, D), row scale (K,) of an int8 bank, ids (K,) with -1 for empty slots."""
-
-    rows: Tensor
-    row_scale: Tensor | None
-    ids: Tensor | None
-
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """(K, D) in ``dtype``: what the reference takes."""
-        rows = self.rows.to(dtype)
-        return rows if self.row_scale is None else rows * self.row_scale.to(dtype).unsqueeze(1)
+from sede_kernels.types import Bank
 
 
 def unpack_bank(
     name: str, query: Tensor, bank: Tensor | MemoryBank | BankView, bank_ids: Tensor | None
-) -> BankTensors:
+) -> Bank:
     """Rows, scales and ids of ``bank``, checked against the query.
 
     Raises:
@@ -37,7 +23,7 @@ def unpack_bank(
                 "bank_ids out and pass ids to enqueue."
             )
         view = bank.view() if isinstance(bank, MemoryBank) else bank
-        tensors = BankTensors(view.rows, view.row_scale, view.ids)
+        tensors = Bank(view.rows, view.row_scale, view.ids)
     else:
         if not isinstance(bank, Tensor):
             raise TypeError(
@@ -47,7 +33,7 @@ def unpack_bank(
             raise TypeError(
                 f"{name}: an int8 bank needs its row scales; use MemoryBank(dtype=torch.int8)."
             )
-        tensors = BankTensors(bank.detach(), None, bank_ids)
+        tensors = Bank(bank.detach(), None, bank_ids)
     rows = tensors.rows
     if rows.ndim != 2 or rows.shape[1] != query.shape[1]:
         hint = " (is it (D, K)? pass bank.T)" if rows.shape[:1] == query.shape[1:] else ""
@@ -62,7 +48,7 @@ def unpack_bank(
     check_same_device(name, query, bank=rows, bank_ids=tensors.ids, row_scale=tensors.row_scale)
     _check_scale(name, rows, tensors.row_scale)
     ids = check_ids(name, "bank_ids", tensors.ids, rows.shape[0])
-    return BankTensors(rows, tensors.row_scale, ids)
+    return Bank(rows, tensors.row_scale, ids)
 
 
 def _check_scale(name: str, rows: Tensor, scale: Tensor | None) -> None:

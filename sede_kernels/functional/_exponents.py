@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sede_kernels.ops.bank_lse import STATIC_LIMIT, result_dtype
+from sede_kernels.ops.bank_lse import STATIC_LIMIT
+from sede_kernels.types import Want, result_dtype
 
 Scalar = float | Tensor
 
@@ -16,9 +17,14 @@ class Exponents(NamedTuple):
 
     scales: Tensor  # [E], may carry a gradient
     grad_scales: Tensor  # [E], r: what replaces the exponent in the query gradient
-    accumulate: list[int]
+    accumulate: tuple[int, ...]
     normalized: bool
     bounded: bool = False  # known on the host to be at most STATIC_LIMIT
+
+    def want(self, *, hardest: bool, unit_length: bool, moments: bool = False) -> Want:
+        """What a pass is to find: moments too where the exponents get a gradient."""
+        learned = torch.is_grad_enabled() and self.scales.requires_grad
+        return Want(self.accumulate, moments or learned, hardest, unit_length and self.bounded)
 
 
 def constants(values: list[Scalar], like: Tensor) -> Tensor:
@@ -62,7 +68,7 @@ def plan(
             scales, normalized = [both], False
             grads = [it] if detach_weights else [both]
     count = 2 if normalized and not detach_weights else 1
-    accumulate = list(range(count)) if differentiable else []
+    accumulate = tuple(range(count)) if differentiable else ()
     grad_scales = constants(grads, query).detach()
     bounded = all(not isinstance(c, Tensor) and c <= STATIC_LIMIT for c in scales)
     return Exponents(constants(scales, query), grad_scales, accumulate, normalized, bounded)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sede_kernels import reference
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.functional._bank_argument import BankTensors, unpack_bank
+from sede_kernels.functional._bank_argument import unpack_bank
 from sede_kernels.functional._checks import (
     check_backend,
     check_bool,
@@ -31,11 +31,11 @@ from sede_kernels.functional._exponents import (
     log_negatives,
     plan,
 )
-from sede_kernels.functional._negatives import Negatives, bank_pass, with_batch
+from sede_kernels.functional._negatives import bank_pass, with_batch
 from sede_kernels.functional._reduction import reduce_rows
 from sede_kernels.functional._rows import Rows, rows_of
-from sede_kernels.ops.bank_lse import result_dtype
 from sede_kernels.ops.transforms import check_transforms
+from sede_kernels.types import Bank, Match, Sums, result_dtype
 
 FALSE_NEGATIVES = ("mask", "positive", "keep")
 
@@ -98,16 +98,17 @@ class Direction(NamedTuple):
 
     query: Rows
     positive: Rows
-    bank: BankTensors
+    bank: Bank
     ids: Tensor | None  # (B,)
 
     def positive_similarity(self) -> Tensor:
         """s+ (B,) in the dtype of the results."""
         return (self.query.wide * self.positive.wide).sum(dim=1)
 
-    def limit(self, options: Options, positive_s: Tensor) -> Tensor | None:
-        """The largest similarity of a negative (B,), if there is a margin."""
-        return None if options.margin is None else positive_s.detach() + options.margin
+    def match(self, options: Options, positive_s: Tensor) -> Match:
+        """Which rows are negatives, by id and, if there is a margin, by similarity."""
+        limit = None if options.margin is None else positive_s.detach() + options.margin
+        return Match(self.ids, limit, options.select)
 
 
 def check_options(
@@ -275,24 +276,15 @@ def _extra_positives(
     exponents = Exponents(
         constants([it, 0.0], q),
         constants([it, 0.0], q).detach(),
-        [0, 1] if differentiable else [],
+        (0, 1) if differentiable else (),
         False,
     )
-    found, moment, acc = bank_pass(
-        query,
-        bank,
-        ids,
-        exponents,
-        limit=None,
-        select="positive",
-        hardest=False,
-        unit_length=options.unit_length,
-        backend=options.backend,
-        moments=True,
-    )
-    log_extra, count, mean_s = found.lse[0], found.number, moment[1].detach()
+    match = Match(ids, None, "positive")
+    want = exponents.want(hardest=False, unit_length=False, moments=True)
+    found = bank_pass(query, bank, exponents, match, want, options.backend)
+    log_extra, count, mean_s = found.lse[0], found.negatives, found.moment[1].detach()
     if differentiable:
-        through_rows = (q * acc[1].detach()).sum(dim=1)
+        through_rows = (q * found.acc[1].detach()).sum(dim=1)
         mean_s = mean_s + (through_rows - through_rows.detach())
     total = mean_s * count
     if options.in_batch_negatives is not False and ids is not None:
@@ -305,15 +297,12 @@ def _extra_positives(
             found,
             query,
             positive,
-            ids,
             exponents,
-            limit=None,
-            select="positive",
-            hardest=False,
+            match,
             counts=options.in_batch_negatives,
             backend=options.backend,
         )
-        log_extra, count = batch.lse[0], batch.number
+        log_extra, count = batch.lse[0], batch.negatives
         with full_precision(q.device.type):
             total = total + (q * (weight @ positive.wide)).sum(dim=1)
     logit = it * positive_s
@@ -321,35 +310,26 @@ def _extra_positives(
 
 
 def finish(
-    direction: Direction,
-    options: Options,
-    exponents: Exponents,
-    found: Negatives,
-    positive_s: Tensor,
-    *,
-    hardest: bool = False,
+    direction: Direction, options: Options, exponents: Exponents, found: Sums, positive_s: Tensor
 ) -> tuple[Tensor, InfoNCEStats]:
     """Loss and statistics from the negatives that the bank had; those of the batch join here."""
-    query, positive, _, ids = direction
+    query, positive, *_ = direction
     if options.in_batch_negatives is not False:
         found = with_batch(
             found,
             query,
             positive,
-            ids,
             exponents,
-            limit=direction.limit(options, positive_s),
-            select=options.select,
-            hardest=hardest,
+            direction.match(options, positive_s),
             counts=options.in_batch_negatives,
             backend=options.backend,
         )
     it: Scalar = 1.0 / options.temperature
     logit = it * positive_s
-    negatives = log_negatives(found.lse, found.number, exponents)
+    negatives = log_negatives(found.lse, found.negatives, exponents)
     if options.tau_plus:
         inverse = it if isinstance(it, Tensor) else constants([it], query.wide)[0]
-        negatives = reference.debias(negatives, logit, found.number, inverse, options.tau_plus)
+        negatives = reference.debias(negatives, logit, found.negatives, inverse, options.tau_plus)
     log_positives = mean_logit = logit
     if options.false_negatives == "positive":
         log_positives, mean_logit = _extra_positives(direction, options, positive_s)
@@ -360,9 +340,9 @@ def finish(
     stats = InfoNCEStats(
         rows.detach(),
         positive_s.detach(),
-        found.top,
-        found.top_index,
-        found.number,
+        found.hardest,
+        found.hardest_index,
+        found.negatives,
         negatives.detach(),
     )
     return loss, stats

@@ -1,67 +1,40 @@
 """What a loss needs of its negatives: the pass over the bank, and over the rest of the batch."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from sede_kernels import ops
-from sede_kernels.functional._bank_argument import BankTensors
 from sede_kernels.functional._exponents import Exponents, safe_logaddexp
 from sede_kernels.functional._rows import Rows
-
-
-class Negatives(NamedTuple):
-    """Log-sum-exp at each exponent, how many there are, and the hardest, if asked for."""
-
-    lse: Tensor  # [E, B]
-    number: Tensor
-    top: Tensor
-    top_index: Tensor
+from sede_kernels.types import Bank, Match, Sums, Want
 
 
 def bank_pass(
-    query: Rows,
-    bank: BankTensors,
-    ids: Tensor | None,
-    exponents: Exponents,
-    *,
-    limit: Tensor | None,
-    select: str,
-    hardest: bool,
-    unit_length: bool,
-    backend: str,
-    moments: bool = False,
-) -> tuple[Negatives, Tensor, Tensor]:
-    """The negatives of the bank, moments (E, B) if asked for, and weighted row sums (A, B, D).
+    query: Rows, bank: Bank, exponents: Exponents, match: Match, want: Want, backend: str
+) -> Sums:
+    """The negatives of the bank.
 
     The row sums are for gradients alone: a kernel may weigh rows in the operands' precision.
     Moments are fp32 sums.
     """
     if bank.rows.shape[0] == 0:
-        return _no_negatives(query, exponents, hardest=hardest)
-    moments = moments or (torch.is_grad_enabled() and exponents.scales.requires_grad)
-    lse, moment, acc, count, top, top_index = ops.bank_lse.bank_lse(
+        no_rows = want._replace(accumulate=())
+        empty = Sums.none(query.wide.detach(), exponents.scales.shape[0], no_rows)
+        shape = (len(want.accumulate), *query.wide.shape)
+        return empty._replace(acc=empty.lse.new_zeros(()).expand(shape))
+    return ops.bank_lse.bank_lse(
         query.operand,
-        bank.rows,
-        bank.row_scale,
+        bank,
         exponents.scales,
         exponents.grad_scales,
-        ids,
-        bank.ids,
-        limit,
-        select,
-        exponents.accumulate,
-        moments,
-        hardest,
-        unit_length and exponents.bounded,
-        backend,
+        match,
+        want,
         query.carrier,
+        backend,
     )
-    return Negatives(lse, count, top, top_index), moment, acc
 
 
-def alike(queries: tuple[Rows, Rows], banks: tuple[BankTensors, BankTensors]) -> bool:
+def alike(queries: tuple[Rows, Rows], banks: tuple[Bank, Bank]) -> bool:
     """Whether one pass can take both banks: shapes, dtypes and layouts must agree."""
     (query, other_query), (bank, other) = queries, banks
     return (
@@ -78,100 +51,73 @@ def alike(queries: tuple[Rows, Rows], banks: tuple[BankTensors, BankTensors]) ->
 
 def bank_pass_pair(
     queries: tuple[Rows, Rows],
-    banks: tuple[BankTensors, BankTensors],
-    ids: Tensor | None,
+    banks: tuple[Bank, Bank],
     exponents: Exponents,
-    *,
-    limits: tuple[Tensor, Tensor] | None,
-    select: str,
-    hardest: bool,
-    unit_length: bool,
+    matches: tuple[Match, Match],
+    want: Want,
     backend: str,
-) -> tuple[Negatives, Negatives]:
-    """The negatives of two banks that are ``alike``, each for its own queries, in one pass."""
-    bank, other = banks
-    moments = torch.is_grad_enabled() and exponents.scales.requires_grad
+) -> tuple[Sums, Sums]:
+    """The negatives of two banks that are ``alike``, each for its own queries, in one pass.
+
+    ``matches`` have ids and selection in common.
+    """
+    match, other = matches
+    if match.limit is not None and other.limit is not None:
+        match = match._replace(limit=torch.stack([match.limit, other.limit]))
     carried = any(query.carrier is not None for query in queries)
-    lse, _, _, count, top, top_index = ops.bank_lse_pair.bank_lse_pair(
+    found = ops.bank_lse_pair.bank_lse_pair(
         torch.stack([query.operand for query in queries]),
-        bank.rows,
-        other.rows,
-        bank.row_scale,
-        other.row_scale,
+        *banks,
         exponents.scales,
         exponents.grad_scales,
-        ids,
-        bank.ids,
-        other.ids,
-        None if limits is None else torch.stack(limits),
-        select,
-        exponents.accumulate,
-        moments,
-        hardest,
-        unit_length and exponents.bounded,
-        backend,
+        match,
+        want,
         torch.stack([query.wide for query in queries]) if carried else None,
+        backend,
     )
-    return (
-        Negatives(lse[0], count[0], top[0], top_index[0]),
-        Negatives(lse[1], count[1], top[1], top_index[1]),
-    )
-
-
-def _no_negatives(
-    query: Rows, exponents: Exponents, *, hardest: bool
-) -> tuple[Negatives, Tensor, Tensor]:
-    """What a pass over an empty bank finds."""
-    rows, dim = query.wide.shape
-    top_rows = rows if hardest else 0
-    nothing = exponents.grad_scales.new_full((1,), -torch.inf)
-    found = Negatives(
-        nothing.expand(exponents.scales.shape[0], rows),
-        torch.zeros(rows, dtype=torch.int64, device=query.wide.device),
-        nothing.expand(top_rows),
-        torch.full((top_rows,), -1, dtype=torch.int64, device=query.wide.device),
-    )
-    zero = nothing.new_zeros(1)
-    moment = zero.expand(exponents.scales.shape[0], rows)
-    return found, moment, zero.expand(len(exponents.accumulate), rows, dim)
+    first, second = (Sums(*(value[side] for value in found)) for side in (0, 1))
+    return first, second
 
 
 def with_batch(
-    found: Negatives,
+    found: Sums,
     query: Rows,
     positive: Rows,
-    ids: Tensor | None,
     exponents: Exponents,
+    match: Match,
     *,
-    limit: Tensor | None,
-    select: str,
-    hardest: bool,
     counts: bool | Tensor,
     backend: str,
-) -> Negatives:
-    """The negatives of the bank and those of the batch together, where the batch ``counts``."""
-    moments = torch.is_grad_enabled() and exponents.scales.requires_grad
+) -> Sums:
+    """The negatives of the bank and those of the batch together, where the batch ``counts``.
+
+    Moments and row sums stay those of the bank.
+    """
+    hardest = found.hardest.shape[0] > 0
     keep = torch.is_grad_enabled() and (query.wide.requires_grad or positive.wide.requires_grad)
-    lse, _, count, top, _ = ops.batch_lse.batch_lse(
+    batch = ops.batch_lse.batch_lse(
         query.operand,
         positive.operand,
         exponents.scales,
         exponents.grad_scales,
-        ids,
-        limit,
-        select,
-        moments,
-        hardest,
+        match,
+        exponents.want(hardest=hardest, unit_length=False)._replace(accumulate=()),
         keep,
-        backend,
         query.carrier,
         positive.carrier,
+        backend,
     )
+    lse, negatives, top = batch.lse, batch.negatives, batch.hardest
     if isinstance(counts, Tensor):
         lse, top = (torch.where(counts, value, -torch.inf) for value in (lse, top))
-        count = torch.where(counts, count, 0)
-    top_index = found.top_index
+        negatives = torch.where(counts, negatives, 0)
+    index = found.hardest_index
     if hardest:
-        top_index = torch.where(top > found.top, -1, top_index)
-        top = torch.maximum(found.top, top)
-    return Negatives(safe_logaddexp(found.lse, lse), found.number + count, top, top_index)
+        index = torch.where(top > found.hardest, -1, index)
+        top = torch.maximum(found.hardest, top)
+    return found._replace(
+        lse=safe_logaddexp(found.lse, lse),
+        negatives=found.negatives + negatives,
+        hardest=top,
+        hardest_index=index,
+    )

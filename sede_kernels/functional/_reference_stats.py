@@ -26,7 +26,7 @@ def reference_stats(direction: Direction, options: Options) -> InfoNCEStats:
         if isinstance(counts, Tensor):
             others = others & counts
         valid, s = torch.cat([valid, others], dim=1), torch.cat([s, q @ p.T], dim=1)
-    limit = direction.limit(options, positive_s)
+    limit = direction.match(options, positive_s).limit
     if limit is not None:
         valid = valid & (s <= limit[:, None])
     number = valid.sum(dim=1)

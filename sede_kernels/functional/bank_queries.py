@@ -19,7 +19,7 @@ from sede_kernels.functional._checks import (
 )
 from sede_kernels.functional._exponents import Scalar, constants
 from sede_kernels.functional._rows import rows_of
-from sede_kernels.ops.bank_lse import result_dtype
+from sede_kernels.types import Match, Want, result_dtype
 
 MAX_SCALES = 3
 
@@ -125,24 +125,12 @@ def bank_lse(
     parts = []
     for start in range(0, values.shape[0], step):
         part = values[start : start + step].contiguous()
-        lse, *_ = ops.bank_lse.bank_lse(
-            rows.operand,
-            tensors.rows,
-            tensors.row_scale,
-            part,
-            part.detach().clone(),
-            ids,
-            tensors.ids,
-            None,
-            "mask",
-            list(range(part.shape[0])) if needs_query else [],
-            needs_scales,
-            False,
-            False,
-            chosen,
-            rows.carrier,
+        want = Want(tuple(range(part.shape[0])) if needs_query else (), moments=needs_scales)
+        fixed = part.detach().clone()
+        found = ops.bank_lse.bank_lse(
+            rows.operand, tensors, part, fixed, Match(ids), want, rows.carrier, chosen
         )
-        parts.append(lse)
+        parts.append(found.lse)
     out = torch.cat(parts).T
     return out[:, 0] if scalar else out
 
@@ -202,7 +190,5 @@ def hardest_negatives(
         dense = tensors.dense(query.dtype)
         values, indices = reference.hardest_negatives(query, dense, k, ids, tensors.ids)
         return values.to(result_dtype(query)), indices
-    values, indices = ops.hardest.hardest(
-        query, tensors.rows, tensors.row_scale, ids, tensors.ids, k, chosen
-    )
-    return values, indices
+    found = ops.hardest.hardest(query, tensors, ids, k, chosen)
+    return found.values, found.indices

@@ -17,7 +17,7 @@ from sede_kernels.functional._checks import (
     check_same_device,
     shape_of,
 )
-from sede_kernels.ops.bank_lse import result_dtype
+from sede_kernels.types import result_dtype
 
 _FEW_PAIRS, _FEW_SETS = 16, 6  # pairs, or sets of either side: most of a tile would be empty
 _SOME_PAIRS = 64  # whose copies of a shared side are small

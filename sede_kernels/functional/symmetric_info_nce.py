@@ -17,8 +17,9 @@ from sede_kernels.functional._info_nce import (
     finish,
     reference_loss,
 )
-from sede_kernels.functional._negatives import Negatives, alike, bank_pass, bank_pass_pair
+from sede_kernels.functional._negatives import alike, bank_pass, bank_pass_pair
 from sede_kernels.functional._reference_stats import reference_stats
+from sede_kernels.types import Sums
 
 NAME = "symmetric_info_nce"
 
@@ -182,7 +183,7 @@ def symmetric_info_nce(
     positives = sides[0].positive_similarity(), sides[1].positive_similarity()
     passes = _negatives(sides, options, positives, hardest=return_stats)
     (first, first_stats), (second, second_stats) = (
-        finish(side, options, exponents, found, positive_s, hardest=return_stats)
+        finish(side, options, exponents, found, positive_s)
         for side, positive_s, (exponents, found) in zip(sides, positives, passes, strict=True)
     )
     loss = (first + second) / 2
@@ -195,38 +196,21 @@ def _negatives(
     positives: tuple[Tensor, Tensor],
     *,
     hardest: bool,
-) -> list[tuple[Exponents, Negatives]]:
+) -> list[tuple[Exponents, Sums]]:
     """What the pass over the bank finds for each side, and the exponents of the pass."""
     first, second = sides
-    limits = first.limit(options, positives[0]), second.limit(options, positives[1])
+    matches = first.match(options, positives[0]), second.match(options, positives[1])
     if alike((first.query, second.query), (first.bank, second.bank)):
         trained = first.query if first.query.wide.requires_grad else second.query
         exponents = options.exponents(trained.wide)
-        pair = bank_pass_pair(
-            (first.query, second.query),
-            (first.bank, second.bank),
-            first.ids,
-            exponents,
-            limits=None if limits[0] is None or limits[1] is None else (limits[0], limits[1]),
-            select=options.select,
-            hardest=hardest,
-            unit_length=options.unit_length,
-            backend=options.backend,
-        )
+        want = exponents.want(hardest=hardest, unit_length=options.unit_length)
+        queries, banks = (first.query, second.query), (first.bank, second.bank)
+        pair = bank_pass_pair(queries, banks, exponents, matches, want, options.backend)
         return [(exponents, found) for found in pair]
     results = []
-    for side, limit in zip(sides, limits, strict=True):
+    for side, match in zip(sides, matches, strict=True):
         exponents = options.exponents(side.query.wide)
-        found, *_ = bank_pass(
-            side.query,
-            side.bank,
-            side.ids,
-            exponents,
-            limit=limit,
-            select=options.select,
-            hardest=hardest,
-            unit_length=options.unit_length,
-            backend=options.backend,
-        )
+        want = exponents.want(hardest=hardest, unit_length=options.unit_length)
+        found = bank_pass(side.query, side.bank, exponents, match, want, options.backend)
         results.append((exponents, found))
     return results

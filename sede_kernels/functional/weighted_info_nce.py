@@ -122,16 +122,8 @@ def weighted_info_nce(
         return (plain, reference_stats(direction, options)) if return_stats else plain
     positive_s = direction.positive_similarity()
     exponents = options.exponents(direction.query.wide)
-    found, *_ = bank_pass(
-        direction.query,
-        direction.bank,
-        direction.ids,
-        exponents,
-        limit=direction.limit(options, positive_s),
-        select=options.select,
-        hardest=return_stats,
-        unit_length=options.unit_length,
-        backend=options.backend,
-    )
-    loss, stats = finish(direction, options, exponents, found, positive_s, hardest=return_stats)
+    want = exponents.want(hardest=return_stats, unit_length=options.unit_length)
+    match = direction.match(options, positive_s)
+    found = bank_pass(direction.query, direction.bank, exponents, match, want, options.backend)
+    loss, stats = finish(direction, options, exponents, found, positive_s)
     return (loss, stats) if return_stats else loss

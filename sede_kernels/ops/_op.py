@@ -5,27 +5,34 @@
         ...  # the shapes of the results, from those of the arguments
 
 The body is the fake. The real run is the function of that name in the backend that serves the
-call. A NamedTuple parameter is one value on both sides and is flattened for torch: ``bank`` becomes
-``bank_rows``, ``bank_row_scale``, ``bank_ids``. Gradients are given by name:
+call; it takes the same parameters but ``backend``, which is the last one. A NamedTuple parameter is
+one value on both sides and is flattened for torch: ``bank`` becomes ``bank_rows``,
+``bank_row_scale``, ``bank_ids``. Gradients are given by name:
 
     @bank_lse.gradients(saves=("acc", "moment", "grad_scales"))
     def _(saved: Saved, grad: Sums) -> dict[str, Tensor | None]: ...
+
+An eager call goes to the backend without torch's dispatcher, whose work costs more than a small
+kernel: with gradients through a ``torch.autograd.Function`` of the same forward and backward. Under
+a compiler, a transform, a mode or a profiler it is the op that runs.
 """
 
-import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import Parameter, signature
+from types import UnionType
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
-from sede_kernels.ops.transforms import once
+from sede_kernels.ops.transforms import once, only_autograd_looks_on
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
@@ -41,15 +48,18 @@ _ABSENT = {"str": "", "bool": False, "SymInt": 0, "float": 0.0, "SymInt[]": (), 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a backward has at hand."""
+    """What a backward has at hand: ``saved["bank_rows"]`` is what went by that flat name."""
 
-    tensors: dict[str, Tensor | None]  # the flat names of ``saves``
-    arguments: dict[str, Any]  # the other arguments, as they came, tensors left out
+    values: dict[str, Any]  # the tensors of ``saves``, and all arguments that are no tensors
     needs: frozenset[str]  # flat names of the tensors that need a gradient
 
     def __getitem__(self, name: str) -> Any:
-        """A saved tensor, or an argument."""
-        return self.tensors[name] if name in self.tensors else self.arguments[name]
+        """The value of a flat name."""
+        return self.values[name]
+
+    def take(self, group: type[T], name: str) -> T:
+        """The value of a NamedTuple parameter, all of whose tensors are in ``saves``."""
+        return group(*(self.values[f"{name}_{field}"] for field in group._fields))  # type: ignore[attr-defined]
 
 
 Gradients = Callable[[Saved, Any], dict[str, Tensor | None]]
@@ -91,7 +101,7 @@ def _fields(group: Any) -> dict[str, Any]:
 def _parameter(name: str, hint: Any) -> _Parameter:
     if hint in _SCHEMA_TYPES:
         return _Parameter(name, None, False, ((name, _SCHEMA_TYPES[hint]),))
-    optional = isinstance(hint, types.UnionType)
+    optional = isinstance(hint, UnionType)
     group = (
         next(part for part in typing.get_args(hint) if part is not type(None)) if optional else hint
     )
@@ -109,17 +119,27 @@ class Op(Generic[P, R]):
         decides: tuple[str, ...],
         differentiable: tuple[str, ...],
         mutates: tuple[str, ...],
+        withheld: tuple[str, ...],
+        run: Callable[..., Any] | None,
     ) -> None:
         hints = typing.get_type_hints(shapes)
         returned = hints.pop("return")
         self.name = shapes.__name__
         self.__doc__ = shapes.__doc__
         self._shapes = shapes
-        self._decides = decides
+        self._run = run
         self._differentiable = differentiable
         self._parameters = [_parameter(name, hint) for name, hint in hints.items()]
+        self._defaults = [value.default for value in signature(shapes).parameters.values()]
         self._flat = [pair for parameter in self._parameters for pair in parameter.flat]
         self._names = [name for name, _ in self._flat]
+        self._tensors = [at for at, (_, kind) in enumerate(self._flat) if "Tensor" in kind]
+        self._decides = [self._names.index(name) for name in decides]
+        self._mutates = [self._names.index(name) for name in mutates]
+        last = len(self._parameters) if run else -1
+        self._passed = [
+            at for at, part in enumerate(self._parameters[:last]) if part.name not in withheld
+        ]
         self._returned = returned if hasattr(returned, "_fields") else None
         self._outputs = tuple(returned._fields) if self._returned else ("out",)
         self._op = torch.library.custom_op(
@@ -129,17 +149,41 @@ class Op(Generic[P, R]):
             schema=self._schema(returned, mutates),
         )
         self._op.register_fake(self._fake_flat)
+        self._formula: Gradients | None = None
+        self._saves: tuple[str, ...] = ()
+        self._depends: list[int] = []
+        self._direct: type[torch.autograd.Function] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the op through the dispatcher."""
+        """Run the op: directly where nothing but autograd looks on, else through the dispatcher."""
         values = self._bind(args, kwargs)
-        out = self._op(*self._flatten(values))
-        return self._wrap(out)
+        flat = self._flatten(values)
+        if torch.compiler.is_compiling() or not only_autograd_looks_on(
+            [flat[at] for at in self._tensors]
+        ):
+            return self._wrap(self._op(*flat))
+        if torch.is_grad_enabled():
+            learned = any(flat[at] is not None and flat[at].requires_grad for at in self._tensors)
+            if learned and self._direct is not None:
+                return self._wrap(self._direct.apply(*flat))  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            out = self._execute(values, flat)
+        if self._mutates:
+            # So that autograd sees when a tensor it saved was written to.
+            written = [flat[at] for at in self._mutates if flat[at] is not None]
+            torch.autograd.graph.increment_version(written)
+        return out
+
+    def flat(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Any, ...]:
+        """The arguments as ``torch.ops.sede`` takes them."""
+        return tuple(self._flatten(self._bind(args, kwargs)))
 
     def gradients(
         self, saves: tuple[str, ...], depends: tuple[str, ...] | None = None
     ) -> Callable[[Gradients], Gradients]:
         """Decorator of the backward. Its results have no derivative: to ask for one raises.
+
+        It runs without a graph. Each gradient is brought to the dtype of its input.
 
         Args:
             saves: flat names of the arguments and fields of the result that it needs. Besides these
@@ -149,40 +193,57 @@ class Op(Generic[P, R]):
                 one. A gradient is constant in the others.
         """
 
-        def register(backward: Gradients) -> Gradients:
-            def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-                outputs = dict(zip(self._outputs, self._tuple(output), strict=True))
-                constants = [t for name, t in outputs.items() if name not in self._differentiable]
-                ctx.mark_non_differentiable(*constants)
-                ctx.set_materialize_grads(False)
-                flat = dict(zip(self._names, inputs, strict=True))
-                tensors = {name for name, kind in self._flat if kind.startswith("Tensor")}
-                inputs_of = [
-                    flat[name]
-                    for name in (self._names if depends is None else depends)
-                    if name in tensors and flat[name] is not None and flat[name].requires_grad
-                ]
-                kept = (outputs.get(name, flat.get(name)) for name in saves)
-                ctx.save_for_backward(*kept, *inputs_of)
-                ctx.arguments = {n: v for n, v in flat.items() if n not in tensors}
+        def register(formula: Gradients) -> Gradients:
+            self._formula = formula
+            self._saves = saves
+            self._depends = [
+                at for at in self._tensors if depends is None or self._names[at] in depends
+            ]
+            self._op.register_autograd(self._backward, setup_context=self._set_up)
 
-            def run(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-                needs = zip(self._names, ctx.needs_input_grad, strict=True)
-                wanted = frozenset(name for name, needed in needs if needed)
-                found: dict[str, Tensor | None] = {}
-                if any(grad is not None for grad in grads):
-                    kept = ctx.saved_tensors
-                    tensors = dict(zip(saves, kept, strict=False))
-                    saved = Saved(tensors, ctx.arguments, wanted)
-                    found = backward(saved, self._returned(*grads) if self._returned else grads[0])
-                    ties = (*grads, *kept[len(saves) :])
-                    found = {name: once(self.name, found[name], *ties) for name in found}
-                return tuple(found.get(name) for name in self._names)
+            def forward(ctx: Any, *flat: Any) -> Any:
+                out = self._run_flat(*flat)
+                self._set_up(ctx, flat, out)
+                return out
 
-            self._op.register_autograd(run, setup_context=setup)
-            return backward
+            methods = {"forward": staticmethod(forward), "backward": staticmethod(self._backward)}
+            self._direct = type(self.name, (torch.autograd.Function,), methods)
+            return formula
 
         return register
+
+    def _set_up(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+        """What the backward needs; ``depends`` that need a gradient come after ``saves``."""
+        outputs = dict(zip(self._outputs, output if self._returned else (output,), strict=True))
+        constants = [value for name, value in outputs.items() if name not in self._differentiable]
+        ctx.mark_non_differentiable(*constants)
+        ctx.set_materialize_grads(False)
+        known = dict(zip(self._names, inputs, strict=True))
+        ties = [inputs[at] for at in self._depends]
+        ties = [value for value in ties if value is not None and value.requires_grad]
+        known |= outputs
+        ctx.save_for_backward(*(known[name] for name in self._saves), *ties)
+        tensors = {self._names[at] for at in self._tensors}
+        ctx.arguments = {name: known[name] for name in self._names if name not in tensors}
+        ctx.dtypes = [value.dtype if isinstance(value, Tensor) else None for value in inputs]
+
+    def _backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradient of every flat argument, None where it has or needs none."""
+        if all(grad is None for grad in grads) or self._formula is None:
+            return (None,) * len(self._names)
+        kept = ctx.saved_tensors
+        values = ctx.arguments | dict(zip(self._saves, kept, strict=False))
+        needs = zip(self._names, ctx.needs_input_grad, strict=True)
+        saved = Saved(values, frozenset(name for name, needed in needs if needed))
+        with torch.no_grad():
+            found = self._formula(saved, self._returned(*grads) if self._returned else grads[0])
+        ties = (*grads, *kept[len(self._saves) :])
+        gradients = []
+        for name, dtype in zip(self._names, ctx.dtypes, strict=True):
+            gradient = found.get(name)
+            cast = None if gradient is None else gradient.to(dtype)
+            gradients.append(once(self.name, cast, *ties))
+        return tuple(gradients)
 
     def _schema(self, returned: Any, mutates: tuple[str, ...]) -> str:
         letters = {name: f"(a{index}!)" for index, name in enumerate(mutates)}
@@ -197,8 +258,13 @@ class Op(Generic[P, R]):
         return f"({', '.join(parts)}) -> {results}"
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        rest = self._parameters[len(args) :]
-        return [*args, *(kwargs[parameter.name] for parameter in rest)]
+        values = list(args)
+        for at in range(len(args), len(self._parameters)):
+            value = kwargs.get(self._parameters[at].name, self._defaults[at])
+            if value is Parameter.empty:
+                raise TypeError(f"{self.name}: {self._parameters[at].name} is missing.")
+            values.append(value)
+        return values
 
     def _flatten(self, values: Sequence[Any]) -> list[Any]:
         pairs = zip(self._parameters, values, strict=True)
@@ -212,20 +278,23 @@ class Op(Generic[P, R]):
             start = end
         return values
 
+    def _execute(self, values: Sequence[Any], flat: Sequence[Any]) -> R:
+        passed = [values[at] for at in self._passed]
+        if self._run is not None:
+            out: R = self._run(*passed)
+            return out
+        deciding = [flat[at] for at in self._decides]
+        out = resolve(self.name, values[-1], *deciding)(*passed)
+        return out
+
     def _run_flat(self, *flat: Any) -> Any:
-        deciding = [flat[self._names.index(name)] for name in self._decides]
-        *values, backend = self._collect(flat)
-        run = resolve(self.name, backend, *deciding)
-        return self._unwrap(run(*values))
+        return self._unwrap(self._execute(self._collect(flat), flat))
 
     def _fake_flat(self, *flat: Any) -> Any:
         return self._unwrap(self._shapes(*self._collect(flat)))  # type: ignore[call-arg]
 
     def _unwrap(self, out: Any) -> Any:
         return tuple(out) if self._returned else out
-
-    def _tuple(self, out: Any) -> tuple[Tensor, ...]:
-        return tuple(out) if self._returned else (out,)
 
     def _wrap(self, out: Any) -> R:
         result: R = self._returned(*out) if self._returned else out
@@ -234,9 +303,11 @@ class Op(Generic[P, R]):
 
 def op(
     *,
-    decides: tuple[str, ...],
+    decides: tuple[str, ...] = (),
     differentiable: tuple[str, ...] = (),
     mutates: tuple[str, ...] = (),
+    withheld: tuple[str, ...] = (),
+    run: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Decorator: an op from the function that gives the shapes of its results.
 
@@ -245,9 +316,11 @@ def op(
             device picks the order of the backends.
         differentiable: fields of the result that carry a gradient.
         mutates: flat names of the tensors that are written in place.
+        withheld: parameters that only the gradients read; a backend does not get them.
+        run: what runs, on every device; the op then has no ``backend`` and no ``decides``.
     """
 
     def describe(shapes: Callable[P, R]) -> Op[P, R]:
-        return Op(shapes, decides, differentiable, mutates)
+        return Op(shapes, decides, differentiable, mutates, withheld, run)
 
     return describe

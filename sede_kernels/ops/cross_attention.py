@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
-from sede_kernels.ops.bank_lse import result_dtype
 from sede_kernels.ops.transforms import once
+from sede_kernels.types import result_dtype
 
 EraseOptions = tuple[str, float, bool, int, bool]
 

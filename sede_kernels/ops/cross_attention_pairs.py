@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
-from sede_kernels.ops.bank_lse import result_dtype
 from sede_kernels.ops.cross_attention import erase_options
 from sede_kernels.ops.transforms import once
+from sede_kernels.types import result_dtype
 
 
 @torch.library.custom_op("sede::cross_attention_pairs", mutates_args=())

@@ -4,6 +4,7 @@ Forward mode and ``torch.func`` are refused before a kernel runs (``check_transf
 of gradients when they are asked for (``once``).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,6 +49,25 @@ def check_transforms(name: str, *inputs: object) -> None:
             inner = torch._C._functorch.get_unwrapped(inner)
             if forward and _has_tangent(inner):
                 raise _refusal(name, "forward-mode derivative (jvp, jacfwd)")
+
+
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+
+
+def only_autograd_looks_on(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether an eager call may run without torch's dispatcher, in half a microsecond.
+
+    Not under a compiler or tracer, a transform, a dispatch mode or a profiler, and not for
+    subclasses or tensors without data. The caller asks ``torch.compiler.is_compiling()`` first.
+    """
+    return (
+        all(type(tensor) in _PLAIN and (tensor is None or not tensor.is_meta) for tensor in tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not torch._C._autograd._profiler_enabled()
+        and torch._C._get_tracing_state() is None
+    )
 
 
 class _Once(torch.autograd.Function):

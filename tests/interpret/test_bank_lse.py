@@ -8,6 +8,7 @@ from sede_kernels import functional, reference
 from sede_kernels.backends.triton import _chunks
 from sede_kernels.backends.triton import bank_lse as bank_module
 from sede_kernels.ops.bank_lse import STATIC_LIMIT, bank_lse
+from sede_kernels.types import Bank, Match, Want
 
 SHAPES = [(1, 1, 1), (17, 130, 40), (5, 70, 100)]
 SHAPE_IDS = [f"B{b}-K{k}-D{d}" for b, k, d in SHAPES]
@@ -15,24 +16,12 @@ NAMES = ("lse", "moment", "acc", "count", "top")
 
 
 def _run(query, bank, scales, *, row_scale=None, query_ids=None, bank_ids=None, limit=None, **over):
-    options = {"select": "mask", "accumulate": [0], "moments": True, "hardest": True, "unit": False}
+    options = {"select": "mask", "accumulate": [0], "moments": True, "hardest": True}
     options.update(over)
-    return bank_lse(
-        query,
-        bank,
-        row_scale,
-        scales,
-        scales,
-        query_ids,
-        bank_ids,
-        limit,
-        options["select"],
-        options["accumulate"],
-        options["moments"],
-        options["hardest"],
-        options["unit"],
-        "triton",
-    )
+    match = Match(query_ids, limit, options.pop("select"))
+    want = Want(tuple(options.pop("accumulate")), **options)
+    bank = Bank(bank, row_scale, bank_ids)
+    return bank_lse(query, bank, scales, scales, match, want, None, "triton")
 
 
 def _truth(query, bank, scales, valid, accumulate):
@@ -263,7 +252,7 @@ def test_a_fixed_maximum_for_unit_vectors(monkeypatch, select, holes, parts):
     valid = reference.valid_slots(query, bank, query_ids, bank_ids, select)
     found = _run(
         query, bank, scales, query_ids=query_ids, bank_ids=bank_ids, select=select, moments=False,
-        hardest=False, unit=True,
+        hardest=False, unit_length=True,
     )  # fmt: skip
     lse, _, acc, count, *_ = _truth(query.double(), bank.double(), scales.double(), valid, [0])
     for name, got, want in (("lse", found[0], lse), ("acc", found[2], acc), ("n", found[3], count)):

@@ -8,21 +8,22 @@ from sede_kernels import MemoryBank, functional
 from sede_kernels.backends.triton import bank_lse as bank_module
 from sede_kernels.ops.bank_lse import bank_lse
 from sede_kernels.ops.bank_lse_pair import bank_lse_pair
+from sede_kernels.types import Bank, Match, Want
 
 NAMES = ("lse", "moment", "acc", "count", "top", "top_index")
 
 
 def _bank(rows, dim, seed, dtype, *, holes):
-    """(rows, row scale, ids) of a bank; empty slots hold NaN."""
+    """A bank whose empty slots hold NaN."""
     ids = oracle.ids(rows, seed, low=-1) if holes else None
     if dtype == torch.int8:
         store = MemoryBank(rows, dim, dtype=dtype)
         store.enqueue(oracle.matrix(rows - 3, dim, seed), oracle.ids(rows - 3, seed))
-        return store.rows, store.row_scale, store.ids
+        return Bank(store.rows, store.row_scale, store.ids)
     bank = oracle.matrix(rows, dim, seed, dtype)
     if holes:
         bank[ids == -1] = torch.nan
-    return bank, None, ids
+    return Bank(bank, ids=ids)
 
 
 #: Variant A, variant B, the pass without rows, 8-bit rows; whole and with empty slots.
@@ -47,13 +48,11 @@ def test_each_side_equals_a_launch_of_its_own(B, K, D, dtype, stored, accumulate
     ids = oracle.ids(B, 5) if holes else None
     limit = torch.stack([torch.full((B,), 0.4), torch.full((B,), 0.1)])
     scales = torch.tensor([14.3, 5.0])
-    tail = ("mask", accumulate, True, True, False, "triton")
-    found = bank_lse_pair(
-        query, bank[0], other[0], bank[1], other[1], scales, scales, ids, bank[2], other[2],
-        limit, *tail,
-    )  # fmt: skip
-    for side, (rows, scale, slots) in enumerate((bank, other)):
-        alone = bank_lse(query[side], rows, scale, scales, scales, ids, slots, limit[side], *tail)
+    match, want = Match(ids, limit), Want(tuple(accumulate), moments=True, hardest=True)
+    found = bank_lse_pair(query, bank, other, scales, scales, match, want, None, "triton")
+    for side, its in enumerate((bank, other)):
+        own = match.of_side(side)
+        alone = bank_lse(query[side], its, scales, scales, own, want, None, "triton")
         for name, both, one in zip(NAMES, found, alone, strict=True):
             # The parts of a shared launch are longer, so that sums round differently.
             oracle.assert_close(name, both[side], one.double(), oracle.FLOORS[dtype])
@@ -76,10 +75,10 @@ def test_one_launch_serves_both(monkeypatch, parts, unit):
     query = torch.stack([oracle.matrix(20, 40, seed, torch.bfloat16) for seed in (1, 2)])
     banks = [oracle.matrix(150, 40, seed, torch.bfloat16) for seed in (3, 4)]
     scales = torch.tensor([14.3])
+    want = Want((0,), unit_length=unit)
     lse, _, acc, _, _, _ = bank_lse_pair(
-        query, *banks, None, None, scales, scales, None, None, None, None, "mask", [0], False,
-        False, unit, "triton",
-    )  # fmt: skip
+        query, *map(Bank, banks), scales, scales, Match(), want, None, "triton"
+    )
     assert launched == [(2, parts, 2)]
     for side in (0, 1):
         s = query[side].double() @ banks[side].double().T
@@ -116,10 +115,8 @@ def test_a_nan_in_one_bank_stays_there():
     scales = torch.tensor([14.3])
 
     def run():
-        return bank_lse_pair(
-            query, *banks, None, None, scales, scales, None, None, None, None, "mask", [0],
-            False, False, False, "triton",
-        )  # fmt: skip
+        full = map(Bank, banks)
+        return bank_lse_pair(query, *full, scales, scales, Match(), Want((0,)), None, "triton")
 
     clean = run()
     banks[1][7, 3] = torch.nan

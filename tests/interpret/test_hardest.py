@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from sede_kernels import functional
+from sede_kernels.ops.hardest import hardest
+from sede_kernels.types import Bank
 
 CASES = [(1, 1, 3, 1), (5, 130, 7, 3), (17, 70, 40, 20), (2, 5, 8, 9)]
 
@@ -37,8 +39,8 @@ def test_int8_bank_and_a_nan_query():
     query[1, 2] = torch.nan
     bank = torch.randint(-127, 128, (60, 20), generator=generator).to(torch.int8)
     scale = torch.rand(60, generator=generator)
-    found = torch.ops.sede.hardest(query, bank, scale, None, None, 4, "triton")
-    plain = torch.ops.sede.hardest(query, bank, scale, None, None, 4, "torch")
+    found = hardest(query, Bank(bank, scale), None, 4, "triton")
+    plain = hardest(query, Bank(bank, scale), None, 4, "torch")
     assert torch.equal(found[1], plain[1])
     assert (found[1][1] == -1).all() and (found[0][1] == -torch.inf).all()
     oracle.assert_close("values", found[0], plain[0].double(), 2e-6)

@@ -17,6 +17,7 @@ from sede_kernels.backends.triton import erase as erase_module
 from sede_kernels.backends.triton import hardest as hardest_module
 from sede_kernels.backends.triton import launch, tuning
 from sede_kernels.ops.bank_lse import bank_lse
+from sede_kernels.types import Bank, Match, Want
 
 OPTIONS = [
     {"hardness": 3.0, "detach_weights": False, "margin": 0.3},
@@ -158,20 +159,14 @@ def test_the_host_never_waits(dtype):
     with pytest.raises(AssertionError, match="waits"), _NoWaits():
         limit.sum().item()
     with _NoWaits():
-        bank_module.bank_lse(
-            query, bank, None, scales, ids, bank_ids, limit,
-            select="mask", accumulate=(0,), moments=True, hardest=True,
-        )  # fmt: skip
-        kept = torch.empty(batch_module.batch_lse_kept(query, query))
-        lse, *_ = batch_module.batch_lse(
-            query, query, scales, ids, limit,
-            select="mask", moments=False, hardest=False, kept=kept,
-        )  # fmt: skip
+        full, match = Bank(bank, ids=bank_ids), Match(ids, limit)
+        want = Want((0,), moments=True, hardest=True)
+        bank_module.bank_lse(query, full, scales, match, want)
+        batch = batch_module.batch_lse(query, query, scales, match, Want(), keep=True)
         batch_module.batch_lse_backward(
-            torch.ones(1, 3), lse, query, query, scales, scales, ids, limit,
-            select="mask", kept=kept,
-        )  # fmt: skip
-        hardest_module.hardest(query, bank, None, ids, bank_ids, k=2)
+            torch.ones(1, 3), batch.lse, batch.kept, query, query, scales, scales, match
+        )
+        hardest_module.hardest(query, full, ids, k=2)
         counters = [torch.tensor(5) for _ in range(3)]
         enqueue_module.enqueue(*state, *counters, query, ids, normalize=True)
         _, mask = erase_module.erase(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sede_kernels import functional, ops
+from sede_kernels.types import Bank, Match, Want
 
 IDS = list(itertools.product([False, True], repeat=2))
 IDS_NAMES = [f"query ids {q}, bank ids {b}" for q, b in IDS]
@@ -31,13 +32,10 @@ def test_one_and_two_banks(dtype, select, with_ids):
     query_ids = torch.arange(5) if with_ids[0] else None
     all_ids = [torch.arange(40) % n - 1 if with_ids[1] else None for n in (8, 7)]
     scales = torch.tensor([5.0])
-    options = (None, select, [0], False, False, False, "triton")
-    single = ops.bank_lse.bank_lse(
-        queries[0], banks[0], None, scales, scales, query_ids, all_ids[0], *options
-    )
-    pair = ops.bank_lse_pair.bank_lse_pair(
-        queries, *banks, None, None, scales, scales, query_ids, *all_ids, *options
-    )
+    options = (Match(query_ids, None, select), Want((0,)), None, "triton")
+    full = [Bank(rows, ids=ids) for rows, ids in zip(banks, all_ids, strict=True)]
+    single = ops.bank_lse.bank_lse(queries[0], full[0], scales, scales, *options)
+    pair = ops.bank_lse_pair.bank_lse_pair(queries, *full, scales, scales, *options)
     results = [(single, 0), *(([out[side] for out in pair], side) for side in (0, 1))]
     for (lse, _, acc, count, *_), side in results:
         valid = _valid(query_ids, all_ids[side], select, (5, 40))
@@ -68,10 +66,10 @@ def test_mean_logit_of_soft_positives_is_an_exact_sum(dtype):
     bank = (rows / scale[:, None]).round().to(torch.int8)
     ids, bank_ids = torch.arange(6), torch.arange(60) % 20
     scales = torch.tensor([1 / 0.02, 0.0])
+    match, want = Match(ids, None, "positive"), Want((0, 1), moments=True)
     _, moment, *_ = ops.bank_lse.bank_lse(
-        query, bank, scale, scales, scales, ids, bank_ids, None, "positive", [0, 1], True, False,
-        False, "triton",
-    )  # fmt: skip
+        query, Bank(bank, scale, bank_ids), scales, scales, match, want, None, "triton"
+    )
     s = query.double() @ (bank.double() * scale.double()[:, None]).T
     same = ids[:, None] == bank_ids
     oracle.assert_close("mean", moment[1], (s * same).sum(1) / same.sum(1), 2e-6)

@@ -7,6 +7,7 @@ import torch
 from sede_kernels import functional, ops
 from sede_kernels.backends.triton import _chunks
 from sede_kernels.backends.triton import bank_lse as bank_module
+from sede_kernels.types import Bank, Match, Want
 
 HALF = [torch.bfloat16, torch.float16]
 #: (columns, exponents, accumulators): variant A; with statistics; in chunks, for width or for O.
@@ -26,10 +27,8 @@ def _small_chunks(monkeypatch):
 
 
 def _run(query, bank, scales, accumulate, *, ids=None, unit=False, moments=False, hardest=False):
-    empty = (None, ids, None, "mask")
-    return ops.bank_lse.bank_lse(
-        query, bank, None, scales, scales, *empty, accumulate, moments, hardest, unit, "triton"
-    )
+    want, bank = Want(tuple(accumulate), moments, hardest, unit), Bank(bank, ids=ids)
+    return ops.bank_lse.bank_lse(query, bank, scales, scales, Match(), want, None, "triton")
 
 
 @pytest.mark.parametrize("dim, exponents, accumulate, options", PASSES)
@@ -75,9 +74,9 @@ def test_two_banks_and_an_8_bit_bank(dtype):
     queries = torch.stack([oracle.matrix(5, 32, seed, dtype) for seed in (5, 6)])
     banks = [oracle.matrix(100, 32, seed, dtype) for seed in (7, 8)]
     scales = torch.tensor([14.3])
-    tail = (None, "mask", [0], True, False, False, "triton")
+    tail = (Match(), Want((0,), moments=True), None, "triton")
     lse, moment, *_ = ops.bank_lse_pair.bank_lse_pair(
-        queries, *banks, None, None, scales, scales, None, None, None, *tail
+        queries, *map(Bank, banks), scales, scales, *tail
     )
     for side in (0, 1):
         s = queries[side].double() @ banks[side].double().T
@@ -87,7 +86,7 @@ def test_two_banks_and_an_8_bit_bank(dtype):
     rows = banks[0].float()
     scale = rows.abs().amax(dim=1) / 127
     small = (rows / scale[:, None]).round().to(torch.int8)
-    lse, *_ = ops.bank_lse.bank_lse(queries[0], small, scale, scales, scales, None, None, *tail)
+    lse, *_ = ops.bank_lse.bank_lse(queries[0], Bank(small, scale), scales, scales, *tail)
     s = queries[0].double() @ (small.double() * scale.double()[:, None]).T
     oracle.assert_close("lse", lse[0], (14.3 * s).logsumexp(dim=1), 1e-6)
 

@@ -19,17 +19,16 @@ REGIONS, WORDS = torch.randn(48, 36, 64), torch.randn(50, 12, 64)
 def kernels() -> dict[str, torch.Tensor]:
     """Results of the native kernels alone, each on enough work for two threads."""
     from sede_kernels.backends.cpu import bank_lse, batch_lse, hardest
+    from sede_kernels.types import Bank, Match, Want
 
-    options = {"select": "mask", "moments": False, "hardest": False}
-    scales, none = torch.tensor([14.0]), (None, None, None)
-    lse = bank_lse.bank_lse(QUERY, BANK, None, scales, *none, accumulate=(0,), **options)
-    keys, kept = BANK[:2048], torch.empty(0)
-    batch = batch_lse.batch_lse(keys, keys, scales, None, None, kept=kept, **options)
-    grads = batch_lse.batch_lse_backward(
-        batch[0], batch[0], keys, keys, scales, scales, None, None, select="mask", kept=kept
+    scales, keys = torch.tensor([14.0]), BANK[:2048]
+    found = bank_lse.bank_lse(QUERY, Bank(BANK), scales, Match(), Want((0,)))
+    batch = batch_lse.batch_lse(keys, keys, scales, Match(), Want(), keep=False)
+    _, grad = batch_lse.batch_lse_backward(
+        batch.lse, batch.lse, batch.kept, keys, keys, scales, scales, Match()
     )
-    best = hardest.hardest(QUERY, BANK, None, None, None, k=3)
-    return {"bank_lse": lse[2], "batch_lse": grads[1], "hardest": best[1].float()}
+    best = hardest.hardest(QUERY, Bank(BANK), None, k=3)
+    return {"bank_lse": found.acc, "batch_lse": grad, "hardest": best.indices.float()}
 
 
 def every_kernel() -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import torch
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.cpu.bank_lse import bank_lse
 from sede_kernels.backends.cpu.hardest import hardest
+from sede_kernels.types import Bank, Match, Want
 from tests.unit.test_cpu_kernels import check, ids, unit
 
 pytestmark = pytest.mark.skipif(
@@ -62,14 +63,13 @@ def test_hardest_and_repeatable_bits(isa: str) -> None:
     bank = torch.randint(-8, 9, (1000, 40)) / 8
     for k in (1, 30):
         for got, want in zip(
-            hardest(query, queue(bank), None, None, None, k=k),
-            hardest(query, bank, None, None, None, k=k),
+            hardest(query, Bank(queue(bank)), None, k),
+            hardest(query, Bank(bank), None, k),
             strict=True,
         ):
             assert torch.equal(got, want)
-    run = {"select": "mask", "accumulate": (0,), "moments": True, "hardest": True}
+    want = Want((0,), moments=True, hardest=True)
     calls = [
-        bank_lse(query, queue(bank), None, torch.tensor([9.0]), None, None, None, **run)
-        for _ in range(2)
+        bank_lse(query, Bank(queue(bank)), torch.tensor([9.0]), Match(), want) for _ in range(2)
     ]
     assert all(torch.equal(a, b) for a, b in zip(*calls, strict=True))

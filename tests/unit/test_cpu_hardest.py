@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.cpu.hardest import hardest
+from sede_kernels.types import Bank
 
 pytestmark = pytest.mark.skipif(
     _native.unavailable_reason() is not None, reason="the native module is not built"
@@ -36,8 +37,8 @@ def expected(query, bank, k, query_ids=None, bank_ids=None):
 
 
 def check(query, bank, k, *ids_of_both, row_scale=None, dense=None) -> None:
-    options = ids_of_both or (None, None)
-    values, indices = hardest(query, bank, row_scale, *options, k=k)
+    query_ids, bank_ids = ids_of_both or (None, None)
+    values, indices = hardest(query, Bank(bank, row_scale, bank_ids), query_ids, k)
     want, places = expected(query, bank if dense is None else dense, k, *ids_of_both)
     assert torch.equal(values.double(), want)
     assert torch.equal(indices, places)
@@ -107,6 +108,6 @@ def test_nan_is_never_among_the_hardest(isa: str) -> None:
     for k in (1, 40, 400):
         check(query, bank, k)
         check(query.double(), bank.double(), k)
-    values, indices = hardest(query, bank, None, None, None, k=2)
+    values, indices = hardest(query, Bank(bank), None, k=2)
     assert values[4].tolist() == [-torch.inf] * 2
     assert indices[4].tolist() == [-1, -1]

@@ -9,6 +9,7 @@ from torch import Tensor
 from sede_kernels import reference
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.cpu.bank_lse import bank_lse
+from sede_kernels.types import Bank, Match, Want, result_dtype
 
 pytestmark = pytest.mark.skipif(
     _native.unavailable_reason() is not None, reason="the native module is not built"
@@ -60,20 +61,14 @@ def check(
     hardest=True,
     tolerance=None,
 ):
-    dtype = _native.compute_dtype(query)
+    dtype = result_dtype(query)
     c = torch.tensor(scales, dtype=dtype)
     got = bank_lse(
         query,
-        bank,
-        row_scale,
+        Bank(bank, row_scale, bank_ids),
         c,
-        query_ids,
-        bank_ids,
-        limit,
-        select=select,
-        accumulate=accumulate,
-        moments=moments,
-        hardest=hardest,
+        Match(query_ids, limit, select),
+        Want(accumulate, moments, hardest),
     )
     want = oracle(query, bank, row_scale, c, query_ids, bank_ids, limit, select, accumulate)
     rtol = tolerance or (1e-12 if dtype == torch.float64 else 4e-6)
@@ -203,15 +198,15 @@ def test_nan_stays_in_its_row(isa: str) -> None:
     clean = query.clone()
     clean[5] = 0
     scales = torch.tensor([14.0])
-    run = {"select": "mask", "accumulate": (0,), "moments": True, "hardest": True}
-    got = bank_lse(query, bank, None, scales, None, None, None, **run)
-    want = bank_lse(clean, bank, None, scales, None, None, None, **run)
+    run = Want((0,), moments=True, hardest=True)
+    got = bank_lse(query, Bank(bank), scales, Match(), run)
+    want = bank_lse(clean, Bank(bank), scales, Match(), run)
     rows = torch.arange(40) != 5
     for name, a, b in zip(("lse", "moment", "acc"), got, want, strict=False):
         assert a[:, 5].isnan().all(), name
         assert torch.equal(a[:, rows], b[:, rows]), name
-    assert got[4][5].isnan()
-    assert torch.equal(got[4][rows], want[4][rows])
+    assert got.hardest[5].isnan()
+    assert torch.equal(got.hardest[rows], want.hardest[rows])
 
 
 def test_empty_slots_may_hold_anything(isa: str) -> None:
@@ -219,21 +214,9 @@ def test_empty_slots_may_hold_anything(isa: str) -> None:
     bank_ids = ids(100, 50, 3, empty=0.5)
     bank[bank_ids == -1] = torch.nan
     check(query, bank.nan_to_num(0.0), bank_ids=bank_ids)
-    got = bank_lse(
-        query,
-        bank,
-        None,
-        torch.tensor([9.0]),
-        None,
-        bank_ids,
-        None,
-        select="mask",
-        accumulate=(0,),
-        moments=False,
-        hardest=False,
-    )
-    assert not got[0].isnan().any()
-    assert not got[2].isnan().any()
+    got = bank_lse(query, Bank(bank, ids=bank_ids), torch.tensor([9.0]), Match(), Want((0,)))
+    assert not got.lse.isnan().any()
+    assert not got.acc.isnan().any()
     bank_ids.fill_(-1)
     check(query, bank.nan_to_num(0.0), bank_ids=bank_ids)
 
@@ -246,21 +229,8 @@ def test_bitwise_equal_runs_and_thread_counts() -> None:
     try:
         for threads in (1, 2, 4, 2):
             torch.set_num_threads(threads)
-            results.append(
-                bank_lse(
-                    query,
-                    bank,
-                    None,
-                    scales,
-                    None,
-                    None,
-                    None,
-                    select="mask",
-                    accumulate=(0, 1),
-                    moments=True,
-                    hardest=True,
-                )
-            )
+            want = Want((0, 1), moments=True, hardest=True)
+            results.append(bank_lse(query, Bank(bank), scales, Match(), want))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

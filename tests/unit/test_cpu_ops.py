@@ -16,6 +16,7 @@ from sede_kernels.backends.cpu.hardest import hardest
 from sede_kernels.backends.torch import batch_lse as blocked_batch
 from sede_kernels.backends.torch import enqueue as blocked_enqueue
 from sede_kernels.backends.torch import hardest as blocked_hardest
+from sede_kernels.types import Bank, Match, Want
 
 pytestmark = pytest.mark.skipif(
     _native.unavailable_reason() is not None, reason="the native module is not built"
@@ -38,12 +39,13 @@ def ids(count: int, groups: int, seed: int, empty: float = 0.0) -> Tensor:
 def test_hardest(isa: str, k: int, masked: bool) -> None:
     query, bank = unit(37, 24), unit(611, 24, seed=1)
     bank[300:310] = bank[20:30]  # ties
-    options = (ids(37, 9, 2), ids(611, 9, 3, empty=0.3)) if masked else (None, None)
-    values, indices = hardest(query, bank, None, *options, k=k)
-    want, places = blocked_hardest.hardest(query.double(), bank.double(), None, *options, k=k)
+    query_ids, bank_ids = (ids(37, 9, 2), ids(611, 9, 3, empty=0.3)) if masked else (None, None)
+    wide = query.double(), Bank(bank.double(), ids=bank_ids), query_ids, k
+    values, indices = hardest(query, Bank(bank, ids=bank_ids), query_ids, k)
+    want, places = blocked_hardest.hardest(*wide)
     torch.testing.assert_close(values.double(), want, rtol=1e-5, atol=1e-6)
     assert torch.equal(indices, places)
-    exact, exact_places = hardest(query.double(), bank.double(), None, *options, k=k)
+    exact, exact_places = hardest(*wide)
     torch.testing.assert_close(exact, want, rtol=1e-12, atol=1e-14)
     assert torch.equal(exact_places, places)
 
@@ -65,39 +67,21 @@ def test_batch_lse(isa: str, select: str, shape: tuple[int, int], dtype: torch.d
     middle = s[:, shape[0] // 2 : shape[0] // 2 + 2].mean(dim=1) + 1e-3
     for query_ids in (None, ids(shape[0], 5, 2, empty=0.3)):
         for limit in (None, middle):
-            run = {"select": select, "moments": True, "hardest": True}
-            kept = torch.empty(batch_lse_kept(query, key), dtype=dtype)
-            assert kept.numel() >= shape[0] ** 2
-            got = batch_lse(query, key, scales, query_ids, limit, **run, kept=kept)
-            wide = [None if t is None else t.double() for t in (query, key, scales)]
-            wide_limit = None if limit is None else limit.double()
-            want = blocked_batch.batch_lse(*wide, query_ids, wide_limit, **run, kept=NOTHING)
-            for a, b in zip(got, want, strict=True):
+            run = Want(moments=True, hardest=True)
+            match = Match(query_ids, limit, select)
+            got = batch_lse(query, key, scales, match, run, keep=True)
+            assert got.kept.numel() == batch_lse_kept(query, key) >= shape[0] ** 2
+            wide = [t.double() for t in (query, key, scales)]
+            wide_match = match._replace(limit=None if limit is None else limit.double())
+            want = blocked_batch.batch_lse(*wide, wide_match, run, keep=True)
+            for a, b in zip(got[:-1], want[:-1], strict=True):
                 torch.testing.assert_close(a.double(), b.double(), **tolerance)
             sides = [
-                batch_lse_backward(
-                    grad,
-                    got[0],
-                    query,
-                    key,
-                    scales,
-                    grad_scales,
-                    query_ids,
-                    limit,
-                    select=select,
-                    kept=s,
-                )
-                for s in (NOTHING, kept)
+                batch_lse_backward(grad, got.lse, kept, query, key, scales, grad_scales, match)
+                for kept in (NOTHING, got.kept)
             ]
             wanted = blocked_batch.batch_lse_backward(
-                grad.double(),
-                want[0],
-                *wide,
-                grad_scales.double(),
-                query_ids,
-                wide_limit,
-                select=select,
-                kept=NOTHING,
+                grad.double(), want.lse, want.kept, *wide, grad_scales.double(), wide_match
             )
             for side in sides:
                 for a, b in zip(side, wanted, strict=True):
@@ -181,9 +165,7 @@ QUERY, BANK = unit(40, 64), unit(6000, 64, seed=1)
 
 def small_call() -> Tensor:
     query, bank = QUERY, BANK
-    options = {"select": "mask", "accumulate": (0,), "moments": False, "hardest": False}
-    scales = torch.tensor([14.0])
-    return bank_lse(query, bank, None, scales, None, None, None, **options)[2]
+    return bank_lse(query, Bank(bank), torch.tensor([14.0]), Match(), Want((0,))).acc
 
 
 def test_several_python_threads() -> None:

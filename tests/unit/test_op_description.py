@@ -1,10 +1,13 @@
 """ops/_op.py: schema, fake, run and gradients of an op from one description."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sede_kernels.ops import _op
 from sede_kernels.ops._op import Saved, op
@@ -118,3 +121,65 @@ def test_an_op_that_mutates_returns_nothing() -> None:
     store = torch.zeros(2)
     assert filled(store, 7, "x") is None
     assert store.tolist() == [7.0, 7.0]
+
+
+class _Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _vmapped() -> Iterator[None]:
+    level = torch._C._functorch._vmap_increment_nesting(2, "error")
+    assert level == 1
+    yield
+    torch._C._functorch._vmap_decrement_nesting()
+
+
+LOOKERS = {
+    "nothing": (contextlib.nullcontext, 0),
+    "no grad": (torch.no_grad, 0),
+    "mode": (_Watching, 1),
+    "profiler": (torch.autograd.profiler.profile, 1),
+    "forward mode": (torch.autograd.forward_ad.dual_level, 1),
+    "vmap": (_vmapped, 1),
+}
+
+
+@pytest.mark.parametrize("around,calls", LOOKERS.values(), ids=LOOKERS)
+def test_the_dispatcher_is_left_out_where_nothing_looks_on(around, calls, monkeypatch) -> None:
+    dispatched = []
+    honest = described._op
+    monkeypatch.setattr(described, "_op", lambda *flat: dispatched.append(0) or honest(*flat))
+    query, rows = torch.ones(3, requires_grad=True), Rows(torch.tensor([1.0, 2.0]))
+    with around():
+        found = described(query, rows, Bend(2.0), "a", False, "x")
+    assert len(dispatched) == calls
+    assert found.out.tolist() == [6.0] * 3
+    if found.out.requires_grad:
+        (grad,) = torch.autograd.grad(found.out.sum(), query)
+        assert grad.tolist() == [6.0] * 3
+
+
+def test_a_subclass_of_tensors_goes_through_the_dispatcher(monkeypatch) -> None:
+    class Tagged(Tensor):
+        pass
+
+    dispatched = []
+    honest = described._op
+    monkeypatch.setattr(described, "_op", lambda *flat: dispatched.append(0) or honest(*flat))
+    rows = Rows(torch.ones(2))
+    described(torch.nn.Parameter(torch.ones(3)), rows, None, "a", False, "x")
+    assert not dispatched
+    described(torch.ones(3).as_subclass(Tagged), rows, None, "a", False, "x")
+    assert dispatched
+
+
+def test_a_write_is_seen_by_autograd_with_and_without_the_dispatcher() -> None:
+    for around in (contextlib.nullcontext, _Watching):
+        store = torch.ones(2)
+        out = torch.ones(2, requires_grad=True) * store
+        with around():
+            filled(store, 7, "x")
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()

@@ -16,6 +16,7 @@ from sede_kernels import (
     weighted_info_nce,
 )
 from sede_kernels.backends import registry
+from sede_kernels.types import Bank, Match, Want
 from tests.conftest import unit
 
 
@@ -23,26 +24,29 @@ def f32(*shape: int) -> torch.Tensor:
     return unit(*shape, dtype=torch.float32)
 
 
+def check(op, *arguments) -> None:
+    opcheck(getattr(torch.ops.sede, op.name).default, op.flat(*arguments))
+
+
 def test_opcheck(backend) -> None:
     query, bank, key = f32(5, 7).requires_grad_(), f32(33, 7), f32(5, 7).requires_grad_()
     scales = torch.tensor([10.0, 5.0], requires_grad=True)
     fixed, ids = scales.detach().clone(), torch.arange(5)
-    opcheck(
-        ops.bank_lse.bank_lse,
-        (query, bank, None, scales, fixed, ids, torch.arange(33), None, "mask", [0, 1], True, True,
-         False, backend),
-    )  # fmt: skip
-    opcheck(
+    full = Bank(bank, ids=torch.arange(33))
+    other = Bank(f32(33, 7), ids=torch.arange(33))
+    queries, limits = f32(2, 5, 7).requires_grad_(), torch.full((2, 5), 0.5)
+    want = Want((0, 1), moments=True, hardest=True)
+    check(ops.bank_lse.bank_lse, query, full, scales, fixed, Match(ids), want, None, backend)
+    check(
         ops.bank_lse_pair.bank_lse_pair,
-        (f32(2, 5, 7).requires_grad_(), bank, f32(33, 7), None, None, scales, fixed, ids,
-         torch.arange(33), torch.arange(33), torch.full((2, 5), 0.5), "mask", [0, 1], True, True,
-         False, backend),
+        queries, full, other, scales, fixed, Match(ids, limits), want, None, backend,
     )  # fmt: skip
-    opcheck(
+    check(
         ops.batch_lse.batch_lse,
-        (query, key, scales, fixed, ids, None, "mask", True, True, False, backend),
-    )
-    opcheck(ops.hardest.hardest, (query, bank, None, None, None, 3, backend))
+        query, key, scales, fixed, Match(ids), want._replace(accumulate=()), False, None, None,
+        backend,
+    )  # fmt: skip
+    check(ops.hardest.hardest, query, Bank(bank), None, 3, backend)
     attention = torch.rand(4, 9).softmax(-1).requires_grad_()
     opcheck(ops.erase.erase, (attention, None, "mean", 0.0, True, 1, True, backend))
     opcheck(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sede_kernels import MemoryBank, ops, weighted_info_nce
 from sede_kernels.functional import symmetric_info_nce
+from sede_kernels.types import Bank, Match, Want
 from tests.conftest import unit
 
 SELECTS = ["mask", "positive", "keep"]
@@ -40,22 +41,20 @@ def test_passes_over_one_and_two_banks(select, with_ids, backend) -> None:
     other_ids = torch.arange(40) % 7 - 1 if with_ids[1] else None
     valid = [chosen(query_ids, found, select, (5, 40)) for found in (bank_ids, other_ids)]
     scales = torch.tensor([5.0], dtype=torch.float64)
-    options = (None, select, [0], True, True, False, backend)
+    options = (Match(query_ids, None, select), Want((0,), True, True), None, backend)
+    banks = Bank(bank, ids=bank_ids), Bank(other, ids=other_ids)
     lse, moment, acc, count, top, index = ops.bank_lse.bank_lse(
-        query[0], bank, None, scales, scales.clone(), query_ids, bank_ids, *options
+        query[0], banks[0], scales, scales.clone(), *options
     )
     torch.testing.assert_close(lse[0], log_sum(query[0], bank, valid[0]))
     assert torch.equal(count, valid[0].sum(dim=1))
     none = count == 0
     assert torch.equal(acc[0][none], torch.zeros(int(none.sum()), 8).double())
     assert (moment[0][none] == 0).all() and (index[none] == -1).all() and (top[none] < -9).all()
-    pair = ops.bank_lse_pair.bank_lse_pair(
-        query, bank, other, None, None, scales, scales.clone(), query_ids, bank_ids, other_ids,
-        *options,
-    )  # fmt: skip
+    pair = ops.bank_lse_pair.bank_lse_pair(query, *banks, scales, scales.clone(), *options)
     for side, rows in enumerate((bank, other)):
-        torch.testing.assert_close(pair[0][side, 0], log_sum(query[side], rows, valid[side]))
-        assert torch.equal(pair[3][side], valid[side].sum(dim=1))
+        torch.testing.assert_close(pair.lse[side, 0], log_sum(query[side], rows, valid[side]))
+        assert torch.equal(pair.negatives[side], valid[side].sum(dim=1))
 
 
 @pytest.mark.parametrize("with_ids", [False, True], ids=["no ids", "ids"])
@@ -68,10 +67,10 @@ def test_passes_over_the_batch(select, with_ids, backend) -> None:
     valid = chosen(known, known if with_ids else None, select, (6, 6))
     valid &= ~torch.eye(6, dtype=torch.bool)
     scales = torch.tensor([5.0], dtype=torch.float64)
+    match = Match(ids if with_ids else None, None, select)
     lse, _, count, *_ = ops.batch_lse.batch_lse(
-        query, key, scales, scales.clone(), ids if with_ids else None, None, select, False, False,
-        False, backend,
-    )  # fmt: skip
+        query, key, scales, scales.clone(), match, Want(), False, None, None, backend
+    )
     want = log_sum(query, key, valid)
     torch.testing.assert_close(lse[0], want)
     assert torch.equal(count, valid.sum(dim=1))
@@ -89,7 +88,7 @@ def test_hardest_rows(with_ids, backend) -> None:
     query_ids = torch.arange(5) if with_ids[0] else None
     bank_ids = torch.arange(40) % 8 - 1 if with_ids[1] else None
     valid = chosen(query_ids, bank_ids, "mask", (5, 40))
-    values, indices = ops.hardest.hardest(query, bank, None, query_ids, bank_ids, 3, backend)
+    values, indices = ops.hardest.hardest(query, Bank(bank, ids=bank_ids), query_ids, 3, backend)
     s = (query @ bank.T).masked_fill(~valid, -torch.inf)
     want, places = s.sort(dim=1, descending=True, stable=True)
     torch.testing.assert_close(values, want[:, :3])

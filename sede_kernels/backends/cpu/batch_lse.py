@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.cpu import _native
+from sede_kernels.types import BatchSums, Match, SideGradients, Want, result_dtype
 
 _KEPT_ELEMENTS = 1 << 20  # of s, at most: 4 MB in fp32, within a last-level cache
 _PANEL = 64  # a multiple of every instruction set's panel of queries
@@ -15,35 +16,17 @@ def batch_lse_kept(query: Tensor, key: Tensor) -> int:
     return size if size <= _KEPT_ELEMENTS and query.dtype in (torch.float32, torch.float64) else 0
 
 
-def _check_kept(kept: Tensor, query: Tensor, key: Tensor) -> None:
-    if kept.numel():
-        _native.address("kept", kept, _native.compute_dtype(query), batch_lse_kept(query, key))
-
-
 def batch_lse(
-    query: Tensor,
-    key: Tensor,
-    scales: Tensor,
-    query_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    moments: bool,
-    hardest: bool,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    query: Tensor, key: Tensor, scales: Tensor, match: Match, want: Want, keep: bool
+) -> BatchSums:
     """See ``sede_kernels.ops.batch_lse``. Time 2 BBD FLOPs."""
-    dtype = _native.compute_dtype(query)
+    dtype = result_dtype(query)
     rows, exponents = query.shape[0], scales.shape[0]
-    _check_kept(kept, query, key)
     scales = scales.to(dtype).contiguous()
-    query_ids = _native.contiguous(query_ids, torch.int64)
-    limit = _native.contiguous(limit, dtype)
-    lse = _native.empty(exponents, rows, dtype=dtype)
-    moment = _native.empty(exponents if moments else 0, rows, dtype=dtype)
-    count = _native.empty(rows, dtype=torch.int64)
-    top = _native.empty(rows if hardest else 0, dtype=dtype)
-    top_index = _native.empty(rows if hardest else 0, dtype=torch.int64)
+    query_ids = _native.contiguous(match.ids, torch.int64)
+    limit = _native.contiguous(match.limit, dtype)
+    found = BatchSums.empty(query, exponents, want, batch_lse_kept(query, key) if keep else 0)
+    index = _native.empty(found.hardest.shape[0], dtype=torch.int64)
     _native.module().batch_lse(
         _native.matrix(query),
         _native.matrix(key),
@@ -51,39 +34,37 @@ def batch_lse(
         exponents,
         _native.address("query_ids", query_ids, torch.int64, rows),
         _native.address("limit", limit, dtype, rows),
-        _native.SELECT_CODES[select],
-        kept.data_ptr(),
-        lse.data_ptr(),
-        moment.data_ptr(),
-        count.data_ptr(),
-        top.data_ptr(),
-        top_index.data_ptr(),
+        _native.SELECT_CODES[match.select],
+        found.kept.data_ptr(),
+        found.lse.data_ptr(),
+        found.moment.data_ptr(),
+        found.negatives.data_ptr(),
+        found.hardest.data_ptr(),
+        index.data_ptr(),
     )
-    return lse, moment, count, top
+    return found
 
 
 def batch_lse_backward(
     grad_lse: Tensor,
     lse: Tensor,
+    kept: Tensor,
     query: Tensor,
     key: Tensor,
     scales: Tensor,
     grad_scales: Tensor,
-    query_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor]:
+    match: Match,
+) -> SideGradients:
     """See ``sede_kernels.ops.batch_lse``. Time 4 BBD FLOPs, 6 where s was not kept."""
-    dtype = _native.compute_dtype(query)
+    dtype = result_dtype(query)
     rows, exponents = query.shape[0], scales.shape[0]
-    _check_kept(kept, query, key)
+    if kept.numel():
+        _native.address("kept", kept, dtype, batch_lse_kept(query, key))
     scales = scales.to(dtype).contiguous()
     lse = lse.to(dtype).contiguous()
     grad = (grad_lse.to(dtype) * grad_scales.to(dtype).unsqueeze(1)).contiguous()
-    query_ids = _native.contiguous(query_ids, torch.int64)
-    limit = _native.contiguous(limit, dtype)
+    query_ids = _native.contiguous(match.ids, torch.int64)
+    limit = _native.contiguous(match.limit, dtype)
     grad_query = _native.empty(*query.shape, dtype=dtype)
     grad_key = _native.empty(*key.shape, dtype=dtype)
     _native.module().batch_lse_backward(
@@ -93,11 +74,11 @@ def batch_lse_backward(
         exponents,
         _native.address("query_ids", query_ids, torch.int64, rows),
         _native.address("limit", limit, dtype, rows),
-        _native.SELECT_CODES[select],
+        _native.SELECT_CODES[match.select],
         kept.data_ptr(),
         _native.address("lse", lse, dtype, exponents * rows),
         _native.address("grad_lse", grad, dtype, exponents * rows),
         grad_query.data_ptr(),
         grad_key.data_ptr(),
     )
-    return grad_query, grad_key
+    return SideGradients(grad_query, grad_key)

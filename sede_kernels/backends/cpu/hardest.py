@@ -4,31 +4,24 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.cpu import _native
+from sede_kernels.types import Bank, Ranked
 
 
-def hardest(
-    query: Tensor,
-    bank: Tensor,
-    row_scale: Tensor | None,
-    query_ids: Tensor | None,
-    bank_ids: Tensor | None,
-    *,
-    k: int,
-) -> tuple[Tensor, Tensor]:
+def hardest(query: Tensor, bank: Bank, query_ids: Tensor | None, k: int) -> Ranked:
     """See ``sede_kernels.ops.hardest``. Time 2 BKD FLOPs, extra memory 2k candidates a slice."""
-    row_scale = _native.contiguous(row_scale, torch.float32)
+    rows, size = query.shape[0], bank.rows.shape[0]
+    row_scale = _native.contiguous(bank.row_scale, torch.float32)
     query_ids = _native.contiguous(query_ids, torch.int64)
-    bank_ids = _native.contiguous(bank_ids, torch.int64)
-    values = _native.empty(query.shape[0], k, dtype=_native.compute_dtype(query))
-    indices = _native.empty(query.shape[0], k, dtype=torch.int64)
+    bank_ids = _native.contiguous(bank.ids, torch.int64)
+    found = Ranked.empty(query, k)
     _native.module().hardest(
         _native.matrix(query),
-        _native.matrix(bank),
-        _native.address("row_scale", row_scale, torch.float32, bank.shape[0]),
-        _native.address("query_ids", query_ids, torch.int64, query.shape[0]),
-        _native.address("bank_ids", bank_ids, torch.int64, bank.shape[0]),
+        _native.matrix(bank.rows),
+        _native.address("row_scale", row_scale, torch.float32, size),
+        _native.address("query_ids", query_ids, torch.int64, rows),
+        _native.address("bank_ids", bank_ids, torch.int64, size),
         k,
-        values.data_ptr(),
-        indices.data_ptr(),
+        found.values.data_ptr(),
+        found.indices.data_ptr(),
     )
-    return values, indices
+    return found

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sede_kernels.types import EMPTY, Bank, Match
+
 # Elements of one block of similarities: 4 MB in fp32, which stays in a last-level cache.
 _BLOCK_ELEMENTS = 1 << 20
 
@@ -22,29 +24,24 @@ def blocks(total: int, rows: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, total)
 
 
-def dense_block(
-    bank: Tensor, row_scale: Tensor | None, filled: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """A bank block [J, D] in ``dtype``; empty slots are zeroed, for they may hold anything."""
-    rows = bank.to(dtype)
-    if row_scale is not None:
-        rows = rows * row_scale.to(dtype).unsqueeze(1)
-    return rows if filled is None else rows.masked_fill(~filled.unsqueeze(1), 0.0)
+def dense_block(part: Bank, dtype: torch.dtype) -> Tensor:
+    """Rows of a bank [J, D] in ``dtype``; empty slots are zeroed, for they may hold anything."""
+    rows = part.dense(dtype)
+    return rows if part.ids is None else rows.masked_fill((part.ids == EMPTY).unsqueeze(1), 0.0)
 
 
-def valid_block(
-    query_ids: Tensor | None, bank_ids: Tensor | None, select: str, s: Tensor
-) -> Tensor | None:
+def valid_block(match: Match, bank_ids: Tensor | None, s: Tensor) -> Tensor | None:
     """Selectable slots of s (B, J), (B or 1, J) bool; None where every slot is one.
 
-    Without ids on both sides nothing has an id of its own: no slot is a "positive".
+    Without ids on both sides nothing has an id of its own: no slot is a "positive". The limit is
+    left to the caller.
     """
-    if select == "positive" and (query_ids is None or bank_ids is None):
+    if match.select == "positive" and (match.ids is None or bank_ids is None):
         return s.new_zeros((1, s.shape[1]), dtype=torch.bool)
     if bank_ids is None:
         return None
-    filled = (bank_ids != -1).unsqueeze(0)
-    if select == "keep" or query_ids is None:
+    filled = (bank_ids != EMPTY).unsqueeze(0)
+    if match.select == "keep" or match.ids is None:
         return filled
-    same = query_ids.unsqueeze(1) == bank_ids.unsqueeze(0)
-    return filled & (same if select == "positive" else ~same)
+    same = match.ids.unsqueeze(1) == bank_ids.unsqueeze(0)
+    return filled & (same if match.select == "positive" else ~same)

@@ -10,6 +10,7 @@ from sede_kernels.backends.torch._blocks import (
     dense_block,
     valid_block,
 )
+from sede_kernels.types import Bank, Match, Sums, Want
 
 
 class RunningSums:
@@ -77,21 +78,7 @@ class RunningTop:
         self.value = torch.where(better, value, self.value)
 
 
-def bank_lse(
-    query: Tensor,
-    bank: Tensor,
-    row_scale: Tensor | None,
-    scales: Tensor,
-    query_ids: Tensor | None,
-    bank_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    accumulate: tuple[int, ...],
-    moments: bool,
-    hardest: bool,
-    unit_length: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def bank_lse(query: Tensor, bank: Bank, scales: Tensor, match: Match, want: Want) -> Sums:
     """See ``sede_kernels.ops.bank_lse``. Time 2 to 4 BKD FLOPs, extra memory one block.
 
     ``unit_length`` changes nothing: the running maximum serves all rows.
@@ -100,27 +87,22 @@ def bank_lse(
     with torch.autocast(query.device.type, enabled=False):
         q = query.to(dtype)
         rows = q.shape[0]
-        sums = RunningSums(scales.to(dtype), rows, q.shape[1], accumulate, moments)
-        top = RunningTop(q, rows if hardest else 0)
+        sums = RunningSums(scales.to(dtype), rows, q.shape[1], want.accumulate, want.moments)
+        top = RunningTop(q, rows if want.hardest else 0)
         count = torch.zeros(rows, dtype=torch.int64, device=q.device)
-        for start, stop in blocks(bank.shape[0] if rows else 0, rows):
-            ids = None if bank_ids is None else bank_ids[start:stop]
-            block = dense_block(
-                bank[start:stop],
-                None if row_scale is None else row_scale[start:stop],
-                None if ids is None else ids != -1,
-                dtype,
-            )
+        for start, stop in blocks(bank.rows.shape[0] if rows else 0, rows):
+            part = bank.part(start, stop)
+            block = dense_block(part, dtype)
             s = q @ block.T
-            valid = valid_block(query_ids, ids, select, s)
-            if limit is not None:
-                within = s <= limit.to(dtype).unsqueeze(1)
+            valid = valid_block(match, part.ids, s)
+            if match.limit is not None:
+                within = s <= match.limit.to(dtype).unsqueeze(1)
                 valid = within if valid is None else valid & within
             count += s.shape[1] if valid is None else valid.expand_as(s).sum(dim=1)
-            if hardest:
+            if want.hardest:
                 top.add(s, valid, start)
             sums.add(s, block, valid)
-        return *sums.finish(), count, top.value, top.index
+        return Sums(*sums.finish(), count, top.value, top.index)
 
 
 bank_lse_pair = in_two_passes(bank_lse)

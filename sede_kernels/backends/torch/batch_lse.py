@@ -5,24 +5,24 @@ from torch import Tensor
 
 from sede_kernels.backends.torch._blocks import blocks, compute_dtype, valid_block
 from sede_kernels.backends.torch.bank_lse import RunningSums, RunningTop
+from sede_kernels.types import EMPTY, BatchSums, Match, SideGradients, Want
 
 
-def _valid(
-    s: Tensor, query_ids: Tensor | None, limit: Tensor | None, select: str, start: int
-) -> Tensor:
+def _valid(s: Tensor, match: Match, start: int) -> Tensor:
     """(B, J) bool for keys start, start + 1, ...: never the row's own key."""
     rows, width = s.shape
     index = torch.arange(rows, device=s.device)
     valid = index.unsqueeze(1) != (index[:width] + start).unsqueeze(0)
-    if query_ids is not None and select != "keep":
-        chosen = valid_block(query_ids, query_ids[start : start + width], select, s)
+    if match.ids is not None and match.select != "keep":
+        key_ids = match.ids[start : start + width]
+        chosen = valid_block(match, key_ids, s)
         # An id of -1 means "unknown" in a batch, not an empty slot: such a key stays a negative.
-        if chosen is not None and select == "mask":
-            chosen = chosen | (query_ids[start : start + width] == -1)
+        if chosen is not None and match.select == "mask":
+            chosen = chosen | (key_ids == EMPTY)
         valid = valid if chosen is None else valid & chosen
-    elif select == "positive":
+    elif match.select == "positive":
         valid = torch.zeros_like(valid)
-    return valid if limit is None else valid & (s <= limit.to(s.dtype).unsqueeze(1))
+    return valid if match.limit is None else valid & (s <= match.limit.to(s.dtype).unsqueeze(1))
 
 
 def batch_lse_kept(query: Tensor, key: Tensor) -> int:
@@ -31,49 +31,37 @@ def batch_lse_kept(query: Tensor, key: Tensor) -> int:
 
 
 def batch_lse(
-    query: Tensor,
-    key: Tensor,
-    scales: Tensor,
-    query_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    moments: bool,
-    hardest: bool,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    query: Tensor, key: Tensor, scales: Tensor, match: Match, want: Want, keep: bool
+) -> BatchSums:
     """See ``sede_kernels.ops.batch_lse``."""
     dtype = compute_dtype(query)
     with torch.autocast(query.device.type, enabled=False):
         q, k = query.to(dtype), key.to(dtype)
         rows = q.shape[0]
-        sums = RunningSums(scales.to(dtype), rows, 0, (), moments)
-        top = RunningTop(q, rows if hardest else 0)
+        sums = RunningSums(scales.to(dtype), rows, 0, (), want.moments)
+        top = RunningTop(q, rows if want.hardest else 0)
         count = torch.zeros(rows, dtype=torch.int64, device=q.device)
         for start, stop in blocks(rows, rows):
             s = q @ k[start:stop].T
-            valid = _valid(s, query_ids, limit, select, start)
+            valid = _valid(s, match, start)
             count += valid.sum(dim=1)
-            if hardest:
+            if want.hardest:
                 top.add(s, valid, start)
             sums.add(s, k[start:stop], valid)
         lse, moment, _ = sums.finish()
-        return lse, moment, count, top.value
+        return BatchSums(lse, moment, count, top.value, lse.new_empty((0,)))
 
 
 def batch_lse_backward(
     grad_lse: Tensor,
     lse: Tensor,
+    kept: Tensor,
     query: Tensor,
     key: Tensor,
     scales: Tensor,
     grad_scales: Tensor,
-    query_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor]:
+    match: Match,
+) -> SideGradients:
     """See ``sede_kernels.ops.batch_lse``."""
     dtype = compute_dtype(query)
     with torch.autocast(query.device.type, enabled=False):
@@ -82,7 +70,7 @@ def batch_lse_backward(
         base = lse.masked_fill(lse == -torch.inf, 0.0)
         for start, stop in blocks(q.shape[0], q.shape[0]):
             s = q @ k[start:stop].T
-            valid = _valid(s, query_ids, limit, select, start)
+            valid = _valid(s, match, start)
             weight = torch.zeros_like(s)
             for exponent in range(scales.shape[0]):
                 p = (s * scales[exponent] - base[exponent].unsqueeze(1)).masked_fill_(
@@ -92,4 +80,4 @@ def batch_lse_backward(
                 weight.addcmul_(p.exp_(), factor.unsqueeze(1))
             grad_query.addmm_(weight, k[start:stop])
             grad_key[start:stop] = weight.T @ q
-        return grad_query, grad_key
+        return SideGradients(grad_query, grad_key)

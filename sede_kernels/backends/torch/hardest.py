@@ -9,17 +9,10 @@ from sede_kernels.backends.torch._blocks import (
     dense_block,
     valid_block,
 )
+from sede_kernels.types import Bank, Match, Ranked
 
 
-def hardest(
-    query: Tensor,
-    bank: Tensor,
-    row_scale: Tensor | None,
-    query_ids: Tensor | None,
-    bank_ids: Tensor | None,
-    *,
-    k: int,
-) -> tuple[Tensor, Tensor]:
+def hardest(query: Tensor, bank: Bank, query_ids: Tensor | None, k: int) -> Ranked:
     """See ``sede_kernels.ops.hardest``. Ties go to the lowest index: stable sorts, index order."""
     dtype = compute_dtype(query)
     with torch.autocast(query.device.type, enabled=False):
@@ -27,17 +20,12 @@ def hardest(
         rows = q.shape[0]
         values = q.new_full((rows, k), -torch.inf)
         indices = torch.full((rows, k), -1, dtype=torch.int64, device=q.device)
-        for start, stop in blocks(bank.shape[0] if rows else 0, rows):
-            ids = None if bank_ids is None else bank_ids[start:stop]
-            block = dense_block(
-                bank[start:stop],
-                None if row_scale is None else row_scale[start:stop],
-                None if ids is None else ids != -1,
-                dtype,
-            )
+        for start, stop in blocks(bank.rows.shape[0] if rows else 0, rows):
+            part = bank.part(start, stop)
+            block = dense_block(part, dtype)
             s = q @ block.T
             s = s.masked_fill(s.isnan(), -torch.inf)  # no candidate
-            valid = valid_block(query_ids, ids, "mask", s)
+            valid = valid_block(Match(query_ids), part.ids, s)
             if valid is not None:
                 s = s.masked_fill(~valid, -torch.inf)
             position = torch.arange(start, stop, device=q.device).expand_as(s)
@@ -47,4 +35,4 @@ def hardest(
             merged, order = merged.sort(dim=1, descending=True, stable=True)
             values = merged[:, :k].contiguous()
             indices = merged_index.gather(1, order[:, :k])
-        return values, indices
+        return Ranked(values, indices)

@@ -1,7 +1,5 @@
 """Variant B of ``bank_lse``: the bank in chunks, weights of a chunk in memory that fits the L2."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -16,8 +14,9 @@ from sede_kernels.backends.triton._host import (
     precision,
     triton_dtype,
 )
-from sede_kernels.backends.triton._sums import Sums, combine, part_sums
+from sede_kernels.backends.triton._sums import combine, part_sums
 from sede_kernels.backends.triton.kernels.chunks import _chunk_rows_kernel, _chunk_weights_kernel
+from sede_kernels.types import Bank, Match, Sums, Want
 
 #: Bytes of a chunk's weights, of all accumulators together.
 CHUNK_BYTES = 16 << 20
@@ -33,45 +32,18 @@ def chunk_size(rows: int, bank: int, accumulators: int, itemsize: int, block: in
     return min(most, -(-bank // block)) * block
 
 
-def chunk_sums(
-    query: Tensor,
-    bank: Tensor,
-    row_scale: Tensor | None,
-    bank_ids: Tensor | None,
-    scales: Tensor,
-    query_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    accumulate: tuple[int, ...],
-    moments: bool,
-    hardest: bool,
-) -> Sums:
+def chunk_sums(query: Tensor, bank: Bank, scales: Tensor, match: Match, want: Want) -> Sums:
     """The pass with one or two accumulators; three launches a chunk, two where no id can be -1."""
-    dtype = operand_dtype(query, bank)
+    dtype = operand_dtype(query, bank.rows)
     kind = operand_kind(dtype)
     architecture, _ = launch.device_class(query.device)
     # To widen 8-bit rows costs registers.
-    key = "int8" if kind == "half" and row_scale is not None else kind
-    wide = "ieee/int8" if kind == "ieee" and row_scale is not None else key
-    sizes = (query.shape[0], *bank.shape)
+    key = "int8" if kind == "half" and bank.row_scale is not None else kind
+    wide = "ieee/int8" if kind == "ieee" and bank.row_scale is not None else key
+    sizes = (query.shape[0], *bank.rows.shape)
 
     def run(first: launch.Config, second: launch.Config) -> Sums:
-        return _run(
-            query,
-            bank,
-            row_scale,
-            bank_ids,
-            scales,
-            query_ids,
-            limit,
-            first,
-            second,
-            select=select,
-            accumulate=accumulate,
-            moments=moments,
-            hardest=hardest,
-        )
+        return _run(query, bank, scales, match, want, first, second)
 
     usual = launch.candidates("chunk_rows", wide, architecture)[0]
     first = tuning.choose(
@@ -85,85 +57,78 @@ def chunk_sums(
 
 def _run(
     query: Tensor,
-    bank: Tensor,
-    row_scale: Tensor | None,
-    bank_ids: Tensor | None,
+    bank: Bank,
     scales: Tensor,
-    query_ids: Tensor | None,
-    limit: Tensor | None,
+    match: Match,
+    want: Want,
     first: launch.Config,
     second: launch.Config,
-    *,
-    select: str,
-    accumulate: tuple[int, ...],
-    moments: bool,
-    hardest: bool,
 ) -> Sums:
     B, D = query.shape
-    K, E, A = bank.shape[0], scales.shape[0], len(accumulate)
-    dtype = operand_dtype(query, bank)
+    K, E, A = bank.rows.shape[0], scales.shape[0], len(want.accumulate)
+    dtype = operand_dtype(query, bank.rows)
     kind = operand_kind(dtype)
     architecture, cores = launch.device_class(query.device)
     chunk = chunk_size(B, K, A, dtype.itemsize, first.cols)
-    desc = has_descriptors(architecture) and describable(query) and describable(bank)
+    desc = has_descriptors(architecture) and describable(query) and describable(bank.rows)
     weight = query.new_empty((A, B, chunk), dtype=dtype)
     flat = weight.view(A * B, chunk)
     weight_desc = has_descriptors(architecture) and describable(flat)
     tiles = chunk // first.cols
     programs = -(-B // second.rows) * -(-D // SLICE) * A
     parts = max(1, min(MAX_PARTS, tiles, cores // programs))
-    options: dict[str, Any] = {"moments": moments, "hardest": hardest}
-    of_tiles = part_sums(query, tiles, E, 0, index=torch.int32, **options)
-    state = part_sums(query, parts, E, A, **options)
+    of_tiles = part_sums(query, tiles, E, want._replace(accumulate=()), index=torch.int32)
+    state = part_sums(query, parts, E, want)
     for value, fill in zip(state, (0, 0, 0, 0, -torch.inf, -1), strict=True):
         value.fill_(fill)
     # Half weights are rounded; those of an 8-bit row carry its scale, so the total serves them.
-    own_mass = kind == "half" and row_scale is None
+    own_mass = kind == "half" and bank.row_scale is None
     tile_mass = query.new_empty((tiles, A, B), dtype=torch.float32) if own_mass else None
     mass = query.new_zeros((parts, A, B), dtype=torch.float32) if own_mass else None
-    peaks = state.top, torch.empty_like(state.top)
+    peaks = state.hardest, torch.empty_like(state.hardest)
     # An 8-bit row is left out by its scale.
-    passes = ["none"] if bank_ids is None or row_scale is not None else ["without", "with"]
-    order = [*accumulate, *(e for e in range(E) if e not in accumulate), 0, 0]
+    passes = ["none"] if bank.ids is None or bank.row_scale is not None else ["without", "with"]
+    order = want.order(E)
     operand = {"OPERAND": triton_dtype(dtype), "PRECISION": precision()}
-    mask = (query_ids, bank_ids, limit)
     for number, start in enumerate(range(0, K, chunk)):
         here = -(-min(chunk, K - start) // first.cols)
         _chunk_weights_kernel[(-(-B // first.rows), here)](
             query,
             descriptor(query, first.rows, STEP[kind]) if desc else None,
-            bank,
-            descriptor(bank, first.cols, STEP[kind]) if desc else None,
-            row_scale,
+            bank.rows,
+            descriptor(bank.rows, first.cols, STEP[kind]) if desc else None,
+            bank.row_scale,
             scales,
-            *mask,
+            match.ids,
+            bank.ids,
+            match.limit,
             weight,
-            of_tiles.top,
+            of_tiles.hardest,
             of_tiles.lse,
             of_tiles.moment,
             tile_mass,
-            of_tiles.number,
-            of_tiles.top_index,
+            of_tiles.negatives,
+            of_tiles.hardest_index,
             start,
             B,
             K,
             D,
             chunk,
             *query.stride(),
-            *bank.stride(),
+            *bank.rows.stride(),
             E=E,
             A=A,
             SCALE_0=order[0],
             SCALE_1=order[1],
             SCALE_2=order[2],
-            SELECT=select,
-            HAS_ROW_IDS=query_ids is not None,
-            HAS_COL_IDS=bank_ids is not None,
-            HAS_LIMIT=limit is not None,
-            MOMENTS=moments,
-            HARDEST=hardest,
+            SELECT=match.select,
+            HAS_ROW_IDS=match.ids is not None,
+            HAS_COL_IDS=bank.ids is not None,
+            HAS_LIMIT=match.limit is not None,
+            MOMENTS=want.moments,
+            HARDEST=want.hardest,
             MASS=own_mass,
-            SCALED=row_scale is not None,
+            SCALED=bank.row_scale is not None,
             DESC=desc,
             BLOCK_B=first.rows,
             BLOCK_K=first.cols,
@@ -175,24 +140,24 @@ def _run(
             _chunk_rows_kernel[(-(-B // second.rows), A * -(-D // SLICE), parts)](
                 weight,
                 descriptor(flat, second.rows, first.cols) if weight_desc else None,
-                bank,
-                descriptor(bank, first.cols, SLICE) if desc else None,
+                bank.rows,
+                descriptor(bank.rows, first.cols, SLICE) if desc else None,
                 scales,
-                bank_ids,
-                of_tiles.top,
+                bank.ids,
+                of_tiles.hardest,
                 of_tiles.lse,
                 of_tiles.moment,
                 tile_mass,
-                of_tiles.number,
-                of_tiles.top_index,
+                of_tiles.negatives,
+                of_tiles.hardest_index,
                 peaks[number % 2],
                 peaks[1 - number % 2],
                 state.lse,
                 state.moment,
                 mass,
                 state.acc,
-                state.number,
-                state.top_index,
+                state.negatives,
+                state.hardest_index,
                 start,
                 here,
                 -(-here // parts),
@@ -200,13 +165,13 @@ def _run(
                 K,
                 D,
                 chunk,
-                *bank.stride(),
+                *bank.rows.stride(),
                 E=E,
                 A=A,
                 SCALE_0=order[0],
                 SCALE_1=order[1],
-                MOMENTS=moments,
-                HARDEST=hardest,
+                MOMENTS=want.moments,
+                HARDEST=want.hardest,
                 MASS=own_mass,
                 HOLES=holes,
                 DESC=desc,
@@ -218,4 +183,4 @@ def _run(
                 **second.options,
             )
     chunks = -(-K // chunk)
-    return combine(query, scales, state._replace(top=peaks[chunks % 2]), order, mass)
+    return combine(query, scales, state._replace(hardest=peaks[chunks % 2]), want, order, mass)

@@ -4,8 +4,6 @@ Variant A, one pass: 16-bit operands, at most 512 columns, one accumulator; and 
 accumulators, for any operands. Variant B, in chunks (``_chunks.py``): everything else.
 """
 
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -23,8 +21,9 @@ from sede_kernels.backends.triton._host import (
     precision,
     triton_dtype,
 )
-from sede_kernels.backends.triton._sums import Sums, combine, empty_sums, no_sums, part_sums
+from sede_kernels.backends.triton._sums import combine, part_sums
 from sede_kernels.backends.triton.kernels.bank_lse import _bank_lse_fwd_kernel
+from sede_kernels.types import Bank, Match, Sums, Want
 
 #: A row of the bank stays whole in a tile of variant A, padded to a power of two.
 NARROWEST, WIDEST = 128, 512
@@ -64,14 +63,6 @@ def table_key(kind: str, dim: int, accumulators: int, variant: str) -> str:
     return f"{padded(dim, NARROWEST)}/{variant}" if accumulators else f"step/{kind}"
 
 
-class Bank(NamedTuple):
-    """What the kernel reads of one bank."""
-
-    rows: Tensor  # (K, D)
-    row_scale: Tensor | None  # (K,)
-    ids: Tensor | None  # (K,)
-
-
 _NO_BANK = (None, None, None, None)
 
 
@@ -79,71 +70,47 @@ def sums(
     query: Tensor,
     bank: Bank,
     scales: Tensor,
-    query_ids: Tensor | None,
-    limit: Tensor | None,
+    match: Match,
+    want: Want,
     *,
     other: Bank | None = None,
-    select: str,
-    accumulate: tuple[int, ...] = (),
-    moments: bool = False,
-    hardest: bool = False,
-    unit_length: bool = False,
     in_batch: bool = False,
 ) -> Sums:
     """The pass over ``bank``, or over the other rows' keys of a batch (``in_batch``).
 
-    With ``other``, a bank of the same shape, dtype and kind, ``query`` is (2, B, D), ``limit``
+    With ``other``, a bank of the same shape, dtype and kind, ``query`` is (2, B, D), the limit
     (2, B), and every result has a leading (2,).
     """
     B, D = query.shape[-2:]
-    K, E, A = bank.rows.shape[0], scales.shape[0], len(accumulate)
-    options: dict[str, Any] = {"moments": moments, "hardest": hardest}
+    K, E, A = bank.rows.shape[0], scales.shape[0], len(want.accumulate)
     if B == 0 or K == 0:
-        return no_sums(query, E, A, **options)
-    options |= {"select": select, "accumulate": accumulate}
+        return Sums.none(query, E, want)
     dtype = operand_dtype(query, bank.rows)
     kind = operand_kind(dtype)
-    full = moments or hardest or limit is not None or E > 2
+    full = want.moments or want.hardest or match.limit is not None or E > 2
     scaled = bank.row_scale is not None
     flat = query.flatten(0, -2)
     banks = [bank.rows] if other is None else [bank.rows, other.rows]
     plain = all(describable(matrix) for matrix in (flat, *banks)) and not scaled
     # fp16 would lose the small weights of a fixed maximum.
-    lean = "static" if unit_length and dtype == torch.bfloat16 else "lean"
+    lean = "static" if want.unit_length and dtype == torch.bfloat16 else "lean"
     key = table_key(kind, D, A, "safe" if not plain else "full" if full else lean)
     architecture, _ = launch.device_class(query.device)
     whole = one_pass(query, dtype, A, architecture, scaled=scaled)
     with on_device(query):
         if other is not None and not (whole and _worth_one_launch(key, B, query.device)):
-            limits = (None, None) if limit is None else limit.unbind()
             found = [
-                sums(
-                    query[side],
-                    its,
-                    scales,
-                    query_ids,
-                    limits[side],
-                    unit_length=unit_length,
-                    **options,
-                )
+                sums(query[side], its, scales, match.of_side(side), want)
                 for side, its in enumerate((bank, other))
             ]
             return Sums(*(torch.stack(pair) for pair in zip(*found, strict=True)))
         if not whole:
-            return chunk_sums(query, *bank, scales, query_ids, limit, **options)
+            return chunk_sums(query, bank, scales, match, want)
 
         def run(config: launch.Config) -> Sums:
+            static = key.endswith("/static")
             return _launch(
-                query,
-                bank,
-                other,
-                scales,
-                query_ids,
-                limit,
-                config,
-                static=key.endswith("/static"),
-                in_batch=in_batch,
-                **options,
+                query, bank, other, scales, match, want, config, static=static, in_batch=in_batch
             )
 
         table = _table(other is not None)
@@ -173,19 +140,15 @@ def _launch(
     bank: Bank,
     other: Bank | None,
     scales: Tensor,
-    query_ids: Tensor | None,
-    limit: Tensor | None,
+    match: Match,
+    want: Want,
     fast: launch.Config,
     *,
-    select: str,
-    accumulate: tuple[int, ...],
-    moments: bool,
-    hardest: bool,
     static: bool,
     in_batch: bool,
 ) -> Sums:
     B, D = query.shape[-2:]
-    K, E, A = bank.rows.shape[0], scales.shape[0], len(accumulate)
+    K, E, A = bank.rows.shape[0], scales.shape[0], len(want.accumulate)
     flat = query.flatten(0, -2)
     banks = [bank] if other is None else [bank, other]
     sides = len(banks)
@@ -207,12 +170,9 @@ def _launch(
     desc = has_descriptors(architecture) and all(
         describable(matrix) for matrix in (flat, *(its.rows for its in banks))
     )
-    order = [*accumulate, *(e for e in range(E) if e not in accumulate), 0, 0, 0]
+    order = want.order(E)
     final = parts == 1
-    if final:
-        found = empty_sums(query, E, A, moments=moments, hardest=hardest)
-    else:
-        found = part_sums(query, parts, E, A, moments=moments, hardest=hardest)
+    found = Sums.empty(query, E, want) if final else part_sums(query, parts, E, want)
     for holes, config in passes:
         read = [
             (
@@ -229,14 +189,14 @@ def _launch(
             *read[0],
             *(_NO_BANK if other is None else read[1]),
             scales,
-            query_ids,
-            limit,
-            found.top,
+            match.ids,
+            match.limit,
+            found.hardest,
             found.lse,
             found.moment,
             found.acc,
-            found.number,
-            found.top_index,
+            found.negatives,
+            found.hardest_index,
             B,
             K,
             D,
@@ -249,13 +209,13 @@ def _launch(
             SCALE_0=order[0],
             SCALE_1=order[1],
             SCALE_2=order[2],
-            SELECT=select,
-            HAS_ROW_IDS=query_ids is not None,
+            SELECT=match.select,
+            HAS_ROW_IDS=match.ids is not None,
             HAS_COL_IDS=bank.ids is not None,
-            HAS_LIMIT=limit is not None,
+            HAS_LIMIT=match.limit is not None,
             IN_BATCH=in_batch,
-            MOMENTS=moments,
-            HARDEST=hardest,
+            MOMENTS=want.moments,
+            HARDEST=want.hardest,
             STATIC=static and holes != "with",
             SCALED=bank.row_scale is not None,
             DESC=desc,
@@ -268,75 +228,23 @@ def _launch(
             BLOCK_D=block_d,
             **config.options,
         )
-    return found if final else combine(query, scales, found, order)
+    return found if final else combine(query, scales, found, want, order)
 
 
-def bank_lse(
-    query: Tensor,
-    bank: Tensor,
-    row_scale: Tensor | None,
-    scales: Tensor,
-    query_ids: Tensor | None,
-    bank_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    accumulate: tuple[int, ...],
-    moments: bool,
-    hardest: bool,
-    unit_length: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def bank_lse(query: Tensor, bank: Bank, scales: Tensor, match: Match, want: Want) -> Sums:
     """See ``sede_kernels.ops.bank_lse``.
 
     Variant A: one launch; a second for parts with empty slots where the bank has ids, and one to
     combine the parts where the bank is split. Variant B: two or three launches a chunk.
     """
-    return sums(
-        query,
-        Bank(bank, row_scale, bank_ids),
-        scales,
-        query_ids,
-        limit,
-        select=select,
-        accumulate=accumulate,
-        moments=moments,
-        hardest=hardest,
-        unit_length=unit_length,
-    )
+    return sums(query, bank, scales, match, want)
 
 
 def bank_lse_pair(
-    query: Tensor,
-    bank: Tensor,
-    other_bank: Tensor,
-    row_scale: Tensor | None,
-    other_row_scale: Tensor | None,
-    scales: Tensor,
-    query_ids: Tensor | None,
-    bank_ids: Tensor | None,
-    other_bank_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    accumulate: tuple[int, ...],
-    moments: bool,
-    hardest: bool,
-    unit_length: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    query: Tensor, bank: Bank, other: Bank, scales: Tensor, match: Match, want: Want
+) -> Sums:
     """See ``sede_kernels.ops.bank_lse_pair``.
 
     Variant A: the launches of one bank serve both. Variant B: one bank after the other.
     """
-    return sums(
-        query,
-        Bank(bank, row_scale, bank_ids),
-        scales,
-        query_ids,
-        limit,
-        other=Bank(other_bank, other_row_scale, other_bank_ids),
-        select=select,
-        accumulate=accumulate,
-        moments=moments,
-        hardest=hardest,
-        unit_length=unit_length,
-    )
+    return sums(query, bank, scales, match, want, other=other)

@@ -12,8 +12,9 @@ from sede_kernels.backends.triton._host import (
     precision,
     triton_dtype,
 )
-from sede_kernels.backends.triton.bank_lse import Bank, sums
+from sede_kernels.backends.triton.bank_lse import sums
 from sede_kernels.backends.triton.kernels.batch_lse import _batch_lse_bwd_kernel
+from sede_kernels.types import Bank, BatchSums, Match, SideGradients, Want
 
 #: Columns of a gradient that one program sums up; wider rows recompute s for each slice.
 WIDEST_SLICE = {"half": 256, "tf32": 128, "ieee": 64}
@@ -25,51 +26,30 @@ def batch_lse_kept(query: Tensor, key: Tensor) -> int:
 
 
 def batch_lse(
-    query: Tensor,
-    key: Tensor,
-    scales: Tensor,
-    query_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    moments: bool,
-    hardest: bool,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    query: Tensor, key: Tensor, scales: Tensor, match: Match, want: Want, keep: bool
+) -> BatchSums:
     """See ``sede_kernels.ops.batch_lse``."""
-    found = sums(
-        query,
-        Bank(key, None, query_ids),
-        scales,
-        query_ids,
-        limit,
-        select=select,
-        moments=moments,
-        hardest=hardest,
-        in_batch=True,
-    )
-    return found.lse, found.moment, found.number, found.top
+    found = sums(query, Bank(key, ids=match.ids), scales, match, want, in_batch=True)
+    nothing = found.lse.new_empty((0,))
+    return BatchSums(found.lse, found.moment, found.negatives, found.hardest, nothing)
 
 
 def batch_lse_backward(
     grad_lse: Tensor,
     lse: Tensor,
+    kept: Tensor,
     query: Tensor,
     key: Tensor,
     scales: Tensor,
     grad_scales: Tensor,
-    query_ids: Tensor | None,
-    limit: Tensor | None,
-    *,
-    select: str,
-    kept: Tensor,
-) -> tuple[Tensor, Tensor]:
+    match: Match,
+) -> SideGradients:
     """See ``sede_kernels.ops.batch_lse``. One launch a side; s is recomputed tile by tile."""
     B, D = query.shape
     grad_query = torch.empty((B, D), dtype=torch.float32, device=query.device)
     grad_key = torch.empty_like(grad_query)
     if B == 0 or D == 0:
-        return grad_query, grad_key
+        return SideGradients(grad_query, grad_key)
     dtype = operand_dtype(query, key)
     kind = operand_kind(dtype)
     slice_d = WIDEST_SLICE[kind]
@@ -88,17 +68,17 @@ def batch_lse_backward(
                 factor,
                 lse,
                 scales,
-                query_ids,
-                limit,
+                match.ids,
+                match.limit,
                 out,
                 B,
                 D,
                 *own.stride(),
                 *other.stride(),
                 E=scales.shape[0],
-                SELECT=select,
-                HAS_IDS=query_ids is not None,
-                HAS_LIMIT=limit is not None,
+                SELECT=match.select,
+                HAS_IDS=match.ids is not None,
+                HAS_LIMIT=match.limit is not None,
                 TRANSPOSED=transposed,
                 WHOLE=slice_d >= D,
                 OPERAND=triton_dtype(dtype),
@@ -112,4 +92,4 @@ def batch_lse_backward(
 
     with on_device(query):
         run(tuning.choose("batch_lse_backward", kind, query.device, (B, D), run))
-    return grad_query, grad_key
+    return SideGradients(grad_query, grad_key)

@@ -20,6 +20,7 @@ from sede_kernels.backends.triton.kernels.hardest import (
     _hardest_combine_kernel,
     _hardest_fwd_kernel,
 )
+from sede_kernels.types import Bank, Ranked
 
 #: Negatives that one pass keeps in registers.
 RANKS = 16
@@ -27,53 +28,38 @@ COMBINE = {"RANKS": RANKS, "BLOCK_B": 16}
 COMBINE_OPTIONS = {"num_warps": 4, "num_stages": 1}
 
 
-def hardest(
-    query: Tensor,
-    bank: Tensor,
-    row_scale: Tensor | None,
-    query_ids: Tensor | None,
-    bank_ids: Tensor | None,
-    *,
-    k: int,
-) -> tuple[Tensor, Tensor]:
+def hardest(query: Tensor, bank: Bank, query_ids: Tensor | None, k: int) -> Ranked:
     """See ``sede_kernels.ops.hardest``. Two launches for every ``RANKS`` ranks."""
-    B, K = query.shape[0], bank.shape[0]
+    B, K = query.shape[0], bank.rows.shape[0]
     if B == 0 or K == 0:
         return _nothing(query, k)
-    kind = operand_kind(operand_dtype(query, bank))
-    tensors = (query, bank, row_scale, query_ids, bank_ids)
+    kind = operand_kind(operand_dtype(query, bank.rows))
 
-    def run(config: launch.Config) -> tuple[Tensor, Tensor]:
-        return _launch(*tensors, config, k=k)
+    def run(config: launch.Config) -> Ranked:
+        return _launch(query, bank, query_ids, k, config)
 
     with on_device(query):
         return run(tuning.choose("hardest", kind, query.device, (B, K), run))
 
 
-def _nothing(query: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _nothing(query: Tensor, k: int) -> Ranked:
     """What is found in an empty bank, and memory for what is found in another."""
-    shape = (query.shape[0], k)
-    values = torch.full(shape, -torch.inf, dtype=torch.float32, device=query.device)
-    return values, torch.full(shape, -1, dtype=torch.int64, device=query.device)
+    found = Ranked.empty(query, k)
+    found.values.fill_(-torch.inf)
+    found.indices.fill_(-1)
+    return found
 
 
 def _launch(
-    query: Tensor,
-    bank: Tensor,
-    row_scale: Tensor | None,
-    query_ids: Tensor | None,
-    bank_ids: Tensor | None,
-    config: launch.Config,
-    *,
-    k: int,
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, bank: Bank, query_ids: Tensor | None, k: int, config: launch.Config
+) -> Ranked:
     B, D = query.shape
-    K = bank.shape[0]
-    values, indices = _nothing(query, k)
-    dtype = operand_dtype(query, bank)
+    K = bank.rows.shape[0]
+    found = _nothing(query, k)
+    dtype = operand_dtype(query, bank.rows)
     kind = operand_kind(dtype)
     architecture, cores = launch.device_class(query.device)
-    desc = has_descriptors(architecture) and describable(query) and describable(bank)
+    desc = has_descriptors(architecture) and describable(query) and describable(bank.rows)
     row_blocks, tiles = -(-B // config.rows), -(-K // config.cols)
     parts = parts_of_bank(row_blocks, tiles, cores)
     keys = torch.empty((parts, B, RANKS), dtype=torch.int64, device=query.device)
@@ -82,23 +68,23 @@ def _launch(
         _hardest_fwd_kernel[(row_blocks, parts)](
             query,
             descriptor(query, config.rows, STEP[kind]) if desc else None,
-            bank,
-            descriptor(bank, config.cols, STEP[kind]) if desc else None,
-            row_scale,
+            bank.rows,
+            descriptor(bank.rows, config.cols, STEP[kind]) if desc else None,
+            bank.row_scale,
             query_ids,
-            bank_ids,
+            bank.ids,
             below,
             keys,
             B,
             K,
             D,
             *query.stride(),
-            *bank.stride(),
+            *bank.rows.stride(),
             -(-tiles // parts),
             HAS_ROW_IDS=query_ids is not None,
-            HAS_COL_IDS=bank_ids is not None,
+            HAS_COL_IDS=bank.ids is not None,
             HAS_BOUND=first > 0,
-            SCALED=row_scale is not None,
+            SCALED=bank.row_scale is not None,
             DESC=desc,
             OPERAND=triton_dtype(dtype),
             PRECISION=precision(),
@@ -109,6 +95,6 @@ def _launch(
             **config.options,
         )
         _hardest_combine_kernel[(-(-B // COMBINE["BLOCK_B"]),)](
-            keys, below, values, indices, parts, B, k, first, **COMBINE, **COMBINE_OPTIONS
+            keys, below, *found, parts, B, k, first, **COMBINE, **COMBINE_OPTIONS
         )
-    return values, indices
+    return found

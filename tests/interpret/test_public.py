@@ -97,23 +97,11 @@ def test_shapes_and_dtypes_are_those_of_the_fake_op():
         oracle.matrix(40, 16, 52, torch.bfloat16),
     )
     scales = torch.tensor([14.3, 2.0])
-    arguments = (
-        query,
-        bank,
-        None,
-        scales,
-        scales,
-        None,
-        None,
-        None,
-        "mask",
-        [0],
-        True,
-        True,
-        False,
-        "triton",
+    want = Want((0,), moments=True, hardest=True)
+    arguments = bank_lse.flat(query, Bank(bank), scales, scales, Match(), want, None, "triton")
+    torch.library.opcheck(
+        torch.ops.sede.bank_lse.default, arguments, test_utils=["test_schema", "test_faketensor"]
     )
-    torch.library.opcheck(bank_lse, arguments, test_utils=["test_schema", "test_faketensor"])
 
 
 def test_auto_takes_triton_for_cuda_tensors_only():

@@ -1,0 +1,30 @@
+"""The committed records of the ablation study can be read by the command that wrote them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sede_kernels.study.measured import NEEDS
+from sede_kernels.study.report import run_of
+from sede_kernels.training import records
+
+FOLDER = Path(__file__).parents[2] / "records" / "ablation"
+FILES = sorted(FOLDER.glob("*/*.jsonl"))
+
+pytestmark = pytest.mark.skipif(not FILES, reason="the sources came without the study's records")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_line_is_a_run(path):
+    found, complaints = records.read(path, NEEDS, check=run_of)
+    assert complaints == []
+    assert len(found) == len(path.read_text(encoding="utf-8").splitlines()) > 0
+
+
+def test_what_is_no_run_stands_apart_and_is_explained():
+    for path in FOLDER.glob("*/*/*.jsonl"):
+        assert path.parent.name == "forms"
+        assert f"`{path.name}`" in (path.parent / "README.md").read_text(encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert all(isinstance(json.loads(line)["config"], dict) for line in lines)

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from sede_kernels import ops
+from sede_kernels.checks import check_count, check_key_ids
 from sede_kernels.fragment_bank import FragmentBank, FragmentView
 from sede_kernels.ring import (
     BANK_DTYPES,
     Ring,
-    checked_ids,
     ids_where,
-    positive_int,
 )
 from sede_kernels.types import ANONYMOUS, EMPTY
 
@@ -95,8 +94,8 @@ class MemoryBank(Ring):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        positive_int("MemoryBank", "size", size)
-        positive_int("MemoryBank", "dim", dim)
+        check_count("MemoryBank", "size", size, least=1)
+        check_count("MemoryBank", "dim", dim, least=1)
         if dtype not in BANK_DTYPES:
             raise TypeError(
                 "MemoryBank: dtype must be float32, bfloat16, float16, float64 or int8, "
@@ -149,7 +148,7 @@ class MemoryBank(Ring):
                 f"MemoryBank.enqueue: keys are on {keys.device} but the bank is on "
                 f"{rows.device}; move one of them with .to()."
             )
-        key_ids = checked_ids("MemoryBank.enqueue", ids, keys.shape[0], keys.device)
+        key_ids = check_key_ids("MemoryBank.enqueue", ids, keys.shape[0], keys.device)
         if keys.shape[0]:
             ops.enqueue.write(
                 rows,

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sede_kernels.checks import check_ids
 from sede_kernels.ring import Ring
 from sede_kernels.warmup import WarmUp
 
@@ -170,15 +171,7 @@ def gather_keys(
     if not isinstance(keys, Tensor) or keys.ndim < 1:
         raise TypeError(f"gather_keys: keys must be a tensor (N, D), got {_described(keys)}.")
     if ids is not None:
-        if not isinstance(ids, Tensor) or ids.dtype.is_floating_point or ids.dtype == torch.bool:
-            raise TypeError(
-                f"gather_keys: ids must be a tensor of integers, got {_described(ids)}."
-            )
-        if ids.shape != keys.shape[:1]:
-            raise ValueError(
-                f"gather_keys: ids must be ({keys.shape[0]},), one a key, got {tuple(ids.shape)}."
-            )
-        ids = ids.to(torch.int64)
+        ids = check_ids("gather_keys", "ids", ids, keys.shape[0])
     found = batches(keys, ids, group, name="gather_keys")
     return found.gather(keys), None if ids is None else found.gather(ids)
 

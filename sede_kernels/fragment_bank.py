@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sede_kernels.checks import check_count, check_key_ids, is_integer
 from sede_kernels.ring import (
     BANK_DTYPES,
     Ring,
-    checked_ids,
     ids_where,
-    positive_int,
 )
 from sede_kernels.types import ANONYMOUS, EMPTY
 
@@ -75,7 +74,7 @@ class FragmentBank(Ring):
     ) -> None:
         super().__init__()
         for argument, value in (("size", size), ("max_length", max_length), ("dim", dim)):
-            positive_int("FragmentBank", argument, value)
+            check_count("FragmentBank", argument, value, least=1)
         if dtype not in BANK_DTYPES[:-1]:
             raise TypeError(
                 f"FragmentBank: dtype must be float32, bfloat16, float16 or float64, got {dtype}."
@@ -109,7 +108,7 @@ class FragmentBank(Ring):
         """
         self._ready()
         key_lengths = self._checked(keys, lengths)
-        key_ids = checked_ids(NAME, ids, keys.shape[0], keys.device)
+        key_ids = check_key_ids(NAME, ids, keys.shape[0], keys.device)
         self._check_place(NAME)
         size, longest, _ = self.rows.shape
         total, width = keys.shape[:2]
@@ -154,9 +153,9 @@ class FragmentBank(Ring):
             raise TypeError(
                 f"{NAME}: lengths must be a torch.Tensor, got {type(lengths).__name__}."
             )
-        if lengths.shape != (total,) or not _integers(lengths.dtype):
+        if lengths.shape != (total,) or not is_integer(lengths.dtype):
             raise ValueError(
-                f"{NAME}: lengths must be ({total},) integers, one a set, "
+                f"{NAME}: lengths must be ({total},) integers, one per set, "
                 f"got {tuple(lengths.shape)} {lengths.dtype}."
             )
         if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and total:
@@ -180,10 +179,6 @@ class FragmentBank(Ring):
         if name == "lengths" and not 0 <= int(value.min()) <= int(value.max()) <= longest:
             return [f"lengths must lie in [0, {longest}], got {value.min()} to {value.max()}"]
         return super()._wrong_value(name, value)
-
-
-def _integers(dtype: torch.dtype) -> bool:
-    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def _known_to_hold(flags: Tensor) -> bool:

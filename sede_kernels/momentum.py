@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from sede_kernels.functional._checks import check_number
+from sede_kernels.checks import check_number
 
 
 class _Masters(nn.Module):

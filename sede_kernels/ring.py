@@ -27,44 +27,6 @@ _OVERWRITTEN = (
 )
 
 
-def positive_int(name: str, argument: str, value: int) -> int:
-    """``value`` itself, an integer >= 1.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: {argument} must be an integer >= 1, got {value!r}.")
-    return value
-
-
-def checked_ids(name: str, ids: Tensor | None, rows: int, device: torch.device) -> Tensor | None:
-    """Ids (rows,) of keys as int64 on the device; values are checked where that is free.
-
-    Raises:
-        TypeError, ValueError: no integers, a wrong shape, or a negative id.
-    """
-    if ids is None:
-        return None
-    if not isinstance(ids, Tensor):
-        raise TypeError(
-            f"{name}: ids must be a torch.Tensor of integers, got {type(ids).__name__}; "
-            "pass torch.as_tensor of it (number strings first)."
-        )
-    if ids.dtype.is_floating_point or ids.dtype == torch.bool:
-        raise TypeError(f"{name}: ids must be integers (int64), got {ids.dtype}.")
-    if ids.shape != (rows,):
-        raise ValueError(f"{name}: ids must be ({rows},), one a key, got {tuple(ids.shape)}.")
-    if ids.device.type == "cpu" and not torch.compiler.is_compiling() and rows:
-        smallest = int(ids.min())
-        if smallest < 0:
-            raise ValueError(
-                f"{name}: ids must be >= 0 (-1 marks an empty slot), got {smallest}; "
-                "leave ids out for keys without an id."
-            )
-    return ids.to(device=device, dtype=torch.int64)
-
-
 def ids_where(name: str, flag: Tensor, ids: Tensor) -> Tensor:
     """``ids``, all -1 where the flag is False; decided on the device.
 

@@ -5,22 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sede_kernels.checks import check_count
+
 _PLAUSIBLE = 1 << 40  # more steps than anyone takes
 
 
 def _has_value(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and not tensor.is_meta
-
-
-def checked_start_step(name: str, start_step: int) -> int:
-    """``start_step`` itself, an integer >= 0.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
-        raise ValueError(f"{name}: start_step must be an integer >= 0, got {start_step!r}.")
-    return start_step
 
 
 class WarmUp(nn.Module):
@@ -42,7 +33,7 @@ class WarmUp(nn.Module):
 
     def __init__(self, start_step: int = 0) -> None:
         super().__init__()
-        self.start_step = checked_start_step(type(self).__name__, start_step)
+        self.start_step = check_count(type(self).__name__, "start_step", start_step)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @property

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.functional._checks import FLOATS, check_ids, check_same_device, shape_of
+from sede_kernels.checks import FLOATS, check_ids, check_same_device, shape_of
 from sede_kernels.types import Bank
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sede_kernels import reference
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.functional._bank_argument import unpack_bank
-from sede_kernels.functional._checks import (
+from sede_kernels.checks import (
     check_backend,
     check_bool,
     check_choice,
@@ -23,6 +22,7 @@ from sede_kernels.functional._checks import (
     scalar_parameter,
     shape_of,
 )
+from sede_kernels.functional._bank_argument import unpack_bank
 from sede_kernels.functional._exponents import (
     Exponents,
     Scalar,

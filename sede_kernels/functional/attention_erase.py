@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sede_kernels import ops, reference
-from sede_kernels.functional._checks import (
+from sede_kernels.checks import (
     FLOATS,
     check_backend,
     check_bool,

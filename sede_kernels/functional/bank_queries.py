@@ -7,9 +7,9 @@ from torch import Tensor
 
 from sede_kernels import ops, reference
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.functional._bank_argument import unpack_bank
-from sede_kernels.functional._checks import (
+from sede_kernels.checks import (
     check_backend,
+    check_count,
     check_float_matrix,
     check_ids,
     check_number,
@@ -17,6 +17,7 @@ from sede_kernels.functional._checks import (
     readable,
     shape_of,
 )
+from sede_kernels.functional._bank_argument import unpack_bank
 from sede_kernels.functional._exponents import Scalar, constants
 from sede_kernels.functional._rows import rows_of
 from sede_kernels.types import Match, Want, result_dtype
@@ -184,8 +185,7 @@ def hardest_negatives(
     tensors = unpack_bank(name, query, bank, bank_ids)
     ids = check_ids(name, "query_ids", query_ids, query.shape[0])
     check_same_device(name, query, query_ids=ids)
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"{name}: k must be an integer >= 1, got {k!r}.")
+    k = check_count(name, "k", k, least=1)
     if chosen == "reference":
         dense = tensors.dense(query.dtype)
         values, indices = reference.hardest_negatives(query, dense, k, ids, tensors.ids)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sede_kernels import ops, reference
 from sede_kernels.backends.registry import requested
-from sede_kernels.functional._checks import (
+from sede_kernels.checks import (
     check_backend,
     check_choice,
     check_erase,

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sede_kernels import ops, reference
-from sede_kernels.functional._checks import check_backend, shape_of
+from sede_kernels.checks import check_backend, shape_of
 from sede_kernels.functional.cross_attention import EraseSettings, check_call
 from sede_kernels.types import result_dtype
 

@@ -7,13 +7,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sede_kernels.functional import ranks as blocks
-from sede_kernels.functional._checks import (
+from sede_kernels.checks import (
     check_float_matrix,
     check_ids,
     check_same_device,
     shape_of,
 )
+from sede_kernels.functional import ranks as blocks
 from sede_kernels.functional._exponents import full_precision
 from sede_kernels.types import EMPTY, result_dtype
 

@@ -5,7 +5,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.functional._checks import check_same_device
+from sede_kernels.checks import check_same_device
 from sede_kernels.functional._exponents import Exponents
 from sede_kernels.functional._info_nce import (
     Direction,

@@ -1,27 +1,16 @@
 """One sentence for a setting or an input that a twin cannot take, before anything changes."""
 
 import math
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sede_kernels.bank import BANK_DTYPES, FragmentBank, MemoryBank
+from sede_kernels.checks import check_count, check_integers, readable
 
 Ids = Tensor | Sequence[int]
-
-
-def check_count(name: str, argument: str, value: Any, *, least: int = 0) -> int:
-    """An integer >= ``least``; NumPy's count, True does not."""
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < least:
-        raise ValueError(f"{name}: {argument} must be an integer >= {least}, got {value!r}.")
-    return number
 
 
 def check_real(
@@ -62,14 +51,6 @@ def check_switch(name: str, argument: str, value: Any) -> bool:
     if isinstance(value, str) or value not in (True, False):
         raise ValueError(f"{name}: {argument} must be True or False, got {value!r}.")
     return bool(value)
-
-
-def check_choice(name: str, argument: str, value: Any, choices: Iterable[Any]) -> None:
-    """One of a closed list."""
-    known = list(choices)
-    if not any(value is choice or value == choice for choice in known):
-        listed = ", ".join(map(str, known))
-        raise ValueError(f"{name}: {argument} must be one of {listed}, got {value!r}.")
 
 
 def check_bank_settings(
@@ -180,7 +161,7 @@ def check_temperature(name: str, argument: str, value: Any, device: torch.device
             f"{name}: {argument} is on {value.device} but the features are on {device}; move one "
             "of them with .to()."
         )
-    if device.type == "cpu" and not torch.compiler.is_compiling():
+    if readable(value):
         check_real(name, argument, value.detach().item(), above=0.0)
 
 
@@ -191,7 +172,7 @@ def integers(
 
     They come as a tensor, array, list or tuple.
     """
-    expected = f"{argument} must be integers, one a row"
+    expected = f"{argument} must be integers, one per row"
     if not isinstance(values, Tensor):
         if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
             raise TypeError(f"{name}: {expected}, got {values!r}.")
@@ -206,16 +187,9 @@ def integers(
         raise TypeError(f"{name}: {expected}, got a {type(values).__name__} of others.") from None
     if not found.numel() and not isinstance(values, Tensor):
         found = found.to(torch.int64)
-    if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        kind = str(found.dtype).removeprefix("torch.")
-        raise TypeError(f"{name}: {argument} must be integers, one a row, got {kind}.")
     if column and found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]
-    if found.shape != (rows,):
-        raise ValueError(
-            f"{name}: {argument} must be ({rows},), one a row, got {tuple(found.shape)}."
-        )
-    return found.to(torch.int64)
+    return check_integers(name, argument, found, (rows,))
 
 
 def ids_tensor(
@@ -225,7 +199,7 @@ def ids_tensor(
     if ids is None:
         return None
     found = integers(name, "ids", ids, rows, device, column=column)
-    if rows and device.type == "cpu" and not torch.compiler.is_compiling():
+    if rows and readable(found):
         smallest = int(found.min())
         if smallest < 0:
             raise ValueError(
@@ -239,7 +213,7 @@ def lengths_tensor(
 ) -> Tensor:
     """Word counts (rows,) in [least, longest] as int64; values are read where that is free."""
     found = integers(name, "lengths", lengths, rows, device)
-    if rows and device.type == "cpu" and not torch.compiler.is_compiling():
+    if rows and readable(found):
         smallest, largest = int(found.min()), int(found.max())
         if smallest < least or largest > longest:
             raise ValueError(

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from sede_kernels.bank import EMPTY, FragmentBank
+from sede_kernels.checks import check_count
 from sede_kernels.integrations._banked import snapshot, training_call
 from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
     check_beside,
-    check_count,
     check_features,
     described,
     ids_tensor,

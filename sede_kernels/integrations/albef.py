@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sede_kernels.bank import EMPTY, MemoryBank
+from sede_kernels.checks import check_count
 from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import bank_lse, weighted_info_nce
 from sede_kernels.integrations._banked import training_call
@@ -13,7 +14,6 @@ from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
     check_beside,
-    check_count,
     check_features,
     check_real,
     check_stored,
@@ -138,7 +138,7 @@ class RetrievalQueues(nn.Module):
         """(B,) from (B,) or (B, 1)."""
         ids = ids_tensor(NAME, idx, features.shape[0], features.device, column=True)
         if ids is None:
-            raise TypeError(f"{NAME}: idx must be integers, one a row, got None.")
+            raise TypeError(f"{NAME}: idx must be integers, one per row, got None.")
         return ids
 
     @staticmethod

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sede_kernels.checks import check_count
 from sede_kernels.functional import bank_lse
 from sede_kernels.integrations._banked import training_call
-from sede_kernels.integrations._checks import check_count, check_features, check_real, described
+from sede_kernels.integrations._checks import check_features, check_real, described
 
 try:
     from pytorch_metric_learning import losses
@@ -301,7 +302,7 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
         rows = len(embeddings)
         if not isinstance(labels, Tensor) or labels.shape != (rows,) or labels.is_complex():
             raise (ValueError if isinstance(labels, Tensor) else TypeError)(
-                f"{NAME}: labels must be a tensor ({rows},), one a row, got {described(labels)}."
+                f"{NAME}: labels must be a tensor ({rows},), one per row, got {described(labels)}."
             )
         if indices is not None and mask is not None:
             raise ValueError(
@@ -317,7 +318,7 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
             not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (rows,)
         ):
             raise ValueError(
-                f"{NAME}: enqueue_mask must be bool ({rows},), one a row, got {described(mask)}."
+                f"{NAME}: enqueue_mask must be bool ({rows},), one per row, got {described(mask)}."
             )
 
     def _store(self, embeddings: Tensor, labels: Tensor) -> Tensor:

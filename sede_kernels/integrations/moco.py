@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from sede_kernels.bank import ANONYMOUS, EMPTY, MemoryBank
+from sede_kernels.checks import check_count
 from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import weighted_info_nce
 from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
     check_beside,
-    check_count,
     check_features,
     check_real,
     check_stored,

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from sede_kernels.backends import registry
 from sede_kernels.bank import MemoryBank
+from sede_kernels.checks import check_count
 from sede_kernels.distributed import Batches, batches, gather_keys
 from sede_kernels.functional import symmetric_info_nce
 from sede_kernels.integrations._banked import training_call
 from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
-    check_count,
     check_features,
     check_real,
     check_stored,

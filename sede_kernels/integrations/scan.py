@@ -9,16 +9,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from sede_kernels.checks import check_count
 from sede_kernels.functional import cross_attention_similarity
 from sede_kernels.functional.cross_attention import EraseSettings
 from sede_kernels.integrations import _ranking
-from sede_kernels.integrations._checks import (
-    Ids,
-    check_count,
-    check_features,
-    check_options,
-    lengths_tensor,
-)
+from sede_kernels.integrations._checks import Ids, check_features, check_options, lengths_tensor
 from sede_kernels.integrations._fragments import (
     FragmentLoss,
     Fragments,

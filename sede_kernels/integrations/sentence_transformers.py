@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sede_kernels.bank import BankView, MemoryBank
+from sede_kernels.checks import check_choice
 from sede_kernels.distributed import Batches, batches
 from sede_kernels.functional import bank_lse
 from sede_kernels.integrations._banked import training_call
 from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
-    check_choice,
     check_features,
     check_real,
     check_stored,

@@ -8,14 +8,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
+from sede_kernels.checks import check_choice, check_count
 from sede_kernels.functional import hardest_negatives, symmetric_info_nce
 from sede_kernels.integrations import _ranking
 from sede_kernels.integrations._banked import snapshot, training_call
 from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
-    check_choice,
-    check_count,
     check_features,
     check_stored,
     described,

@@ -233,5 +233,5 @@ def test_wrong_masks_get_one_sentence(twin: ModuleType) -> None:
     embeddings, labels = problem(4)
     with pytest.raises(ValueError, match="pass one"):
         memory(embeddings, labels, (labels, labels, labels), torch.ones(4, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"must be bool \(4,\), one a row, got bool \(3,\)"):
+    with pytest.raises(ValueError, match=r"must be bool \(4,\), one per row, got bool \(3,\)"):
         memory(embeddings, labels, enqueue_mask=torch.ones(3, dtype=torch.bool))

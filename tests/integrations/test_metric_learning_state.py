@@ -163,10 +163,10 @@ CLASSES = torch.arange(4)
     [
         ((torch.ones(4, DIM + 1), CLASSES), f"embeddings must be a floating tensor (B, {DIM})"),
         ((ROWS.long(), CLASSES), "embeddings must be a floating tensor"),
-        ((ROWS, [0, 1, 2, 3]), "labels must be a tensor (4,), one a row, got a list of 4"),
-        ((ROWS, CLASSES[:3]), "labels must be a tensor (4,), one a row, got int64 (3,)"),
+        ((ROWS, [0, 1, 2, 3]), "labels must be a tensor (4,), one per row, got a list of 4"),
+        ((ROWS, CLASSES[:3]), "labels must be a tensor (4,), one per row, got int64 (3,)"),
         ((ROWS, CLASSES, (CLASSES,)), "indices_tuple must be 3 or 4 index tensors"),
-        ((ROWS, CLASSES, None, CLASSES), "enqueue_mask must be bool (4,), one a row"),
+        ((ROWS, CLASSES, None, CLASSES), "enqueue_mask must be bool (4,), one per row"),
     ],
     ids=["width", "integers", "list", "labels", "indices", "mask"],
 )

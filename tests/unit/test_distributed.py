@@ -46,5 +46,5 @@ def test_banks_of_all_ranks_stay_equal(tmp_path) -> None:
 def test_without_a_process_group_nothing_changes() -> None:
     keys, ids = torch.randn(3, 2), torch.arange(3)
     assert gather_keys(keys, ids) == (keys, ids)
-    with pytest.raises(ValueError, match=r"ids must be \(3,\), one a key, got \(2,\)"):
+    with pytest.raises(ValueError, match=r"ids must be \(3,\), one per row, got \(2,\)"):
         gather_keys(keys, ids[:2])

@@ -1,10 +1,13 @@
-"""Validation: one clear sentence for bad input, without reading device memory.
+"""What a caller may pass: one clear sentence for bad input, without reading device memory.
 
 Values of tensors are checked only where that costs no host synchronisation (CPU, not compiling).
 """
 
 import math
+import operator
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +53,21 @@ def check_same_device(name: str, first: Tensor, **others: Tensor | None) -> None
             )
 
 
+def is_integer(dtype: torch.dtype) -> bool:
+    """Whether a dtype counts: neither floating nor complex nor bool."""
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+
+
+def check_integers(name: str, argument: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Integers of this shape, returned as int64."""
+    if not is_integer(values.dtype):
+        raise TypeError(f"{name}: {argument} must be integers (int64), got {values.dtype}.")
+    if tuple(values.shape) != shape:
+        each = ", one per row" if len(shape) == 1 else ""
+        raise ValueError(f"{name}: {argument} must be {shape}{each}, got {shape_of(values)}.")
+    return values.to(torch.int64)
+
+
 def check_ids(name: str, argument: str, ids: Tensor | None, rows: int) -> Tensor | None:
     """Integer ids (rows,), returned as int64."""
     if ids is None:
@@ -59,19 +77,41 @@ def check_ids(name: str, argument: str, ids: Tensor | None, rows: int) -> Tensor
             f"{name}: {argument} must be a torch.Tensor of integers, got {type(ids).__name__}; "
             "pass torch.as_tensor of it (number strings first)."
         )
-    if ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool:
-        raise TypeError(f"{name}: {argument} must be integers (int64), got {ids.dtype}.")
-    if ids.shape != (rows,):
-        raise ValueError(
-            f"{name}: {argument} must be ({rows},), one id a row, got {shape_of(ids)}."
-        )
-    return ids.to(torch.int64)
+    return check_integers(name, argument, ids, (rows,))
 
 
-def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
-    """A string out of a closed list."""
-    if value not in choices:
-        raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}, got {value!r}.")
+def check_key_ids(name: str, ids: Tensor | None, rows: int, device: torch.device) -> Tensor | None:
+    """Ids (rows,) >= 0 of keys as int64 on the device; values are read where that is free."""
+    found = check_ids(name, "ids", ids, rows)
+    if found is None:
+        return None
+    if readable(found) and rows:
+        smallest = int(found.min())
+        if smallest < 0:
+            raise ValueError(
+                f"{name}: ids must be >= 0 (-1 marks an empty slot), got {smallest}; "
+                "leave ids out for keys without an id."
+            )
+    return found.to(device)
+
+
+def check_count(name: str, argument: str, value: Any, *, least: int = 0) -> int:
+    """An integer >= ``least``; NumPy's count, True does not."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{name}: {argument} must be an integer >= {least}, got {value!r}.")
+    return number
+
+
+def check_choice(name: str, argument: str, value: Any, choices: Iterable[Any]) -> None:
+    """One of a closed list."""
+    known = list(choices)
+    if not any(value is choice or value == choice for choice in known):
+        listed = ", ".join(map(str, known))
+        raise ValueError(f"{name}: {argument} must be one of {listed}, got {value!r}.")
 
 
 def check_bool(name: str, argument: str, value: object) -> None:
@@ -176,24 +216,20 @@ def check_lengths(
             f"{name}: {argument} must be a torch.Tensor, got {type(lengths).__name__}; use "
             "torch.as_tensor."
         )
-    if lengths.dtype.is_floating_point or lengths.dtype == torch.bool:
-        raise TypeError(f"{name}: {argument} must be integers (int64), got {lengths.dtype}.")
-    if tuple(lengths.shape) != shape:
-        raise ValueError(f"{name}: {argument} must be {shape}, got {shape_of(lengths)}.")
+    found = check_integers(name, argument, lengths, shape)
     if readable(lengths) and lengths.numel():
         smallest, largest = int(lengths.min()), int(lengths.max())
         if smallest < 0 or largest > maximum:
             raise ValueError(
                 f"{name}: {argument} must lie in [0, {maximum}], got {smallest} to {largest}."
             )
-    return lengths.to(torch.int64)
+    return found
 
 
 def check_erase(name: str, rule: str, threshold: float | None, keep_min: int, length: int) -> float:
     """The threshold as a float, 0 for the rules without one."""
     check_choice(name, "rule", rule, ERASE_RULES)
-    if isinstance(keep_min, bool) or not isinstance(keep_min, int) or keep_min < 1:
-        raise ValueError(f"{name}: keep_min must be an integer >= 1, got {keep_min!r}.")
+    check_count(name, "keep_min", keep_min, least=1)
     if rule in ("mean", "prob"):
         if threshold is not None:
             raise ValueError(

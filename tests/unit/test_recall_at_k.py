@@ -114,7 +114,7 @@ def test_memory_is_that_of_blocks() -> None:
     [
         ({"texts": torch.ones(3, 5)}, r"texts must be \(M, 4\) to match images, got \(3, 5\)"),
         ({"image_ids": None}, "image_ids must be a torch.Tensor of integers, got None"),
-        ({"text_ids": torch.arange(2)}, r"text_ids must be \(3,\), one id a row, got \(2,\)"),
+        ({"text_ids": torch.arange(2)}, r"text_ids must be \(3,\), one per row, got \(2,\)"),
         ({"text_ids": torch.arange(3) + 9}, "no image has the id of a text"),
         ({"k": 0}, "k must hold integers >= 1, got 0"),
         ({"k": ()}, "k must hold at least one cutoff"),

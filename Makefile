@@ -3,7 +3,7 @@ PYTHON ?= python
 SANITIZERS ?= address undefined thread
 CLANG ?= clang++-19
 
-.PHONY: develop test interpret gpu sanitize clang lint format bench clean
+.PHONY: develop test interpret gpu ptx ptx-sanitize triton-matrix sanitize clang lint format bench clean
 
 develop: ## editable install with every tool
 	$(PYTHON) -m pip install -e ".[dev,bench]"
@@ -16,6 +16,17 @@ interpret: ## Triton kernels on the interpreter, no GPU
 
 gpu: ## on a machine with an NVIDIA GPU
 	bash benchmarks/gpu_suite.sh --quick
+
+ptx: ## compiled Triton kernels on the PTX machine, no GPU (docs/ptx.md)
+	$(PYTHON) -m pytest -m ptx tests/ptx
+
+ptx-sanitize: ## the PTX machine's own tests, with the machine under ASan and UBSan
+	SEDE_PTX_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  $(PYTHON) -m pytest -q --capture=sys -m ptx tests/ptx --ignore tests/ptx/test_kernels.py
+
+triton-matrix: ## compiler report and executed kernels with the other versions of Triton; hours
+	bash .ci/triton-matrix
 
 sanitize:
 	for kind in $(SANITIZERS); do \

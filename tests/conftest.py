@@ -13,6 +13,10 @@ import sede_kernels
 CPU_BACKENDS = [
     name for name in ("torch", "cpu") if sede_kernels.available_backends()[name] is None
 ]
+#: Floor of a relative error where compiled code multiplies tf32 operands, on a GPU or on the PTX
+#: machine (the interpreter multiplies in full): an operand is cut down to 10 bits and so off by up
+#: to 2^-10, a product of two by 2^-9, a quotient of two such sums, as similarities are, by 2^-8.
+TF32_FLOOR = 2.0**-8
 
 
 @pytest.fixture(autouse=True)

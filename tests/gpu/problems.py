@@ -1,18 +1,31 @@
 """Random problems on the GPU and their fp64 answers, for all GPU tests."""
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sede_kernels import functional
+from sede_kernels.backends.triton import emulated
+
+#: Whether the PTX machine plays the GPU, on CPU tensors.
+EMULATED = emulated() is not None
+DEVICE = torch.device("cpu" if EMULATED else "cuda")
+#: Streams, graphs, waits and much memory are the driver's and not the kernels'.
+needs_driver = pytest.mark.skipif(EMULATED, reason="the PTX machine executes kernels only")
+
+
+def size(on_gpu: int, on_machine: int) -> int:
+    """A size of a problem; the machine is ten thousand times slower than a GPU."""
+    return on_machine if EMULATED else on_gpu
 
 
 def unit(rows: int, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return F.normalize(torch.randn(rows, dim, device="cuda"), dim=1).to(dtype)
+    return F.normalize(torch.randn(rows, dim, device=DEVICE), dim=1).to(dtype)
 
 
 def ids(rows: int, low: int = 0, high: int = 1000) -> Tensor:
-    return torch.randint(low, high, (rows,), device="cuda")
+    return torch.randint(low, high, (rows,), device=DEVICE)
 
 
 def loss_and_gradients(

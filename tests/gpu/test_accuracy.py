@@ -17,6 +17,8 @@ SHAPES = [
     (129, 2500, 768),
     (3, 20_011, 1024),
 ]
+if problems.EMULATED:
+    SHAPES = [(1, 1, 8), (67, 400, 100), (70, 300, 256), (3, 900, 1024)]
 SHAPE_IDS = [f"B{b}-K{k}-D{d}" for b, k, d in SHAPES]
 
 
@@ -61,9 +63,10 @@ def test_a_fixed_maximum_for_unit_vectors(B, K, D, hardness):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("storage", [torch.float32, torch.bfloat16, torch.int8], ids=str)
 def test_memory_bank(dtype, storage):
-    bank = MemoryBank(3001, 320, dtype=storage).cuda()
-    plain = MemoryBank(3001, 320, dtype=storage).cuda()
-    for step, rows in enumerate((700, 1, 0, 4000, 513)):
+    slots = problems.size(3001, 301)
+    bank = MemoryBank(slots, 320, dtype=storage).to(problems.DEVICE)
+    plain = MemoryBank(slots, 320, dtype=storage).to(problems.DEVICE)
+    for step, rows in enumerate((700, 1, 0, slots + 999, 513)):
         keys, key_ids = problems.unit(rows, 320, dtype) * (step + 1), problems.ids(rows)
         bank.enqueue(keys, key_ids)
         with pytest.MonkeyPatch.context() as patch:
@@ -89,8 +92,9 @@ def test_memory_bank(dtype, storage):
 @pytest.mark.parametrize("k", [1, 7, 40])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_hardest_negatives(k, dtype):
-    query, bank = problems.unit(67, 200, dtype), problems.unit(5003, 200, dtype)
-    query_ids, bank_ids = problems.ids(67, high=30), problems.ids(5003, low=-1, high=30)
+    slots = problems.size(5003, 403)
+    query, bank = problems.unit(67, 200, dtype), problems.unit(slots, 200, dtype)
+    query_ids, bank_ids = problems.ids(67, high=30), problems.ids(slots, low=-1, high=30)
     values, indices = functional.hardest_negatives(
         query, bank, k, query_ids=query_ids, bank_ids=bank_ids, backend="triton"
     )
@@ -114,8 +118,8 @@ RULES = [
 @pytest.mark.parametrize("rule,threshold", RULES, ids=[rule for rule, _ in RULES])
 @pytest.mark.parametrize("fragments", [1, 36, 300, 4096])
 def test_attention_erase(rule, threshold, fragments):
-    attention = torch.randn(33, fragments, device="cuda").mul(2).softmax(1)
-    lengths = torch.randint(0, fragments + 1, (33,), device="cuda")
+    attention = torch.randn(33, fragments, device=problems.DEVICE).mul(2).softmax(1)
+    lengths = torch.randint(0, fragments + 1, (33,), device=problems.DEVICE)
     options = {"rule": rule, "lengths": lengths, "keep_min": 1}
     value = min(threshold, fragments) if rule == "topk" else threshold
     x, y = attention.clone().requires_grad_(), attention.double().requires_grad_()
@@ -132,9 +136,9 @@ def test_attention_erase(rule, threshold, fragments):
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
 @pytest.mark.parametrize("erase", [None, "mean"])
 def test_cross_attention_similarity(direction, erase):
-    regions = F.normalize(torch.randn(9, 36, 256, device="cuda"), dim=-1)
-    words = F.normalize(torch.randn(7, 21, 256, device="cuda"), dim=-1)
-    lengths = torch.randint(1, 22, (7,), device="cuda")
+    regions = F.normalize(torch.randn(9, 36, 256, device=problems.DEVICE), dim=-1)
+    words = F.normalize(torch.randn(7, 21, 256, device=problems.DEVICE), dim=-1)
+    lengths = torch.randint(1, 22, (7,), device=problems.DEVICE)
     outcome = {}
     for backend, dtype in (
         ("triton", torch.float32),
@@ -156,9 +160,9 @@ def test_cross_attention_similarity(direction, erase):
 @pytest.mark.parametrize("ask", ["images", "captions"])
 def test_cross_attention_pairs(direction, ask):
     sides = {"images": (1, 5), "captions": (5, 1)}[ask]
-    regions = F.normalize(torch.randn(9, sides[0], 36, 256, device="cuda"), dim=-1)
-    words = F.normalize(torch.randn(9, sides[1], 21, 256, device="cuda"), dim=-1)
-    lengths = torch.randint(1, 22, (9, sides[1]), device="cuda")
+    regions = F.normalize(torch.randn(9, sides[0], 36, 256, device=problems.DEVICE), dim=-1)
+    words = F.normalize(torch.randn(9, sides[1], 21, 256, device=problems.DEVICE), dim=-1)
+    lengths = torch.randint(1, 22, (9, sides[1]), device=problems.DEVICE)
     outcome = {}
     for backend, dtype in (
         ("triton", torch.float32),
@@ -178,7 +182,8 @@ def test_cross_attention_pairs(direction, ask):
 
 def test_tf32_where_torch_allows_it():
     torch.set_float32_matmul_precision("high")
-    query, key, bank = problems.unit(64, 256), problems.unit(64, 256), problems.unit(4096, 256)
+    bank = problems.unit(problems.size(4096, 400), 256)
+    query, key = problems.unit(64, 256), problems.unit(64, 256)
     found = problems.loss_and_gradients(query, key, bank, "triton")
     truth = problems.loss_and_gradients(query.double(), key.double(), bank.double(), "reference")
     for got, want in zip(found, truth, strict=True):
@@ -190,9 +195,12 @@ def test_tf32_where_torch_allows_it():
 def test_two_banks_at_once_equal_one_after_the_other(B, D, dtype):
     """One launch, or two where the joint tile is smaller; 512 columns go in chunks."""
     sides = [problems.unit(B, D, dtype) for _ in range(4)]
-    banks = [MemoryBank(20_011, D, dtype=dtype).cuda() for _ in range(2)]
+    banks = [
+        MemoryBank(problems.size(20_011, 411), D, dtype=dtype).to(problems.DEVICE) for _ in range(2)
+    ]
     for bank in banks:
-        bank.enqueue(problems.unit(15_000, D), problems.ids(15_000, high=50))
+        keys = problems.size(15_000, 300)
+        bank.enqueue(problems.unit(keys, D), problems.ids(keys, high=50))
     ids = problems.ids(B, high=50)
     leaves = [side.requires_grad_() for side in sides]
     image, text, image_key, text_key = leaves

@@ -7,7 +7,8 @@ import torch
 from sede_kernels import MemoryBank, functional
 
 
-def _problem(dtype=torch.bfloat16, B=130, K=20_011, D=256):
+def _problem(dtype=torch.bfloat16, B=130, D=256):
+    K = problems.size(20_011, 411)
     query, key, bank = (
         problems.unit(B, D, dtype),
         problems.unit(B, D, dtype),
@@ -27,13 +28,14 @@ def test_a_hundred_repeats_are_bitwise_equal(D):
     tensors, options = _problem(D=D)
     first = problems.loss_and_gradients(*tensors, "triton", **options)
     top = functional.hardest_negatives(tensors[0], tensors[2], 20, backend="triton")
-    for _ in range(100):
+    for _ in range(problems.size(100, 3)):
         again = problems.loss_and_gradients(*tensors, "triton", **options)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         found = functional.hardest_negatives(tensors[0], tensors[2], 20, backend="triton")
         assert all(torch.equal(a, b) for a, b in zip(top, found, strict=True))
 
 
+@problems.needs_driver
 @pytest.mark.parametrize("D", [256, 1024], ids=["one-pass", "chunks"])
 def test_cuda_graph_of_a_training_step(D):
     (query, key, _), _ = _problem(D=D)
@@ -66,6 +68,7 @@ def test_cuda_graph_of_a_training_step(D):
     assert torch.equal(gradient, static_query.grad)
 
 
+@problems.needs_driver
 def test_two_streams_at_once():
     tensors, options = _problem()
     others, _ = _problem()
@@ -95,15 +98,16 @@ def test_a_device_that_is_not_the_current_one():
     assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
 
 
+@problems.needs_driver
 @pytest.mark.parametrize("dim", [256, 1024])
 def test_addresses_beyond_32_bits(dim):
     """Rows whose offset exceeds 2^31 elements must be the ones that were asked for."""
     size = (1 << 31) // dim + 5000
     if torch.cuda.mem_get_info()[0] < 2 * size * dim + (4 << 30):
         pytest.skip("too little free GPU memory")
-    bank = torch.zeros(size, dim, dtype=torch.bfloat16, device="cuda")
+    bank = torch.zeros(size, dim, dtype=torch.bfloat16, device=problems.DEVICE)
     bank[-4097:] = problems.unit(4097, dim, torch.bfloat16)
-    ids = torch.full((size,), -1, device="cuda")
+    ids = torch.full((size,), -1, device=problems.DEVICE)
     ids[-4097:] = 7
     query = problems.unit(5, dim, torch.bfloat16)
     small, small_ids = bank[-4097:].clone(), ids[-4097:].clone()
@@ -121,6 +125,7 @@ def test_addresses_beyond_32_bits(dim):
     assert torch.equal(large[2], values) and torch.equal(large[3], index)
 
 
+@problems.needs_driver
 def test_compiles_fullgraph_with_inductor():
     (query, key, bank), options = _problem()
 
@@ -137,6 +142,7 @@ def test_compiles_fullgraph_with_inductor():
         torch.testing.assert_close(got, want, rtol=2e-2, atol=1e-4)
 
 
+@problems.needs_driver
 def test_no_host_synchronisation():
     (query, key, _), _ = _problem()
     bank = MemoryBank(5000, 256, dtype=torch.bfloat16).cuda()
@@ -161,6 +167,7 @@ def test_no_host_synchronisation():
         torch.cuda.set_sync_debug_mode(mode)
 
 
+@problems.needs_driver
 def test_autocast_and_auto_choice():
     (query, key, bank), _ = _problem(torch.float32)
     with torch.autocast("cuda", dtype=torch.bfloat16):

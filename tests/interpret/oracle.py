@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+from sede_kernels.backends.triton import emulated
+from sede_kernels.testing import assert_within_budget, relative_error
+from tests.conftest import TF32_FLOOR
+
 #: Floors for |error| against fp64, relative to the largest reference value; a half type rounds
 #: the weights of the second product, hence its own floor for gradients.
 FLOORS = {
@@ -35,3 +39,17 @@ def assert_close(name: str, value: Tensor, truth: Tensor, floor: float) -> None:
     scale = max(1.0, float(truth[finite].abs().max()))
     error = float((value - truth)[finite].abs().max())
     assert error <= floor * scale, f"{name}: error {error:.3g} above {floor * scale:.3g}"
+
+
+def assert_product_within_budget(
+    result: Tensor, truth: Tensor, eager: Tensor, dtype: torch.dtype
+) -> None:
+    """``assert_within_budget``; the floor of tf32 where compiled code multiplies tf32 operands."""
+    allowed = torch.get_float32_matmul_precision() != "highest"
+    if dtype == torch.float32 and allowed and emulated():
+        error, budget = relative_error(result, truth), TF32_FLOOR
+        assert error <= budget, (
+            f"error against fp64 is {error:.3e}, the budget of tf32 {budget:.3e}"
+        )
+    else:
+        assert_within_budget(result, truth, eager, dtype)

@@ -6,6 +6,7 @@ import torch
 
 from sede_kernels import MemoryBank, functional
 from sede_kernels.backends.triton import bank_lse as bank_module
+from sede_kernels.backends.triton import launch
 from sede_kernels.ops.bank_lse import bank_lse
 from sede_kernels.ops.bank_lse_pair import bank_lse_pair
 from sede_kernels.types import Bank, Match, Want
@@ -72,14 +73,17 @@ def test_one_launch_serves_both(monkeypatch, parts, unit):
 
     monkeypatch.setattr(bank_module, "_bank_lse_fwd_kernel", Counting())
     monkeypatch.setattr(bank_module, "parts_of_bank", lambda *_: parts)
+    architecture, _ = launch.device_class(torch.device("cpu"))
+    key = "128/static" if unit else "128/lean"
+    tile = launch.candidates("bank_lse_pair", key, architecture)[0]
     query = torch.stack([oracle.matrix(20, 40, seed, torch.bfloat16) for seed in (1, 2)])
-    banks = [oracle.matrix(150, 40, seed, torch.bfloat16) for seed in (3, 4)]
+    banks = [oracle.matrix(5 * tile.cols - 10, 40, s, torch.bfloat16) for s in (3, 4)]
     scales = torch.tensor([14.3])
     want = Want((0,), unit_length=unit)
     lse, _, acc, _, _, _ = bank_lse_pair(
         query, *map(Bank, banks), scales, scales, Match(), want, None, "triton"
     )
-    assert launched == [(2, parts, 2)]
+    assert launched == [(-(-20 // tile.rows), parts, 2)]
     for side in (0, 1):
         s = query[side].double() @ banks[side].double().T
         want = torch.logsumexp(14.3 * s, 1)

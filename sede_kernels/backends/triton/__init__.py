@@ -6,6 +6,7 @@ interpreter, which is slow and meant for tests. ``emulate`` is the other way for
 are compiled for a GPU, and an active driver of Triton's that the caller has set runs them.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 _OLDEST_CAPABILITY = (8, 0)
+#: Of Triton where the compute capability is 10: older ones do not compile every kernel for it.
+_OLDEST_FOR_SM_100 = (3, 8)
 #: A row of attention lives in the registers of one program.
 LONGEST_ERASE_ROW = 4096
 #: Fragments of one set: a program holds a whole image-caption pair.
@@ -60,6 +63,33 @@ def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+@cache
+def _triton_version() -> tuple[int, int]:
+    """Major and minor of the installed Triton."""
+    major, minor = importlib.metadata.version("triton").split(".")[:2]
+    return int(major), int(minor)
+
+
+def _outdated_reason(capability: tuple[int, int]) -> str | None:
+    """Why this Triton cannot compile for a GPU that a newer one serves, or None."""
+    found = _triton_version()
+    if capability[0] != 10 or found >= _OLDEST_FOR_SM_100:
+        return None
+    wanted = ".".join(map(str, _OLDEST_FOR_SM_100))
+    return (
+        f"Triton {found[0]}.{found[1]} does not compile every kernel for compute capability "
+        f"{capability[0]}.{capability[1]} (pip install 'triton>={wanted}')"
+    )
+
+
+@cache
+def _outdated_everywhere() -> str | None:
+    """The reason where no GPU of this machine can be served, or None."""
+    devices = range(torch.cuda.device_count())
+    reasons = [_outdated_reason(torch.cuda.get_device_capability(n)) for n in devices]
+    return reasons[0] if reasons and all(reasons) else None
+
+
 def unavailable_reason() -> str | None:
     """None when kernels can be compiled or interpreted here, else what is missing."""
     if not _installed():
@@ -70,7 +100,7 @@ def unavailable_reason() -> str | None:
         return "this torch was built without CUDA (TRITON_INTERPRET=1 runs the interpreter)"
     if not torch.cuda.is_available():
         return "no CUDA device was found (TRITON_INTERPRET=1 runs the interpreter)"
-    return None
+    return _outdated_everywhere()
 
 
 def _full_float32(tensors: tuple[Tensor, ...]) -> bool:
@@ -87,6 +117,9 @@ def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
         capability = torch.cuda.get_device_capability(first.device)
         if capability < _OLDEST_CAPABILITY:
             return f"it needs compute capability 8.0 and {first.device} has {capability}"
+        outdated = _outdated_reason(capability)
+        if outdated:
+            return outdated
     if any(tensor.dtype == torch.float64 for tensor in tensors):
         return "it computes in float32 and these tensors are float64"
     if op in ("erase", "erase_backward") and first.shape[-1] > LONGEST_ERASE_ROW:

@@ -38,6 +38,7 @@ class Statistics:
     run_s: float = 0.0
     compile_s: float = 0.0
     modules: dict[str, str] = field(default_factory=dict)  # digest -> kernel
+    kernels: dict[str, str] = field(default_factory=dict)  # kernel -> Python module
     faults: list[tuple[str, Fault]] = field(default_factory=list)
 
     def summary(self, architecture: str) -> str:
@@ -104,6 +105,7 @@ class Launcher:
         self._signature = dict(src.signature)
         self._metadata = metadata
         self._names = list(src.fn.arg_names)
+        self._source = src.fn.__module__
 
     def __call__(  # the order is Triton's
         self, x: int, y: int, z: int, stream: Any, function: Any, packed: Any, launch_metadata: Any,
@@ -131,6 +133,7 @@ class Launcher:
             options=state.options,
         )
         del keep
+        state.statistics.kernels[name] = self._source
         _account(name, module, faults, time.perf_counter() - started)
 
     def _scratch(self, blocks: int, values: list[Any], named: list[tuple[str, Tensor]]) -> Any:

@@ -3,7 +3,7 @@
 ``python -m sede_kernels.backends.triton.compile_report`` compiles every configuration of every
 launch table for every architecture class, without a GPU, and prints the table. ``--write
 records/compiler`` keeps it as ``triton_resources.json`` and ``triton_resources.md``; only what
-changed since is compiled again.
+changed since, Triton included, is compiled again.
 """
 
 import argparse
@@ -39,6 +39,14 @@ def load(folder: Path) -> Rows:
     path = folder / JSON_NAME
     rows: Rows = json.loads(path.read_text())["cases"] if path.exists() else {}
     return rows
+
+
+def reusable(folder: Path) -> Rows:
+    """The committed rows where the installed Triton made them: another one compiles otherwise."""
+    path = folder / JSON_NAME
+    if not path.exists() or json.loads(path.read_text())["triton"] != triton.__version__:
+        return {}
+    return load(folder)
 
 
 def resources(row: dict[str, Any]) -> Resources:
@@ -135,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--write keeps the whole table; leave out --only")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     wanted = [case for case in cases() if chosen.only in case.key]
-    known = load(chosen.write) if chosen.write else {}
+    known = reusable(chosen.write) if chosen.write else {}
 
     def keep(rows: Rows) -> None:
         if chosen.write:

@@ -20,13 +20,11 @@ struct MulLow {
 struct MulHigh {
   template <class T>
   static T of(T a, T b) {
-    if constexpr (sizeof(T) == 8) {
-      constexpr bool is_signed = T(-1) < T(0);
-      using Wide = std::conditional_t<is_signed, __int128, unsigned __int128>;
-      return T((Wide(a) * Wide(b)) >> 64);
-    } else {
-      return T((s64(a) * s64(b)) >> (8 * sizeof(T)));
-    }
+    constexpr bool is_signed = T(-1) < T(0);
+    using Narrow = std::conditional_t<is_signed, s64, u64>;
+    using Long = std::conditional_t<is_signed, __int128, unsigned __int128>;
+    using Wide = std::conditional_t<sizeof(T) == 8, Long, Narrow>;
+    return T((Wide(a) * Wide(b)) >> (8 * sizeof(T)));
   }
 };
 struct MulWide {
@@ -50,6 +48,11 @@ struct Min {
 struct Max {
   template <class T>
   static T of(T a, T b) { return a > b ? a : b; }
+};
+// .relu: 0 for what is below it.
+template <class F>
+struct NotNegative {
+  static s32 of(s32 a, s32 b) { return Max::of(F::of(a, b), 0); }
 };
 // The ISA leaves division by zero open; the hardware gives all ones, and a for the remainder.
 struct Div {
@@ -160,13 +163,21 @@ void binary_of(Decode& x, Type t) {
   x.in.run = integer_binary<F>(t);
 }
 
+template <class F>
+void extremum_of(Decode& x, Type t) {
+  if (!x.has("relu")) return binary_of<F>(x, t);
+  if (!t.is('s', 4)) fail(".relu is supported for .s32 only");
+  operands(x, t, 2);
+  x.in.run = binary<s32, s32, s32, NotNegative<F>>;
+}
+
 }  // namespace
 
 void integer_add(Decode& x, Type t) { binary_of<Add>(x, t); }
 void integer_sub(Decode& x, Type t) { binary_of<Sub>(x, t); }
 void integer_div(Decode& x, Type t) { binary_of<Div>(x, t); }
-void integer_min(Decode& x, Type t) { binary_of<Min>(x, t); }
-void integer_max(Decode& x, Type t) { binary_of<Max>(x, t); }
+void integer_min(Decode& x, Type t) { extremum_of<Min>(x, t); }
+void integer_max(Decode& x, Type t) { extremum_of<Max>(x, t); }
 void integer_mul(Decode& x, Type t) {
   if (x.has("wide")) return wide_product(x, t, false);
   if (x.has("hi")) return binary_of<MulHigh>(x, t);

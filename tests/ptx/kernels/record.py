@@ -1,0 +1,113 @@
+"""The committed record: one line of JSON for each problem, architecture and entry."""
+
+import hashlib
+import json
+from dataclasses import astuple
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from sede_kernels.backends.triton.compile_report.text import kernel_text
+from tests.ptx.kernels.execute import Outcome, entries_of, problems
+
+#: What the machine executes.
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90")
+FOLDER = Path(__file__).parents[3] / "records" / "ptx"
+
+
+@cache
+def _text(kernel: str, module: str) -> str:
+    """The text of a kernel, by its name."""
+    return kernel_text(getattr(import_module(module), kernel))
+
+
+def digest(line: dict[str, Any]) -> str:
+    """Of the problem, the entries, the text of the kernels and Triton's version."""
+    kept = [line[name] for name in ("problem", "architecture", "triton", "entries")]
+    texts = [_text(name, module) for name, module in sorted(line["kernels"].items())]
+    return hashlib.sha256(json.dumps([*kept, *texts]).encode()).hexdigest()[:16]
+
+
+def line_of(outcome: Outcome) -> dict[str, Any]:
+    """What is kept of an outcome."""
+    rows = dict(outcome.problem.rows)
+    entries = [[name, rows[name], *astuple(entry)] for name, entry in outcome.entries.items()]
+    worst = max((check.share for check in outcome.checks), default=0.0)
+    line = {
+        "problem": outcome.problem.name,
+        "architecture": outcome.architecture,
+        "triton": triton.__version__,
+        "entries": entries,
+        "kernels": outcome.kernels,
+    }
+    return {
+        **line,
+        "digest": digest(line),
+        "errors": {
+            check.name: [float(f"{check.error:.3g}"), float(f"{check.peak:.3g}")]
+            for check in outcome.checks
+        },
+        "worst_share_of_budget": float(f"{worst:.3g}"),
+        "faults": dict(sorted(outcome.faults.items())),
+        "warp_instructions": outcome.instructions,
+    }
+
+
+def worse(errors: dict[str, list[float]], recorded: dict[str, list[float]]) -> list[str]:
+    """Results that are further from the truth than they were: the machine repeats itself."""
+    names = ("error", "largest error")
+    return [
+        f"{result}: {name} {now:.3g}, recorded {then:.3g}"
+        for result, both in errors.items()
+        for name, now, then in zip(names, both, recorded[result], strict=True)
+        if not now <= 1.5 * then + 1e-7
+    ]
+
+
+def path_of(folder: Path, version: str) -> Path:
+    """The file of a Triton version."""
+    return folder / f"triton-{version}.jsonl"
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """Every line of every file."""
+    files = sorted(folder.glob("triton-*.jsonl"))
+    return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+
+def key_of(line: dict[str, Any]) -> str:
+    """What a line is of."""
+    tiles = ["x".join(map(str, entry[2:])) for entry in line["entries"]]
+    return " ".join([line["problem"], line["architecture"], *tiles])
+
+
+def write(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """Into the file of the installed version, beside the lines of other problems there."""
+    path = path_of(folder, triton.__version__)
+    kept = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    both = {key_of(line): line for line in [*kept, *lines]}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(both[key]) + "\n" for key in sorted(both)))
+
+
+def _wanted() -> set[str]:
+    """A key for every problem, architecture and entry."""
+    return {
+        key_of(line_of(Outcome(problem, architecture, entries)))
+        for architecture in ARCHITECTURES
+        for problem in problems()
+        for entries in entries_of(problem, architecture)
+    }
+
+
+def missing(lines: list[dict[str, Any]], version: str) -> list[str]:
+    """What has no line of this version."""
+    return sorted(_wanted() - {key_of(line) for line in lines if line["triton"] == version})
+
+
+def surplus(lines: list[dict[str, Any]], version: str) -> list[str]:
+    """Lines of this version that are of no problem or entry any more."""
+    return sorted({key_of(line) for line in lines if line["triton"] == version} - _wanted())

@@ -17,6 +17,7 @@ from sede_kernels.ops.transforms import check_transforms
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LARGEST = sys.float_info.max
+FALSE_NEGATIVES = ("mask", "positive", "keep")
 ERASE_RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
 
 
@@ -253,3 +254,35 @@ def check_erase(name: str, rule: str, threshold: float | None, keep_min: int, le
     if rule == "absolute":
         return check_number(name, "threshold", threshold)
     return check_number(name, f"threshold ({rule})", threshold, low=0.0, high=1.0)
+
+
+def check_info_nce(
+    name: str,
+    *,
+    normalize_weights: bool,
+    detach_weights: bool,
+    positive_focus: float,
+    tau_plus: float,
+    false_negatives: str,
+    margin: float | None,
+    in_batch_negatives: bool | Tensor,
+    unit_length: bool,
+    reduction: str,
+) -> None:
+    """What can be said of the keywords of the losses without a tensor; modules ask at construction.
+
+    Raises:
+        TypeError, ValueError: one sentence naming what was expected and what came.
+    """
+    check_choice(name, "false_negatives", false_negatives, FALSE_NEGATIVES)
+    check_choice(name, "reduction", reduction, ("none", "mean", "sum"))
+    if margin is not None:
+        check_number(name, "margin", margin)
+    check_bool(name, "normalize_weights", normalize_weights)
+    check_bool(name, "detach_weights", detach_weights)
+    check_bool(name, "unit_length", unit_length)
+    if not isinstance(in_batch_negatives, Tensor):
+        check_bool(name, "in_batch_negatives", in_batch_negatives)
+    check_number(name, "positive_focus", positive_focus, low=0.0)
+    if check_number(name, "tau_plus", tau_plus, low=0.0, high=1.0) == 1.0:
+        raise ValueError(f"{name}: tau_plus must be below 1, got 1.")

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from sede_kernels import functional as F
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.checks import check_backend, check_bool, check_erase, check_number
+from sede_kernels.checks import check_backend, check_bool, check_erase, check_info_nce, check_number
 from sede_kernels.functional import InfoNCEStats
-from sede_kernels.functional._info_nce import check_settings
 from sede_kernels.functional.cross_attention import check_similarity, erase_arguments
 from sede_kernels.warmup import WarmUp
 
@@ -76,7 +75,7 @@ class WeightedInfoNCE(nn.Module):
             "unit_length": unit_length,
             "reduction": reduction,
         }
-        check_settings(name, **self.options)
+        check_info_nce(name, **self.options)
         check_backend(name, backend)
         self.options["backend"] = backend
 

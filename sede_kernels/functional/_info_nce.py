@@ -12,12 +12,10 @@ from sede_kernels import reference
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import (
     check_backend,
-    check_bool,
-    check_choice,
     check_flag,
     check_float_matrix,
     check_ids,
-    check_number,
+    check_info_nce,
     check_same_device,
     scalar_parameter,
     shape_of,
@@ -36,8 +34,6 @@ from sede_kernels.functional._reduction import reduce_rows
 from sede_kernels.functional._rows import Rows, rows_of
 from sede_kernels.ops.transforms import check_transforms
 from sede_kernels.types import Bank, Match, Sums, result_dtype
-
-FALSE_NEGATIVES = ("mask", "positive", "keep")
 
 
 class InfoNCEStats(NamedTuple):
@@ -133,7 +129,7 @@ def check_options(
     Raises:
         TypeError, ValueError: one sentence naming what was expected and what came.
     """
-    check_settings(
+    check_info_nce(
         name,
         normalize_weights=normalize_weights,
         detach_weights=detach_weights,
@@ -162,38 +158,6 @@ def check_options(
         reduction,
         chosen,
     )
-
-
-def check_settings(
-    name: str,
-    *,
-    normalize_weights: bool,
-    detach_weights: bool,
-    positive_focus: float,
-    tau_plus: float,
-    false_negatives: str,
-    margin: float | None,
-    in_batch_negatives: bool | Tensor,
-    unit_length: bool,
-    reduction: str,
-) -> None:
-    """What can be said of the keywords without a tensor; modules ask at construction.
-
-    Raises:
-        TypeError, ValueError: one sentence naming what was expected and what came.
-    """
-    check_choice(name, "false_negatives", false_negatives, FALSE_NEGATIVES)
-    check_choice(name, "reduction", reduction, ("none", "mean", "sum"))
-    if margin is not None:
-        check_number(name, "margin", margin)
-    check_bool(name, "normalize_weights", normalize_weights)
-    check_bool(name, "detach_weights", detach_weights)
-    check_bool(name, "unit_length", unit_length)
-    if not isinstance(in_batch_negatives, Tensor):
-        check_bool(name, "in_batch_negatives", in_batch_negatives)
-    check_number(name, "positive_focus", positive_focus, low=0.0)
-    if check_number(name, "tau_plus", tau_plus, low=0.0, high=1.0) == 1.0:
-        raise ValueError(f"{name}: tau_plus must be below 1, got 1.")
 
 
 def check_pair(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sede_kernels.checks import ERASE_RULES
 from sede_kernels.training.files import UserError
 from sede_kernels.training.models import MODELS, Erasing
 from sede_kernels.training.models.base import PASSES
@@ -40,7 +41,6 @@ _BOUNDS: dict[str, tuple[float, bool, float]] = {
 _LEAST_TEMPERATURE = 1e-6
 LOSSES = ("infonce", "hinge")
 KEYS = ("momentum", "online")
-RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
 
 
 def _option(default: object, text: str, *, choices: Any = None, bare: object = None) -> Any:
@@ -95,7 +95,7 @@ class TrainConfig:
     erase: str = _option(
         "off", "hide the regions attended least or most", choices=SIDES, bare="low"
     )
-    erase_rule: str = _option("mean", "which regions count as attended", choices=RULES)
+    erase_rule: str = _option("mean", "which regions count as attended", choices=ERASE_RULES)
     erase_threshold: float | None = _option(None, "of the rules that take one")
     erase_pass: str = _option(
         "replace", "erase always, in training only, or in a second training pass", choices=PASSES

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import records, table
+from . import measured, records, table
 
 Record = dict[str, Any]
 
@@ -102,6 +102,7 @@ def main(argv: list[str]) -> int:
         help="compare although one side was measured without this backend",
     )
     arguments = parser.parse_args(argv)
+    measured.check_allowed(arguments.allow_missing)
     base, head = _load(arguments.base), _load(arguments.head)
     devices = {r["device"] for r in base.values()}, {r["device"] for r in head.values()}
     if not devices[0] & devices[1]:

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import machine, measured
+from sede_kernels.training.models import MODELS
+
+from . import flags, machine, measured
 from .operations.steps import fill_banks
 
 _BANK = {"bank": 2048, "weighting": 5.0}
@@ -42,14 +44,40 @@ class Steps:
     ratios: list[float]
 
 
-def _trainer(data: str, folder: Path, device: str, **settings: Any) -> Any:
+def check(
+    models: Sequence[str], batches: Sequence[int], *, data: str, device: str, dim: int
+) -> None:
+    """Refuse what one of the trainers would refuse, before the first of them is built.
+
+    Raises:
+        ValueError: settings, data, device or memory; one sentence.
+    """
     from sede_kernels.training.files import UserError, require
 
     try:
         require({"tqdm": "tqdm", "tensorboard": "tensorboard"}, "`sede bench modules`")
         from sede_kernels.training.config import TrainConfig
-        from sede_kernels.training.loop import Trainer
+        from sede_kernels.training.run import check_run, load_corpus
 
+        settings = [
+            TrainConfig(data=data, device=device, model=model, batch_size=batch, dim=dim, **more)
+            for model in models
+            for batch in batches
+            for more in VARIANTS.values()
+        ]
+        corpus = load_corpus(data, ("train", "dev", "test"))
+        for one in settings:
+            check_run(one, corpus)
+    except UserError as error:
+        raise ValueError(str(error).rstrip(".")) from error
+
+
+def _trainer(data: str, folder: Path, device: str, **settings: Any) -> Any:
+    from sede_kernels.training.config import TrainConfig
+    from sede_kernels.training.files import UserError
+    from sede_kernels.training.loop import Trainer
+
+    try:
         trainer = Trainer(TrainConfig(data=data, dropout=0.1, device=device, **settings), folder)
     except UserError as error:
         raise ValueError(error) from error
@@ -118,13 +146,22 @@ def markdown(cases: Sequence[dict[str, Any]]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sede bench modules", description=__doc__)
-    parser.add_argument("--models", default="vse,vsrn,scan,bfan", help="[vse,vsrn,scan,bfan]")
-    parser.add_argument("--batches", default="32,128", help="[32,128]")
+    parser.add_argument(
+        "--models",
+        type=flags.names(MODELS),
+        default="vse,vsrn,scan,bfan",
+        help="[vse,vsrn,scan,bfan]",
+    )
+    parser.add_argument("--batches", type=flags.numbers, default="32,128", help="[32,128]")
     parser.add_argument("--data", default="icons", help="a prepared set or a folder [icons]")
-    parser.add_argument("--dim", type=int, default=0, help="width; 0: of the model [0]")
-    parser.add_argument("--steps", type=int, default=15, help="a variant [15]")
+    parser.add_argument("--dim", type=flags.whole(0), default=0, help="width; 0: of the model [0]")
+    parser.add_argument(
+        "--steps", type=flags.whole(1, 1_000_000), default=15, help="a variant [15]"
+    )
     parser.add_argument("--device", default="cpu", help="[cpu]")
-    parser.add_argument("--threads", type=int, default=1, help="torch CPU threads [1]")
+    parser.add_argument(
+        "--threads", type=flags.whole(1, flags.THREADS), default=1, help="torch CPU threads [1]"
+    )
     parser.add_argument(
         "--out", type=Path, help="[<device>/...-modules.json where sede bench writes]"
     )
@@ -137,22 +174,22 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str], results: Path) -> int:
     """Measure, print the table, and write it with the machine's facts in one file."""
     arguments = _parser().parse_args(argv)
+    measured.check_allowed(arguments.allow_missing)
+    settings = {name: getattr(arguments, name) for name in ("data", "device", "dim")}
+    check(arguments.models, arguments.batches, **settings)
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
-    measured.check_allowed(arguments.allow_missing)
+    utc = machine.utc_now()
+    stamp = f"{utc[:10].replace('-', '')}-{machine.git_state().rstrip('+')[:7]}"
+    slug = machine.slug(machine.device_name(device))
+    out = arguments.out or results / slug / f"{stamp}-modules.json"
+    flags.check_place(out, "--out")
     print(measured.header(device), flush=True)
     measured.refuse_gaps(device, arguments.allow_missing)
     cases: list[dict[str, Any]] = []
-    for model in arguments.models.split(","):
-        for batch in map(int, arguments.batches.split(",")):
-            found = measure(
-                model,
-                batch,
-                data=arguments.data,
-                steps=arguments.steps,
-                device=arguments.device,
-                dim=arguments.dim,
-            )
+    for model in arguments.models:
+        for batch in arguments.batches:
+            found = measure(model, batch, steps=arguments.steps, **settings)
             steps = {
                 name: {
                     "ms": round(median(one.milliseconds), 2),
@@ -164,10 +201,6 @@ def main(argv: Sequence[str], results: Path) -> int:
             cases.append({"model": model, "batch": batch, "steps": steps})
             print(markdown(cases[-1:]).splitlines()[-1], flush=True)
     print(f"\n{markdown(cases)}")
-    utc = machine.utc_now()
-    stamp = f"{utc[:10].replace('-', '')}-{machine.git_state().rstrip('+')[:7]}"
-    slug = machine.slug(machine.device_name(device))
-    out = arguments.out or results / slug / f"{stamp}-modules.json"
     facts = machine.facts(device) | {"utc": utc, "load_average": machine.load_average()}
     asked = {"data": arguments.data, "dim": arguments.dim, "variants": VARIANTS}
     out.parent.mkdir(parents=True, exist_ok=True)

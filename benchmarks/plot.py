@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import drawing, machine, records, table
+from . import drawing, flags, machine, records, table
 
 Record = dict[str, Any]
 
@@ -95,6 +95,8 @@ def main(argv: list[str], results: Path) -> int:
     )
     arguments = parser.parse_args(argv)
     require_matplotlib()
+    if arguments.out is not None:
+        flags.check_folder(arguments.out, "--out")
     paths = [p for place in arguments.results or [results] for p in records.files_in(place)]
     found, problems = records.read(paths)
     for problem in problems:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from . import compare, limits, machine, measured, modules, plot, table, targets
+from . import compare, flags, limits, machine, measured, modules, plot, table, targets
 from .case import Case
 from .memory import Memory
-from .registry import GRIDS
+from .registry import GRIDS, OPERATIONS
 from .runner import Record, Runner, shrunk
 
 _QUICK_SECONDS, _QUICK_BUDGET, _FULL_BUDGET = 250.0, 1.2, 6.0
@@ -42,12 +42,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--impl", action="append", metavar="NAME", help="only these implementations (repeatable)"
     )
-    parser.add_argument("--budget", type=float, help="seconds of timing a case [1.2 quick, 6 full]")
     parser.add_argument(
-        "--seconds", type=float, help="start no case after so many seconds [250 quick, none full]"
+        "--budget", type=flags.seconds, help="seconds of timing a case [1.2 quick, 6 full]"
     )
-    parser.add_argument("--seed", type=int, help="of the inputs [fresh]")
-    parser.add_argument("--threads", type=int, help="torch CPU threads [torch's choice]")
+    parser.add_argument(
+        "--seconds",
+        type=flags.seconds,
+        help="start no case after so many seconds [250 quick, none full]",
+    )
+    parser.add_argument("--seed", type=flags.whole(0, flags.SEED), help="of the inputs [fresh]")
+    parser.add_argument(
+        "--threads", type=flags.whole(1, flags.THREADS), help="torch CPU threads [torch's choice]"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -96,6 +102,13 @@ def _cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
     return cases
 
 
+def _check_implementations(asked: Sequence[str], cases: Sequence[Case]) -> None:
+    known = {v.name: None for case in cases for v in OPERATIONS[case.op].variants(case)}
+    for name in asked:
+        if name not in known:
+            raise ValueError(f"--impl must be one of {', '.join(known)}, got {name!r}")
+
+
 def _measure(runner: Runner, cases: list[Case], until: float | None) -> list[Record]:
     found: list[Record] = []
     for number, case in enumerate(cases, 1):
@@ -126,10 +139,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         print("\n".join(case.title for case in cases))
         return 0
     measured.check_allowed(arguments.allow_missing)
-    print(measured.header(device), flush=True)
-    measured.refuse_gaps(device, arguments.allow_missing, arguments.impl or ())
-    if not arguments.no_figures:
-        plot.require_matplotlib()
+    _check_implementations(arguments.impl or (), cases)
     quick = arguments.quick or arguments.smoke
     seconds = arguments.seconds or (_QUICK_SECONDS if quick else None)
     slug = machine.slug(machine.device_name(device))
@@ -138,6 +148,13 @@ def _bench(arguments: argparse.Namespace) -> int:
     out = arguments.out or machine.home() / slug / f"{run}.jsonl"
     if out.is_dir():
         out /= f"{run}.jsonl"
+    flags.check_place(out, "--out")
+    figures = arguments.figures or out.parent / "figures"
+    if not arguments.no_figures:
+        plot.require_matplotlib()
+        flags.check_folder(figures, "--figures")
+    print(measured.header(device), flush=True)
+    measured.refuse_gaps(device, arguments.allow_missing, arguments.impl or ())
     weighed = device.type == "cpu" and not arguments.no_memory
     memory = Memory(timeout_s=30.0 if quick else 120.0) if weighed else None
     print(f"{machine.device_name(device)}, {torch.get_num_threads()} threads; results in {out}")
@@ -162,7 +179,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     records = _measure(runner, cases, None if seconds is None else started + seconds)
     print(f"\n{table.summary(records)}")
     if not arguments.no_figures:
-        for path in plot.draw(records, arguments.figures or out.parent / "figures"):
+        for path in plot.draw(records, figures):
             print(f"figure: {path}")
     print(f"{len(records)} records in {out}; {time.monotonic() - started:.0f} s")
     bad = [r for r in records if r["kind"] == "ours" and r["status"] in ("wrong", "error")]

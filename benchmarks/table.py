@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from . import flags
 from . import records as store
 
 Record = dict[str, Any]
@@ -148,7 +149,7 @@ def main(argv: list[str], results: Path) -> int:
     """Print the summary of results: the latest record of each case and device."""
     parser = argparse.ArgumentParser(prog="sede bench table", description=main.__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
-    parser.add_argument("--lines", type=int, default=38, help="most cases a device [38]")
+    parser.add_argument("--lines", type=flags.whole(1), default=38, help="most cases a device [38]")
     arguments = parser.parse_args(argv)
     paths = [p for place in arguments.results or [results] for p in store.files_in(place)]
     found, problems = store.read(paths)

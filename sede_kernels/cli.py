@@ -26,14 +26,15 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     require(_PACKAGES, "`sede train`")
-    from sede_kernels.training import config, loop
+    from sede_kernels.training import changes, config, loop
     from sede_kernels.training.evaluate import table
 
     given = vars(arguments)
     settings = {k: v for k, v in given.items() if k in config.TrainConfig.__dataclass_fields__}
     if arguments.resume is not None:
-        if settings or arguments.config or arguments.out:
-            raise UserError("--resume takes all settings from the run: give no others with it.")
+        if arguments.config or arguments.out:
+            raise UserError("--resume goes on in the run's folder: leave out --config and --out.")
+        changes.check_flags(settings)
         out = arguments.resume
     else:
         if arguments.config is not None:
@@ -43,7 +44,10 @@ def _train(arguments: argparse.Namespace) -> int:
         name = f"{Path(chosen.data).name}-{chosen.title}-seed{chosen.seed}"
         out = arguments.out or data_home() / "runs" / name
     try:
-        result = loop.resume(out) if arguments.resume is not None else loop.train(chosen, out)
+        if arguments.resume is not None:
+            result = loop.resume(out, settings)
+        else:
+            result = loop.train(chosen, out)
     except loop.StoppedError:
         print(f"\nStopped; nothing is lost: go on with `sede train --resume {out}`.")
         return 130
@@ -185,7 +189,12 @@ def _parser(flags_of: str) -> argparse.ArgumentParser:
     train = add("train", _train, "train a model; modules: --erase, --bank, --weighting")
     train.add_argument("--config", type=_path, help="settings from a TOML file; flags win")
     train.add_argument("--out", type=_path, help="new folder of the run [data/runs/...]")
-    train.add_argument("--resume", type=_path, metavar="RUN", help="go on with a stopped run")
+    train.add_argument(
+        "--resume",
+        type=_path,
+        metavar="RUN",
+        help="go on with a stopped run; --lr and a few others may change",
+    )
 
     ablate = add("ablate", _ablate, "models with each module on and off, over seeds: a table")
     ablate.add_argument("--models", default="scan,bfan,vsrn", help="[scan,bfan,vsrn]")

@@ -11,7 +11,7 @@ from sede_kernels.training.files import UserError, remove_leftovers
 from sede_kernels.training.lock import hold
 
 RESULTS = ("metrics.jsonl", "best.pt", "test.json")  # of an epoch that was trained
-FILES = ("config.json", "vocab.json", "last.pt", *RESULTS)
+FILES = ("config.json", "vocab.json", "last.pt", "changes.jsonl", *RESULTS)
 _CURVES = "tensorboard"
 
 

@@ -9,6 +9,8 @@ The epoch that retrieves best on dev is kept; test is scored once, at the end, w
 import math
 import signal
 import time
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sede_kernels.momentum import MomentumEncoder
-from sede_kernels.training import checkpoint, folder, state
+from sede_kernels.training import changes, checkpoint, folder, state
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.data.text import pad
 from sede_kernels.training.evaluate import Retrieval, summarize
@@ -215,7 +217,8 @@ class Trainer:
         loss = self.loss_sum / self.batches
         if dev.rsum > self.best["rsum"]:
             self.best = {"rsum": dev.rsum, "epoch": float(self.epoch)}
-            checkpoint.save(self.out / "best.pt", {"model": self.model.state_dict(), **self.sizes})
+            facts = {**self.sizes, "words": self.corpus.vocabulary.digest}
+            checkpoint.save(self.out / "best.pt", {"model": self.model.state_dict(), **facts})
         record: Record = {
             "epoch": self.epoch,
             "step": self.step,
@@ -258,13 +261,13 @@ class Trainer:
         checkpoint.save(self.out / "last.pt", state.snapshot(self))
         self.kept = self.step
 
-    def restore(self) -> None:
-        """Go back to ``last.pt``, the log included.
+    def restore(self, given: Collection[str] = ()) -> dict[str, list[Any]]:
+        """Go back to ``last.pt``, the log included; see :func:`.state.restore`.
 
         Raises:
             UserError: a file of the run is missing or damaged, or settings or data have changed.
         """
-        state.restore(self)
+        return state.restore(self, given)
 
 
 def _first(rows: Tensor | None, count: int) -> Tensor | None:
@@ -307,15 +310,24 @@ def train(config: TrainConfig, out: Path) -> Retrieval:
                 raise
 
 
-def resume(out: Path) -> Retrieval:
+def resume(out: Path, settings: Mapping[str, Any] | None = None) -> Retrieval:
     """Take a run from its last checkpoint to the end, as if it had never stopped.
+
+    Args:
+        out: the run's folder.
+        settings: to change from here on, those of :mod:`.changes`; None for none.
 
     Raises:
         UserError: no run there or it is in use, a damaged file, or settings or data changed.
         StoppedError: Ctrl-C.
     """
+    given = dict(settings or {})
+    changes.check_flags(given)
     read_config(out)  # before a folder that is no run is touched
     with enough_memory(), folder.guard(out, "sede train --resume"):
-        trainer = Trainer(read_config(out), out)
-        trainer.restore()
+        config = replace(read_config(out), **given)
+        trainer = Trainer(config, out)
+        changed = trainer.restore(given)
+        if given:
+            changes.note(out, config, trainer.step, changed)
         return trainer.run()

@@ -131,6 +131,11 @@ def load_best(out: Path) -> tuple[TrainConfig, RetrievalModel, Vocabulary]:
     features, sentence = state["features"], state.get("sentence", 0)
     if not all(isinstance(size, int) for size in (features, sentence)):
         raise UserError(checkpoint.misfit(path, "its sizes are no numbers"))
+    if state.get("words", vocabulary.digest) != vocabulary.digest:  # 0.1.0 wrote none
+        raise UserError(
+            f"{out / 'vocab.json'} numbers other words than {path} was trained with: put the "
+            "vocabulary of this run back."
+        )
     with enough_memory():
         model = build_model(config, features, len(vocabulary), sentence)
     checkpoint.fill(model, state["model"], path, "model")

@@ -2,14 +2,14 @@
 
 import json
 import sys
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from sede_kernels.training import checkpoint
-from sede_kernels.training.config import TrainConfig
+from sede_kernels.training import changes, checkpoint
 from sede_kernels.training.data.text import Vocabulary
 from sede_kernels.training.files import UserError
 from sede_kernels.training.records import Record, put_back, read
@@ -17,8 +17,6 @@ from sede_kernels.training.records import Record, put_back, read
 if TYPE_CHECKING:
     from sede_kernels.training.loop import Trainer
 
-# Settings that may change between a stop and a resume: none of them is in the state.
-_FREE = ("data", "epochs", "patience", "checkpoint_every", "threads", "device")
 _NEEDS = ("model", "momentum", "objective", "optimizer", "rng", "place", "sums", "best", "data")
 
 
@@ -50,15 +48,22 @@ def facts(run: "Trainer") -> dict[str, list[int]]:
     }
 
 
-def restore(run: "Trainer") -> None:
+def restore(run: "Trainer", given: Collection[str] = ()) -> dict[str, list[Any]]:
     """Go back to ``last.pt``, the log included; nothing is written before all of it fits.
+
+    Args:
+        run: built by the settings to go on with.
+        given: names of settings that were given by hand, and so may differ.
+
+    Returns:
+        What :func:`.changes.compare` does.
 
     Raises:
         UserError: a file of the run is missing or damaged, or settings or data have changed.
     """
     path = run.out / "last.pt"
     state = checkpoint.load(path, _NEEDS)
-    _check_settings(path, state.get("config"), run.config)
+    changed = changes.compare(path, state.get("config") or {}, run.config, given)
     _check_data(run, path, state["data"])
     checkpoint.fill(run.model, state["model"], path, "model")
     if len(state["momentum"]) != len(run.momentum):
@@ -69,6 +74,8 @@ def restore(run: "Trainer") -> None:
     checkpoint.fill(run.objective, state["objective"], path, "banks")
     try:
         run.optimizer.load_state_dict(state["optimizer"])
+        for group in run.optimizer.param_groups:
+            group["weight_decay"] = run.config.weight_decay
         run.epoch, run.batch, run.step = (int(place) for place in state["place"])
         run.loss_sum, run.seconds, *times = (float(value) for value in state["sums"])
         run.best = {name: float(state["best"][name]) for name in ("rsum", "epoch")}
@@ -81,14 +88,7 @@ def restore(run: "Trainer") -> None:
         _check_best(run)
     _restore_log(run, log)
     run.kept = run.step
-
-
-def _check_settings(path: Path, began: dict[str, Any] | None, config: TrainConfig) -> None:
-    """Compare config.json with the settings that the checkpoint was made with."""
-    now = asdict(config)
-    for name, value in (began or {}).items():
-        if name in now and name not in _FREE and now[name] != value:
-            raise UserError(checkpoint.misfit(path, f"{name} was {value!r}, is {now[name]!r}"))
+    return changed
 
 
 def _check_data(run: "Trainer", path: Path, trained_on: object) -> None:

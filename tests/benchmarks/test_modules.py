@@ -26,4 +26,3 @@ def test_every_variant_is_timed_beside_the_base(tmp_path, capsys):
         assert all(len(s["ratios"]) == 3 and s["ms"] > 0 for s in one["steps"].values())
         assert f"| `{one['model']}` 4 | {one['steps']['base']['ms']:.1f} |" in printed
     assert found["variants"]["base"] == {}
-    assert run.main([*words.split(), "--models", "nobody"]) == 2

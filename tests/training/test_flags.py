@@ -96,7 +96,8 @@ def test_text_for_a_number_is_wrong_usage(name, capfd):
         (["--erase", "--erase-rule=absolute", "--erase-threshold=inf"], "a finite number"),
         (["--erase", "--erase-rule=relative", "--erase-threshold=1.1"], "a share from 0 to 1"),
         (["--loss=hinge", "--weighting"], "weighting weighs the negatives of InfoNCE"),
-        (["--resume=RUN", "--epochs=3"], "--resume takes all settings from the run"),
+        (["--resume=RUN", "--dim=3"], "--resume takes --dim from the run; what may be given"),
+        (["--resume=RUN", "--config=a.toml"], "leave out --config and --out"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )

@@ -71,7 +71,7 @@ DAMAGE = {
     "bank": (lambda o: edit(o, bank=16), FIT + "(bank was 8, is 16)"),
     "no-bank": (lambda o: edit(o, bank=0), FIT + "(bank was 8, is 0)"),
     "model": (lambda o: edit(o, model="scan"), FIT + "(model was 'vse', is 'scan')"),
-    "lr": (lambda o: edit(o, lr=0.5), FIT + "(lr was 0.002, is 0.5)"),
+    "lr": (lambda o: edit(o, lr=0.5), "was made with lr 0.002 and config.json beside it says 0.5"),
     "seed": (lambda o: edit(o, seed=7), FIT + "(seed was 0, is 7)"),
     "wrong": (lambda o: edit(o, lr=-1), "lr must be above 0, got -1.0"),
     "unknown": (lambda o: edit(o, lrr=1), "has an unknown setting 'lrr'; did you mean lr?"),
@@ -129,6 +129,18 @@ EVAL = {
     "features": (lambda o: rewrite(o / "best.pt", features="6"), "its sizes are no numbers"),
     "words": (lambda o: (o / "vocab.json").write_text("{}"), "vocab.json is not a vocabulary"),
     "no-words": (lambda o: (o / "vocab.json").unlink(), "vocab.json is missing"),
+    "other-words": (
+        lambda o: (o / "vocab.json").write_text(
+            (o / "vocab.json").read_text().replace("dog", "cat")
+        ),
+        "vocab.json numbers other words than",
+    ),
+    "one-word": (
+        lambda o: (o / "vocab.json").write_text(
+            (o / "vocab.json").read_text().replace("dog", "cat", 1)
+        ),
+        "its tables word2idx and idx2word disagree",
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """Words and their numbers."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -56,8 +57,9 @@ class Vocabulary:
             UserError: not such a file.
         """
         try:
-            table = json.loads(path.read_text(encoding="utf-8-sig"))["word2idx"]
-            words = {str(word): int(number) for word, number in table.items()}
+            tables = json.loads(path.read_text(encoding="utf-8-sig"))
+            words = {str(word): int(number) for word, number in tables["word2idx"].items()}
+            names = {int(number): word for number, word in tables.get("idx2word", {}).items()}
             valid = UNKNOWN in words and words.get(PAD) == 0
             valid = valid and sorted(words.values()) == list(range(len(words)))
         except FileNotFoundError as error:
@@ -75,6 +77,10 @@ class Vocabulary:
                 f"{path} is not a usable vocabulary: its word2idx table must number the words "
                 f"0, 1, 2, ... with {PAD} = 0 and {UNKNOWN}."
             )
+        if names and names != {number: word for word, number in words.items()}:
+            raise UserError(
+                f"{path} is damaged: its tables word2idx and idx2word disagree; put a copy back."
+            )
         return cls(words)
 
     def to_json(self) -> str:
@@ -82,6 +88,12 @@ class Vocabulary:
         names = {str(number): word for word, number in self.words.items()}
         table = {"word2idx": self.words, "idx2word": names, "idx": len(self.words)}
         return json.dumps(table, ensure_ascii=False, indent=0)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the words in the order of their numbers, in hex."""
+        ordered = sorted(self.words, key=self.words.__getitem__)
+        return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
 
     def encode(self, caption: str) -> list[int]:
         """Numbers of a caption's words; a caption without words is one unknown word."""

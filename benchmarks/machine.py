@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import sede_kernels
+from sede_kernels.info import cpu_model
 
 
 def clone() -> Path | None:
@@ -84,14 +85,9 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def cpu_model() -> str:
+def cpu_name() -> str:
     """Name of the processor with its number of cores."""
-    name = platform.processor() or platform.machine()
-    try:
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return f"{found[1].strip() if found else name}, {os.cpu_count()} cores"
+    return f"{cpu_model()}, {os.cpu_count()} cores"
 
 
 def cpu_flags() -> frozenset[str]:
@@ -135,7 +131,7 @@ def utc_now() -> str:
 
 def device_name(device: torch.device) -> str:
     """What figures call the machine: the GPU, or the processor."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def slug(name: str) -> str:
@@ -152,7 +148,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     return {
         "device": device_name(device),
         "driver": driver,
-        "cpu": cpu_model(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

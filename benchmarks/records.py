@@ -1,12 +1,11 @@
 """Results as JSON lines: appended whole, checked on reading, nothing dropped in silence."""
 
-import fcntl
-import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sede_kernels import jsonl
 
 SCHEMA = 1
 STATUSES = ("ok", "wrong", "out of memory", "error", "absent")
@@ -105,10 +104,7 @@ def fault(record: object) -> str | None:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Add one record: a single write to a file opened for appending and locked, then fsync.
-
-    A file whose last line was cut (power loss, full disk) first gets a line end, so that the new
-    record is not glued to the torn one.
+    """Add one record to a file of JSON lines.
 
     Raises:
         ValueError: the record does not fit the schema.
@@ -116,22 +112,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
     what = fault(record)
     if what is not None:
         raise ValueError(f"benchmark record {what}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record, ensure_ascii=True, allow_nan=False) + "\n"
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        # Without the lock the end may be looked at while another process is writing it.
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        end = os.fstat(handle).st_size
-        if end and os.pread(handle, 1, end - 1) != b"\n":
-            line = "\n" + line
-        data = line.encode()
-        written = os.write(handle, data)
-        if written != len(data):
-            raise OSError(f"{path}: only {written} of {len(data)} bytes were written; disk full?")
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    jsonl.append(path, record)
 
 
 def read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
@@ -139,16 +120,8 @@ def read(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
     records: list[dict[str, Any]] = []
     problems: list[Problem] = []
     for path in paths:
-        lines = path.read_bytes().split(b"\n")
-        whole, rest = lines[:-1], lines[-1]
-        for number, raw in enumerate([*whole, rest] if rest else whole, start=1):
-            try:
-                record = json.loads(raw)
-            except ValueError:
-                cut = " (cut off: no line end)" if rest and number == len(lines) else ""
-                problems.append(Problem(path, number, f"not JSON{cut}"))
-                continue
-            what = fault(record)
+        for number, record, fault_of_line in jsonl.read(path):
+            what = fault_of_line or fault(record)
             if what is None:
                 records.append(record)
             else:

@@ -20,6 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sede_kernels.jsonl import append
 from sede_kernels.study.measured import NEEDS, measure
 from sede_kernels.study.report import Run, figure, markdown, read_runs, run_of
 from sede_kernels.study.search import GRIDS, SEED, best_trial, trial_jobs
@@ -33,7 +34,7 @@ from sede_kernels.training.files import (
     write_text,
 )
 from sede_kernels.training.lock import hold
-from sede_kernels.training.records import Record, append, read
+from sede_kernels.training.records import Record, read
 from sede_kernels.training.run import Corpus, check_run, load_corpus
 
 # Name, least and most; seeds from SEED on belong to the search.

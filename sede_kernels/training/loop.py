@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sede_kernels import jsonl
 from sede_kernels.momentum import MomentumEncoder
 from sede_kernels.training import changes, checkpoint, folder, state
 from sede_kernels.training.config import TrainConfig
@@ -33,7 +34,7 @@ from sede_kernels.training.objective import (
     Pair,
     VectorObjective,
 )
-from sede_kernels.training.records import Record, append
+from sede_kernels.training.records import Record
 from sede_kernels.training.run import (
     Corpus,
     build_model,
@@ -227,7 +228,7 @@ class Trainer:
             "best": self.best["epoch"] == self.epoch,
             "train_seconds": round(self.seconds, 3),
         }
-        append(self.out / "metrics.jsonl", record)
+        jsonl.append(self.out / "metrics.jsonl", record)
         self.log.append(record)
         writer.add_scalar("train/loss", loss, self.step)
         writer.add_scalar("dev/rsum", dev.rsum, self.step)

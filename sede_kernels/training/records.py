@@ -1,32 +1,13 @@
-"""JSON lines that survive kills: one record a line, appended whole, unreadable lines reported."""
+"""Records of runs: what can be read of a file, and a file put back as a checkpoint knows it."""
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sede_kernels import jsonl
 from sede_kernels.training.files import UserError, write_text
 
 Record = dict[str, Any]
-
-
-def append(path: Path, record: Record) -> None:
-    """Add one line with a single write, flushed to the disk.
-
-    A line that an earlier kill cut short is closed first, so that only that one stays unreadable.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    with open(path, "a+b", buffering=0) as handle:
-        if handle.seek(0, os.SEEK_END) > 0:
-            handle.seek(-1, os.SEEK_END)
-            if handle.read(1) != b"\n":
-                line = "\n" + line
-        data = line.encode()
-        if handle.write(data) != len(data):
-            raise UserError(f"the disk is full at {path}: free some space and run it again.")
-        os.fsync(handle.fileno())
 
 
 def read(
@@ -35,18 +16,17 @@ def read(
     """All whole records, and one sentence for each line that is none.
 
     Args:
-        path: file of :func:`append`; a missing one is empty.
+        path: a file of JSON lines; a missing one is empty.
         needs: keys without which a record is of no use.
         check: raises ``ValueError`` or ``UserError`` for a record that is of no use.
     """
     if not path.exists():
         return [], []
     records, complaints = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, record, fault in jsonl.read(path):
         try:
-            record = json.loads(line)
+            if fault is not None:
+                raise ValueError(fault)
             if not isinstance(record, dict):
                 raise ValueError("no table of names and values")
             missing = [key for key in needs if key not in record]
@@ -66,7 +46,7 @@ def put_back(path: Path, text: str) -> str | None:
     Lines after the text are those of a process that was killed, and go without a word.
 
     Args:
-        path: file of :func:`append`, or missing.
+        path: a file of JSON lines, or missing.
         text: what it should hold.
 
     Returns:

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from sede_kernels.cli import main
+from sede_kernels.jsonl import append
 from sede_kernels.study import ablate
 from sede_kernels.study.report import Run, markdown, read_runs, rows
 from sede_kernels.study.search import candidates, trial_jobs
 from sede_kernels.study.variants import grid, variant_config, without_modules
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.files import UserError
-from sede_kernels.training.records import append, read
+from sede_kernels.training.records import read
 
 SMALL = ["--data", "icons_100", "--epochs", "2", "--batch-size", "24", "--dim", "8"]
 SMALL += ["--word-dim", "8", "--bank", "30"]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sede_kernels.cli import main
+from sede_kernels.jsonl import append
 from sede_kernels.study.report import run_of
-from sede_kernels.training.records import append, read
+from sede_kernels.training.records import read
 
 from .conftest import TINY, refused
 

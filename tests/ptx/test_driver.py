@@ -49,8 +49,9 @@ copy[(4, 2)](described(a), described(b), 16, 32)
 assert torch.equal(a, b)
 from sede_kernels.backends.triton import launch
 print("class", launch.device_class(x.device), sede_kernels.__file__, sys.argv[1:])
-if "stray" in sys.argv:
-    scale[(8,)](x, z, 0.5, 1000, 1, BLOCK=128, LIMIT=501)
+if "stray" in sys.argv:  # what is written beyond lies in the input
+    whole = torch.arange(1500.0)
+    scale[(8,)](whole[500:], whole[:500], 0.5, 1000, 1, BLOCK=128, LIMIT=501)
 """
 
 

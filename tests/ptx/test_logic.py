@@ -161,6 +161,24 @@ mov.b64 {_, %f}, %d;"""
     assert found["f"][0] == 0x33334444
 
 
+def test_vectors_of_bytes():
+    """As conversions of 8-bit rows take them apart: registers of a byte, with a sign or without."""
+    body = """.reg .s8 s<4>;
+.reg .b8 %u<4>;
+.reg .f32 %x;
+mov.b32 {s0, s1, s2, s3}, %a;
+cvt.rn.f32.s8 %d, s0;
+cvt.rn.f32.s8 %x, s3;
+add.f32 %d, %d, %x;
+mov.b32 {%u0, %u1, %u2, %u3}, %a;
+cvt.u32.u8 %e, %u2;
+mov.b32 %f, {%u3, %u2, %u1, %u0};"""
+    found = run(body, {"d": "f32", "e": "u32", "f": "b32"}, {"a": ("b32", [0x80C01205])})
+    assert found["d"][0] == 5 - 128
+    assert found["e"][0] == 0xC0
+    assert found["f"][0] == 0x0512C080
+
+
 def test_special_registers():
     body = """.reg .b32 %x;
 mov.u32 %d, %tid.x;

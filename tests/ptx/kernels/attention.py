@@ -1,6 +1,7 @@
 """Problems of erasing, of the ring write and of both region-word similarities."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,12 +27,13 @@ _ERASE = {
 
 
 def _erase(key: str, entries: Entries) -> Iterator[Check]:
-    """Rows of every length, each rule; a row of a program beyond the last."""
+    """Rows of every length, half of them of equal numbers; a row of a program beyond the last."""
     config, most = entries["erase"], int(key) - int(key) // 16
     rows = 2 * config.rows + 1
     lengths = torch.randint(0, most + 1, (rows,))
     lengths[0] = most
     attention = torch.randn(rows, most).mul(2).softmax(1)
+    attention[1::2] = torch.randint(1, 6, attention[1::2].shape) / 128
     weight = torch.randn(rows, most, dtype=torch.float64)
     for rule, threshold in _RULES.items():
         outcome = {}
@@ -129,17 +131,14 @@ def _chosen_pairs(key: str, entries: Entries) -> Iterator[Check]:
 def problems() -> Iterator[Problem]:
     """One for every row of the tables, and the ring write."""
 
-    def bound(function: Any, *fixed: Any) -> Callable[[Entries], Iterator[Check]]:
-        return lambda entries: function(*fixed, entries)
-
     for key in launch.table("erase"):
-        yield Problem(f"erase {key}", (("erase", key),), bound(_erase, key))
+        yield Problem(f"erase {key}", (("erase", key),), partial(_erase, key))
     for dtype in (torch.bfloat16, torch.int8):
         name = str(dtype).removeprefix("torch.")
-        yield Problem(f"enqueue {name}", (), bound(_enqueue, dtype))
+        yield Problem(f"enqueue {name}", (), partial(_enqueue, dtype))
     for key in launch.table("cross_attention"):
         rows = (("cross_attention", key), ("cross_attention_backward", key))
-        yield Problem(f"cross_attention {key}", rows, bound(_all_pairs, key))
+        yield Problem(f"cross_attention {key}", rows, partial(_all_pairs, key))
     for key in launch.table("cross_attention_pairs"):
         rows = tuple((f"cross_attention_pairs{end}", key) for end in ("", "_backward", "_grad"))
-        yield Problem(f"cross_attention_pairs {key}", rows, bound(_chosen_pairs, key))
+        yield Problem(f"cross_attention_pairs {key}", rows, partial(_chosen_pairs, key))

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from sede_kernels import MemoryBank, functional
+from sede_kernels.backends.triton import _chunks as _chunks_module
 from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton.bank_lse import _worth_one_launch, one_pass
 from sede_kernels.bank import BankView
@@ -16,7 +19,7 @@ from tests.ptx.kernels.problem import Check, Problem, compared, floor_of, ids, s
 Config = launch.Config
 Entries = dict[str, Config]
 #: Columns of a row by the width that a launch table pads them to: multiples of 16, as descriptors
-#: and wide copies want them, and never the width itself.
+#: and wide copies want them.
 _DIM = {"128": 112, "256": 208, "512": 400}
 #: Of the passes that walk D: four steps of 64 and a part of one.
 _LONG = 272
@@ -24,15 +27,24 @@ _HALF, _FULL = torch.bfloat16, torch.float32
 _DTYPE = {"half": _HALF, "tf32": _FULL, "ieee": _FULL}
 
 
-def stored(rows: int, dim: int, dtype: torch.dtype) -> BankView:
-    """A bank with empty slots, which hold NaN; of int8, one that MemoryBank has filled."""
+def stored(rows: int, dim: int, dtype: torch.dtype, empty: Tensor | None = None) -> BankView:
+    """A bank whose ``empty`` slots hold NaN and long rows in turn; of int8, one that was filled."""
     if dtype == torch.int8:
         bank = MemoryBank(rows, dim, dtype=dtype)
         bank.enqueue(unit(rows - 3, dim), ids(rows - 3))
         return bank.view()
-    view = BankView(unit(rows, dim, dtype=dtype), None, ids(rows, low=-1))
-    view.rows[view.ids == -1] = torch.nan
+    view = BankView(unit(rows, dim, dtype=dtype), None, ids(rows))
+    if empty is not None:
+        view.ids[empty] = -1
+        view.rows[empty] *= 3.0
+        view.rows[empty[::2]] = torch.nan
     return view
+
+
+def _scattered(first: int, stop: int) -> Tensor:
+    """One slot in six of [first, stop), and the last."""
+    some = first + torch.randperm(stop - first)[: (stop - first) // 6]
+    return torch.unique(torch.cat([some, torch.tensor([stop - 1])]))
 
 
 def _strided(view: BankView) -> BankView:
@@ -57,15 +69,29 @@ def _checked(
     yield from compared(names, outcome[0], outcome[1], outcome[2], floor)
 
 
-def _of_variant(key: str, slots: int, banks: int) -> tuple[torch.dtype, list[BankView]]:
+def _of_variant(
+    key: str, slots: int, banks: int, dim: int, empty: Tensor | None
+) -> tuple[torch.dtype, list[BankView]]:
     """What a row of the table serves: dtype of the queries, and banks."""
-    width, variant = key.split("/")
-    dtype, dim = torch.float16 if variant == "full" else _HALF, _DIM[width]
+    dtype = torch.float16 if key.endswith("/full") else _HALF
     kept = torch.int8 if key in ("128/safe", "256/safe") else dtype
-    views = [stored(slots, dim, kept) for _ in range(banks)]
-    return dtype, [
-        _strided(view) for view in views
-    ] if variant == "safe" and width == "512" else views
+    views = [stored(slots, dim, kept, empty) for _ in range(banks)]
+    if key == "512/safe":
+        views = [_strided(view) for view in views]
+    return dtype, views
+
+
+def _part(key: str, table: str, config: Config, least: int) -> int:
+    """Slots of a part of the bank: whole tiles of both passes, at least so many."""
+    architecture, _ = launch.device_class(torch.device("cpu"))
+    safe = launch.candidates(table, f"{key.split('/', maxsplit=1)[0]}/safe", architecture)[0]
+    unit_of_part = max(config.cols, safe.cols)
+    return -(-least // unit_of_part) * unit_of_part
+
+
+def _filling(config: Config) -> int:
+    """Slots that fill every stage of a pipeline and go on."""
+    return config.cols * (config.stages + 3)
 
 
 def _options(key: str) -> dict[str, Any]:
@@ -84,19 +110,46 @@ def _margin(kind: str) -> float | None:
     return None if kind == "tf32" else 0.2
 
 
-def _one_bank(key: str, entries: Entries) -> Iterator[Check]:
+def _layout(key: str, config: Config, plan: str) -> tuple[int, int, Tensor]:
+    """(queries, slots, empty slots) of a plan.
+
+    ``two``: parts, one of them without an empty slot. ``long``: one part of more slots than a scan
+    for empty ones takes at once, one empty at its end. ``parts``: four long ones, the empty slots
+    alone in theirs. ``many``: more parts than 32 lanes of 7 numbers hold.
+    """
+    if plan == "long":
+        return config.rows + 3, 2100, torch.tensor([2091])
+    if plan == "many":
+        slots = 250 * _part(key, "bank_lse", config, 1) + 1
+        return 3, slots, torch.arange(7, slots, slots // 3)
+    if plan == "parts":
+        part = _part(key, "bank_lse", config, 1100)
+        alone = torch.tensor([part + 5, 2 * part + 514, 4 * part - 10])
+        return config.rows + 3, 3 * part + tiles(config) + 1024, alone[alone < 4 * part - 20]
+    part = _part(key, "bank_lse", config, _filling(config))
+    slots = part + tiles(config)
+    return config.rows + 3, slots, _scattered(part, slots)
+
+
+def _one_bank(
+    key: str, entries: Entries, *, plan: str = "two", wide: bool = False
+) -> Iterator[Check]:
+    """A pass with a gradient; ``wide``: no column is padding."""
     config, options = entries["bank_lse"], _options(key)
-    rows = config.rows + 3
-    dtype, (bank,) = _of_variant(key, tiles(config), 1)
-    options["query_ids"], dim = ids(rows), bank.rows.shape[1]
+    rows, slots, empty = _layout(key, config, plan)
+    width = key.split("/", maxsplit=1)[0]
+    dim = int(width) if wide else _DIM[width]
+    dtype, (bank,) = _of_variant(key, slots, 1, dim, empty)
+    options["query_ids"] = ids(rows)
     leaves = {"query": unit(rows, dim, dtype=dtype), "key": unit(rows, dim, dtype=dtype)}
-    if "margin" in options:
-        leaves["temperature"] = torch.tensor(0.1)
+    numbers = {"temperature": 0.1, "hardness": options.pop("hardness")}
+    if "margin" in options:  # statistics give these their gradients
+        leaves |= {name: torch.tensor(number) for name, number in numbers.items()}
 
     def call(own: list[Tensor], backend: str) -> Tensor:
-        temperature = own[2] if "margin" in options else 0.1
+        learned = dict(zip(numbers, own[2:], strict=True)) if own[2:] else numbers
         return functional.weighted_info_nce(
-            own[0], own[1], bank, temperature=temperature, backend=backend, **options
+            own[0], own[1], bank, backend=backend, **learned, **options
         )
 
     architecture, _ = launch.device_class(bank.rows.device)
@@ -107,13 +160,18 @@ def _one_bank(key: str, entries: Entries) -> Iterator[Check]:
 
 
 def _two_banks(key: str, entries: Entries) -> Iterator[Check]:
+    """In one part without an empty slot, and of the whole width, where the key is lean."""
     config, options = entries["bank_lse_pair"], _options(key)
+    lean, width = key.endswith("/lean"), key.split("/", maxsplit=1)[0]
     architecture, _ = launch.device_class(torch.device("cpu"))
     single = launch.candidates("bank_lse", key, architecture)[0]
     # A second tile of queries only where one launch still reads the banks no more than two would.
     rows = config.rows - 3 if config.rows < single.rows else config.rows + 3
-    dtype, banks = _of_variant(key, tiles(config), 2)
-    options["ids"], dim = ids(rows), banks[0].rows.shape[1]
+    part = 0 if lean else _part(key, "bank_lse_pair", config, _filling(config))
+    slots = part + tiles(config)
+    empty, dim = None if lean else _scattered(part, slots), int(width) if lean else _DIM[width]
+    dtype, banks = _of_variant(key, slots, 2, dim, empty)
+    options["ids"] = ids(rows)
     names = ("image", "text", "image_key", "text_key")
 
     def call(own: list[Tensor], backend: str) -> Tensor:
@@ -127,36 +185,53 @@ def _two_banks(key: str, entries: Entries) -> Iterator[Check]:
     yield from _checked(call, leaves, floor_of("half", dtype))
 
 
-def _no_rows(kind: str, entries: Entries, dtype: torch.dtype | None = None) -> Iterator[Check]:
-    """Three log-sum-exps, no gradient; of one bank or, by name of the table, of two."""
-    (table, config), dtype = next(iter(entries.items())), dtype or _DTYPE[kind]
-    rows, banks = config.rows + 3, [stored(tiles(config), _LONG, dtype) for _ in range(2)]
+def _no_rows(kind: str, entries: Entries) -> Iterator[Check]:
+    """Log-sum-exps without a gradient, of one bank or, by name of the table, of two."""
+    (table, config), dtype = next(iter(entries.items())), _DTYPE[kind]
+    rows, slots = config.rows + 3, tiles(config)
+    banks = [stored(slots, _LONG, dtype, _scattered(0, slots)) for _ in range(2)]
     queries, query_ids = [unit(rows, _LONG, dtype=dtype) for _ in range(4)], ids(rows)
+    options: dict[str, Any] = {"temperature": 0.1, "hardness": 2.0, "reduction": "none"}
 
-    def call(to: torch.dtype, backend: str) -> Tensor:
+    def call(to: torch.dtype, backend: str) -> tuple[Tensor, ...]:
         own = [query.to(to) for query in queries]
         with torch.no_grad():
-            if table == "bank_lse":
-                return functional.bank_lse(
-                    own[0], banks[0], [10.0, 4.0, 0.0], query_ids=query_ids, backend=backend
+            if table == "bank_lse_pair":
+                return (
+                    functional.symmetric_info_nce(
+                        *own, *banks, ids=query_ids, backend=backend, **options
+                    ),
                 )
-            return functional.symmetric_info_nce(
-                *own, *banks, temperature=0.1, hardness=2.0, ids=query_ids, reduction="none",
-                backend=backend,
+            three = functional.bank_lse(
+                own[0], banks[0], [10.0, 4.0, 0.0], query_ids=query_ids, backend=backend
+            )
+            loss, stats = functional.weighted_info_nce(
+                own[0], own[1], banks[0], query_ids=query_ids, backend=backend,
+                return_stats=True, **options,
             )  # fmt: skip
+            found = banks[0].rows[stats.hardest_index].double()
+            index = (queries[0].double() * found).sum(1)
+            return three, loss, stats.hardest, index, stats.negatives.double()
 
+    several = ("lse", "loss", "hardest", "index", "negatives")
+    names = several if table == "bank_lse" else ("loss",)
     outcome = (call(dtype, "triton"), call(torch.float64, "reference"), call(dtype, "torch"))
-    yield from compared(("value",), *((value,) for value in outcome), floor_of(kind, dtype))
+    yield from compared(names, *outcome, floor_of(kind, dtype))
 
 
 def _chunks(
     dtype: torch.dtype, kept: torch.dtype, kind: str, both: bool, entries: Entries
 ) -> Iterator[Check]:
-    """Variant B; ``both``: a second accumulator, for weights that get a gradient."""
+    """Variant B in two chunks, the second with empty slots.
+
+    ``both``: a second accumulator, for weights that get a gradient.
+    """
     first, second = entries["chunk_weights"], entries["chunk_rows"]
+    first = replace(first, stages=max(first.stages, second.stages))
     rows = max(first.rows, second.rows) + 3
-    slots = tiles(replace(first, stages=max(first.stages, second.stages)))
-    bank, query_ids = stored(slots, _LONG, kept), ids(rows)
+    chunk = _filling(first)
+    slots = chunk + tiles(first)
+    bank, query_ids = stored(slots, _LONG, kept, _scattered(chunk, slots)), ids(rows)
     leaves = {"query": unit(rows, _LONG, dtype=dtype), "key": unit(rows, _LONG, dtype=dtype)}
 
     def call(own: list[Tensor], backend: str) -> Tensor:
@@ -165,7 +240,9 @@ def _chunks(
             margin=_margin(kind), query_ids=query_ids, reduction="none", backend=backend,
         )  # fmt: skip
 
-    yield from _checked(call, leaves, floor_of(kind, dtype))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_chunks_module, "CHUNK_BYTES", chunk * rows * (1 + both) * dtype.itemsize)
+        yield from _checked(call, leaves, floor_of(kind, dtype))
 
 
 def _batch(kind: str, dim: int, entries: Entries) -> Iterator[Check]:
@@ -186,7 +263,9 @@ def _batch(kind: str, dim: int, entries: Entries) -> Iterator[Check]:
 def _hardest(kind: str, kept: torch.dtype, entries: Entries) -> Iterator[Check]:
     """More of them than one pass finds."""
     config, dtype, k = entries["hardest"], _DTYPE[kind], 20
-    bank, query = stored(tiles(config), _LONG, kept), unit(config.rows + 3, _LONG, dtype=dtype)
+    slots = tiles(config)
+    bank = stored(slots, _LONG, kept, _scattered(0, slots))
+    query = unit(config.rows + 3, _LONG, dtype=dtype)
     query_ids = ids(query.shape[0])
 
     def call(to: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
@@ -212,16 +291,18 @@ def _hardest(kind: str, kept: torch.dtype, entries: Entries) -> Iterator[Check]:
 def problems() -> Iterator[Problem]:
     """One for every row of the tables, and the kernels that join parts."""
 
-    def bound(function: Any, *fixed: Any) -> Callable[[Entries], Iterator[Check]]:
-        return lambda entries: function(*fixed, entries)
-
-    for table, whole in (("bank_lse", _one_bank), ("bank_lse_pair", _two_banks)):
-        for key in launch.table(table):
-            kind = key.partition("/")[2]
-            call = bound(_no_rows, kind) if key.startswith("step/") else bound(whole, key)
-            yield Problem(f"{table} {key}", ((table, key),), call)
-    lean = (("bank_lse", "128/lean"),)
-    yield Problem("bank_lse parts", lean, bound(_one_bank, "128/lean"), cores=8)
+    for key in launch.table("bank_lse"):
+        call = partial(_no_rows, key[5:]) if key.startswith("step/") else partial(_one_bank, key)
+        yield Problem(f"bank_lse {key}", (("bank_lse", key),), call, cores=4)
+    for key in launch.table("bank_lse_pair"):
+        call = partial(_no_rows, key[5:]) if key.startswith("step/") else partial(_two_banks, key)
+        cores = 1 if key.endswith("/lean") else 8
+        every = not key.endswith("/lean")
+        yield Problem(f"bank_lse_pair {key}", (("bank_lse_pair", key),), call, cores, every)
+    for key in ("128/lean", "256/full"):
+        for plan, cores, wide in (("long", 1, True), ("parts", 8, False), ("many", 256, False)):
+            call = partial(_one_bank, key, plan=plan, wide=wide)
+            yield Problem(f"bank_lse {key} {plan}", (("bank_lse", key),), call, cores, not wide)
     rows = {
         "half": (_HALF, _HALF, "half", True),
         "int8": (_HALF, torch.int8, "half", True),
@@ -231,15 +312,15 @@ def problems() -> Iterator[Problem]:
     }
     for key, fixed in rows.items():
         both = (("chunk_weights", key.partition("/")[0]), ("chunk_rows", key))
-        yield Problem(f"chunks {key}", both, bound(_chunks, *fixed))
+        yield Problem(f"chunks {key}", both, partial(_chunks, *fixed))
     half = (("chunk_weights", "half"), ("chunk_rows", "half"))
-    yield Problem("chunks parts", half, bound(_chunks, *rows["half"]), cores=64)
+    yield Problem("chunks parts", half, partial(_chunks, *rows["half"]), cores=64)
     for kind in launch.table("batch_lse_backward"):
         table = (("batch_lse_backward", kind),)
-        yield Problem(f"batch_lse {kind}", table, bound(_batch, kind, 48))
-        yield Problem(f"batch_lse {kind} wide", table, bound(_batch, kind, _LONG))
+        yield Problem(f"batch_lse {kind}", table, partial(_batch, kind, 48))
+        yield Problem(f"batch_lse {kind} wide", table, partial(_batch, kind, _LONG))
     for kind in launch.table("hardest"):
         table = (("hardest", kind),)
-        yield Problem(f"hardest {kind}", table, bound(_hardest, kind, _DTYPE[kind]))
+        yield Problem(f"hardest {kind}", table, partial(_hardest, kind, _DTYPE[kind]))
     table = (("hardest", "half"),)
-    yield Problem("hardest int8", table, bound(_hardest, "half", torch.int8), cores=8)
+    yield Problem("hardest int8", table, partial(_hardest, "half", torch.int8), cores=8)

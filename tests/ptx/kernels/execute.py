@@ -19,6 +19,8 @@ from tests.ptx.machine import driver
 
 #: Modules with a ``problems()`` each.
 MODULES = ("bank", "attention")
+#: Share of a kernel's instructions that a problem must reach.
+_LEAST_EXECUTED = 0.5
 
 
 @cache
@@ -52,6 +54,7 @@ class Outcome:
     faults: Counter[str] = field(default_factory=Counter)
     texts: list[str] = field(default_factory=list)
     instructions: int = 0
+    executed: dict[str, float] = field(default_factory=dict)
     error: str = ""
     seconds: float = 0.0
     compile_seconds: float = 0.0
@@ -65,6 +68,12 @@ class Outcome:
             for check in self.checks
             if not check.share <= 1.0
         ]
+        if self.problem.every_pass:
+            found += [
+                f"{name}: only {share:.0%} of the instructions ran"
+                for name, share in self.executed.items()
+                if share < _LEAST_EXECUTED
+            ]
         return found
 
 
@@ -109,6 +118,7 @@ def execute(problem: Problem, architecture: str, entries: dict[str, launch.Confi
     outcome.compile_seconds = statistics.compile_s
     outcome.kernels = dict(sorted(statistics.kernels.items()))
     outcome.instructions = statistics.executed
+    outcome.executed = _executed(statistics)
     outcome.faults = Counter(fault.kind for _, fault in statistics.faults)
     outcome.texts = [
         f"{name}: {fault}"
@@ -116,6 +126,15 @@ def execute(problem: Problem, architecture: str, entries: dict[str, launch.Confi
         if fault.kind not in driver.TOLERATED
     ]
     return outcome
+
+
+def _executed(statistics: driver.Statistics) -> dict[str, float]:
+    """Kernel -> the smallest share of its instructions that ran, over its compiled texts."""
+    shares: dict[str, float] = {}
+    for digest, name in statistics.modules.items():
+        ran = driver.loaded(digest).coverage(name)
+        shares[name] = min(shares.get(name, 1.0), sum(ran.values()) / len(ran))
+    return dict(sorted(shares.items()))
 
 
 def run(architecture: str, *, every: bool, wanted: str, keep: Callable[[Outcome], None]) -> None:

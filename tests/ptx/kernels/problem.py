@@ -43,12 +43,15 @@ class Problem:
         rows: (table, key) of each.
         call: runs it, given the entry of every row, and yields its checks.
         cores: multiprocessors that the host sees; with one a block has all tiles of the bank.
+        every_pass: no compiled kernel of the call may leave most of its code unexecuted, as the
+            pass for parts without an empty slot does where there are none.
     """
 
     name: str
     rows: tuple[tuple[str, str], ...]
     call: Callable[[dict[str, launch.Config]], Iterator[Check]]
     cores: int = 1
+    every_pass: bool = True
 
 
 def unit(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -62,8 +65,8 @@ def ids(count: int, low: int = 0, high: int = 50) -> Tensor:
 
 
 def tiles(config: launch.Config) -> int:
-    """Columns that fill every stage of a pipeline, go on, and end inside a tile."""
-    return config.cols * (config.stages + 2) + config.cols // 2 + 1
+    """Columns that fill every stage of a pipeline, go on, and end one column into a tile."""
+    return config.cols * (config.stages + 2) + 1
 
 
 def compared(

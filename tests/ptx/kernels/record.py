@@ -52,6 +52,7 @@ def line_of(outcome: Outcome) -> dict[str, Any]:
         },
         "worst_share_of_budget": float(f"{worst:.3g}"),
         "faults": dict(sorted(outcome.faults.items())),
+        "executed": {name: round(share, 2) for name, share in outcome.executed.items()},
         "warp_instructions": outcome.instructions,
     }
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from tests.ptx.machine import build
-from tests.ptx.machine.buffers import Buffer, encoded_map
+from tests.ptx.machine.buffers import encoded_map
+from tests.ptx.machine.memory import Memory
 from tests.ptx.machine.module import Fault, Module, Options
 
 #: Architecture -> bytes of shared memory a block may use there.
@@ -77,25 +78,9 @@ def module_of(name: str, text: str) -> Module:
     return _modules[digest]
 
 
-def _span(tensor: Tensor) -> int:
-    """Bytes from the first element to the last."""
-    if tensor.numel() == 0:
-        return 0
-    steps = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return (steps + 1) * tensor.element_size()
-
-
-def regions_of(named: list[tuple[str, Tensor]]) -> list[Buffer]:
-    """The memory of tensors; those that overlap are one buffer."""
-    spans = sorted((t.data_ptr(), t.data_ptr() + _span(t), name) for name, t in named if _span(t))
-    merged: list[tuple[int, int, str]] = []
-    for start, end, name in spans:
-        if merged and start < merged[-1][1]:
-            first, last, names = merged[-1]
-            merged[-1] = (first, max(last, end), names if name in names else f"{names}+{name}")
-        else:
-            merged.append((start, end, name))
-    return [Buffer(start, end - start, name) for start, end, name in merged]
+def loaded(digest: str) -> Module:
+    """A module by the key that it has in ``Statistics.modules``."""
+    return _modules[digest]
 
 
 class Launcher:
@@ -114,14 +99,19 @@ class Launcher:
         """Run it on the machine."""
         name, text = function
         module = module_of(name, text)
-        named: list[tuple[str, Tensor]] = []
-        values: list[Any] = []
+        items = [
+            (str(parameter), *item)
+            for value, (parameter, kind) in zip(arguments, self._signature.items(), strict=True)
+            for item in _flattened(value, kind)
+        ]
+        scratch = self._scratch(int(x) * int(y) * int(z))
+        named = [(parameter, _tensor(value)) for parameter, value, _ in items]
+        named += [("global scratch", tensor) for tensor in scratch]
+        memory = Memory([(parameter, tensor) for parameter, tensor in named if tensor is not None])
         descriptors = iter(getattr(self._metadata, "tensordesc_meta", None) or [])
-        for value, (parameter, kind) in zip(arguments, self._signature.items(), strict=True):
-            for item in _flattened(value, kind):
-                values += _passed(str(parameter), *item, descriptors, named)
+        values = [v for _, *item in items for v in _passed(*item, descriptors, memory)]
+        values += [memory.address(tensor) for tensor in scratch]
         grid = (int(x), int(y), int(z))
-        keep = self._scratch(grid[0] * grid[1] * grid[2], values, named)
         started = time.perf_counter()
         faults = module.launch(
             name,
@@ -129,23 +119,20 @@ class Launcher:
             (32 * self._metadata.num_warps,),
             values,
             shared=self._metadata.shared,
-            regions=regions_of(named),
+            regions=memory.buffers,
             options=state.options,
         )
-        del keep
+        memory.write_back()
         state.statistics.kernels[name] = self._source
         _account(name, module, faults, time.perf_counter() - started)
 
-    def _scratch(self, blocks: int, values: list[Any], named: list[tuple[str, Tensor]]) -> Any:
-        """Triton passes the scratch memory of the grid after the arguments."""
+    def _scratch(self, blocks: int) -> list[Tensor]:
+        """The scratch memory of the grid, which Triton passes after the arguments, if any."""
         size = getattr(self._metadata, "global_scratch_size", 0) * blocks
         if not size:
-            return None
+            return []
         memory = torch.zeros(size + 128, dtype=torch.uint8)
-        used = memory[-memory.data_ptr() % 128 :][:size]
-        values.append(used.data_ptr())
-        named.append(("global scratch", used))
-        return memory
+        return [memory[-memory.data_ptr() % 128 :][:size]]
 
 
 def _account(name: str, module: Module, faults: list[Fault], seconds: float) -> None:
@@ -169,16 +156,17 @@ def _flattened(value: Any, kind: Any) -> Iterator[tuple[Any, str]]:
         yield value, kind
 
 
-def _passed(
-    name: str, value: Any, kind: str, descriptors: Iterator[Any], named: list[tuple[str, Tensor]]
-) -> list[Any]:
+def _tensor(value: Any) -> Tensor | None:
+    """The tensor whose memory an argument is of."""
+    return value if isinstance(value, Tensor) else getattr(value, "base", None)
+
+
+def _passed(value: Any, kind: str, descriptors: Iterator[Any], memory: Memory) -> list[Any]:
     """The parameters of the PTX entry that one argument becomes."""
     if kind.startswith("tensordesc"):
-        named.append((name, value.base))
-        return _descriptor(value, next(descriptors, None))
+        return _descriptor(value, next(descriptors, None), memory)
     if isinstance(value, Tensor):
-        named.append((name, value))
-        return [value.data_ptr()]
+        return [memory.address(value)]
     if kind in ("fp16", "bf16"):
         dtype = torch.float16 if kind == "fp16" else torch.bfloat16
         return [int(torch.tensor(value, dtype=dtype).view(torch.int16)) & 0xFFFF]
@@ -187,16 +175,16 @@ def _passed(
     return [int(value)]
 
 
-def _descriptor(descriptor: Any, metadata: Any) -> list[Any]:
+def _descriptor(descriptor: Any, metadata: Any, memory: Memory) -> list[Any]:
     shape, strides = list(descriptor.shape), list(descriptor.strides)
     if metadata is None:
         from triton.backends.driver import decompose_descriptor  # no copy engine: pointers
 
         base, *rest = decompose_descriptor(descriptor)
-        return [base.data_ptr(), *map(int, rest)]
+        return [memory.address(base), *map(int, rest)]
     element = descriptor.base.element_size()
     encoded = encoded_map(
-        descriptor.base.data_ptr(),
+        memory.address(descriptor.base),
         shape[::-1],
         [stride * element for stride in strides[::-1][1:]],
         list(metadata["block_size"])[::-1],

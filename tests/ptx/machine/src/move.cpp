@@ -56,15 +56,16 @@ void decode_mov(Decode& x) {
   }
   const u32 elements = u32(x.operand(unpacks ? 0 : 1).parts.size());
   const Type element{'b', u8(t.bytes / elements), false};
-  if (element.bytes < 2) fail("elements of a byte are not supported");
+  if (element.bytes == 0) fail("the elements are smaller than a byte");
+  const bool wide = element.bytes == 1;  // its register has 16 bits
   in.width = element.bytes * 8;
   if (unpacks) {
-    in.v[0] = x.results(0, element);
+    in.v[0] = x.results(0, element, wide);
     in.a = x.source(1, t);
     in.run = unpack;
   } else {
     in.d = x.result(0, t);
-    in.v[0] = x.sources(1, element);
+    in.v[0] = x.sources(1, element, wide);
     in.run = pack;
   }
 }

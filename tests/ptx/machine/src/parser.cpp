@@ -201,7 +201,8 @@ void Parser::kernel() {
 void Parser::registers() {
   const std::string type = take();
   if (type == ".v2" || type == ".v4") error("vector registers are not supported");
-  const u8 bytes = type_of(type.substr(1)).bytes;
+  const u8 width = type_of(type.substr(1)).bytes;
+  const u8 bytes = width == 1 ? 2 : width;  // a register of a byte has 16 bits
   while (!accept(";")) {
     if (accept(",")) continue;
     const std::string name = take();

@@ -9,6 +9,7 @@
 
 #include "bind_checks.h"
 #include "bind_fragments.h"
+#include "bind_info_nce.h"
 #include "dispatch.h"
 #include "drivers.h"
 #include "parallel.h"
@@ -193,4 +194,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("hardest", &hardest);
   m.def("enqueue", &enqueue);
   bind_fragments(m);
+  bind_info_nce(m);
 }

@@ -5,6 +5,7 @@
 #include "api.h"
 #include "cross_attention_api.h"
 #include "cross_pairs_api.h"
+#include "info_nce_api.h"
 
 namespace sede {
 
@@ -54,6 +55,8 @@ struct Kernels {
   const EraseOps* erase;
   const CrossOps* cross;
   const CrossPairsOps* cross_pairs;
+  const InfoNceOps<float>* info_nce_f32;
+  const InfoNceOps<double>* info_nce_f64;
 };
 
 #ifdef SEDE_ISA
@@ -69,6 +72,8 @@ extern const EnqueueOps enqueue_ops;
 extern const EraseOps erase_ops;
 extern const CrossOps cross_ops;
 extern const CrossPairsOps cross_pairs_ops;
+extern const InfoNceOps<float> info_nce_f32;
+extern const InfoNceOps<double> info_nce_f64;
 }  // namespace SEDE_ISA
 #endif
 

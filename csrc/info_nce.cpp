@@ -1,0 +1,397 @@
+// Driver of the weighted InfoNCE: the passes over bank and batch, and the row by row work around them.
+#include "info_nce.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "dispatch.h"
+#include "drivers.h"
+#include "info_nce_row.h"
+#include "parallel.h"
+#include "plan.h"
+
+namespace sede {
+namespace {
+
+template <class T>
+const InfoNceOps<T>& row_ops() {
+  if constexpr (std::is_same_v<T, float>) return *kernels().info_nce_f32;
+  else return *kernels().info_nce_f64;
+}
+
+// body(begin, end) over blocks of rows.
+template <class F>
+void over_rows(index_t rows, index_t dim, const F& body) {
+  constexpr index_t kTaskElements = 1 << 16;  // less is not worth a thread
+  const index_t block = std::max<index_t>(kTaskElements / std::max<index_t>(dim, 1), 1);
+  const index_t tasks = (rows + block - 1) / block;
+  if (tasks <= 1) return body(index_t(0), rows);
+  TaskCounter counter(tasks);
+  run_workers(tasks, [&] {
+    for (index_t task; counter.take(task);)
+      body(task * block, std::min(rows, (task + 1) * block));
+  });
+}
+
+template <class T>
+T* table_row(const InfoNceSide& side, int row) {
+  return static_cast<T*>(side.table) + row * side.query.rows;
+}
+
+// exp(part - total): the share of a segment in a sum.
+double share_of(double part, double total, bool alone) {
+  if (part == kMinusInf) return 0;
+  return alone ? 1 : std::exp(part - total);
+}
+
+template <class T>
+RowSums add_up(const std::vector<InfoNceSums>& segments, int exponents, index_t rows, index_t i) {
+  RowSums sum;
+  for (const InfoNceSums& part : segments) sum.count += double(part.count[i]);
+  for (int e = 0; e < exponents; ++e) {
+    const index_t at = e * rows + i;
+    for (const InfoNceSums& part : segments)
+      sum.lse[e] = segments.size() == 1 ? double(static_cast<const T*>(part.lse)[at])
+                                        : log_add(sum.lse[e], static_cast<const T*>(part.lse)[at]);
+    for (const InfoNceSums& part : segments)
+      if (part.moment)
+        sum.moment[e] += share_of(static_cast<const T*>(part.lse)[at], sum.lse[e],
+                                  segments.size() == 1) *
+                         double(static_cast<const T*>(part.moment)[at]);
+  }
+  return sum;
+}
+
+// The weights of the rows in the reduced loss, into the table; returns the reduced loss.
+template <class T>
+double reduce(const InfoNceRule& rule, const InfoNceSide& side, const std::vector<RowLoss>& found) {
+  const std::size_t rows = found.size();
+  T* weight = table_row<T>(side, kWeight);
+  auto focus = [&](double loss) { return std::max(-std::expm1(-loss), 0.0); };
+  double largest = 1, total = double(rows);
+  if (rule.positive_focus != 0 && rule.reduction == Reduction::mean) {
+    // Relative to the largest base, before the power: the bases themselves may underflow.
+    largest = 0, total = 0;
+    for (const RowLoss& row : found) largest = std::max(largest, focus(row.loss));
+    if (largest == 0) largest = 1;
+    for (const RowLoss& row : found) total += std::pow(focus(row.loss) / largest, rule.positive_focus);
+    if (total == 0) total = 1;
+  }
+  double loss = 0;
+  for (std::size_t i = 0; i < rows; ++i) {
+    double w = rule.share;
+    if (rule.positive_focus != 0)
+      w *= std::pow(focus(found[i].loss) / largest, rule.positive_focus);
+    if (rule.reduction == Reduction::mean) w /= total;
+    weight[i] = T(w);
+    loss += w * found[i].loss;
+  }
+  return loss;
+}
+
+template <class T>
+void fill_table(const InfoNceRule& rule, const InfoNceSide& side,
+                const std::vector<InfoNceSums>& sums, const RowLoss& row, const RowSums& all,
+                const RowSums& extra, double weight, index_t i) {
+  auto put = [&](int at, double value) { table_row<T>(side, at)[i] = T(value); };
+  put(kLoss, row.loss);
+  put(kLogNegatives, row.log_negatives);
+  put(kPositiveGrad, weight * row.positive);
+  const double it = 1 / rule.temperature;
+  put(kTemperatureGrad, -it * it * weight * row.inverse);
+  put(kHardnessGrad, weight * row.hardness);
+  for (int e = 0; e < 2; ++e) {
+    put(kLse + e, all.lse[e]);
+    put(kLseGrad + e, weight * row.lse[e]);
+    put(kExtraGrad + e, weight * row.extra[e]);
+  }
+  put(kExtraLse, extra.lse[0]);
+  put(kExtraLse + 1, extra.count > 0 ? std::log(extra.count) : kMinusInf);
+  if (side.negatives) side.negatives[i] = index_t(all.count);
+  T top = T(kMinusInf);
+  index_t index = -1;
+  for (const InfoNceSums& part : sums) {
+    if (!part.top) continue;
+    const T value = static_cast<const T*>(part.top)[i];
+    if (value > top || value != value) {
+      top = value;
+      index = part.in_bank ? part.top_index[i] : -1;
+    }
+  }
+  put(kHardest, double(top));
+  if (side.hardest_index) side.hardest_index[i] = index;
+}
+
+// The gradient of the queries: all accumulators, weighted, and the positives.
+template <class T>
+void combine(const InfoNceRule& rule, const InfoNceSide& side, const std::vector<InfoNceSums>& sums,
+             const std::vector<InfoNceSums>& extra) {
+  const index_t rows = side.query.rows, dim = side.query.cols;
+  std::vector<const T*> part, weight;
+  std::vector<T> weights;
+  auto take = [&](const std::vector<InfoNceSums>& segments, int accumulators, int lse, int grad) {
+    for (const InfoNceSums& segment : segments)
+      for (int a = 0; a < accumulators && segment.acc; ++a) {
+        part.push_back(static_cast<const T*>(segment.acc) + a * rows * dim);
+        for (index_t i = 0; i < rows; ++i)
+          weights.push_back(T(share_of(static_cast<const T*>(segment.lse)[a * rows + i],
+                                       table_row<T>(side, lse + a)[i], segments.size() == 1) *
+                              double(table_row<T>(side, grad + a)[i])));
+      }
+  };
+  take(sums, rule.accumulators(), kLse, kLseGrad);
+  take(extra, 2, kExtraLse, kExtraGrad);
+  for (std::size_t n = 0; n < part.size(); ++n) weight.push_back(weights.data() + index_t(n) * rows);
+  const CombineCall<T> call{part.data(), weight.data(), int(part.size()), side.positive,
+                            table_row<T>(side, kPositiveGrad), static_cast<T*>(side.query_grad)};
+  over_rows(rows, dim, [&](index_t begin, index_t end) { row_ops<T>().combine(call, begin, end); });
+}
+
+template <class T>
+void finish(const InfoNceRule& rule, const InfoNceSide& side, const std::vector<InfoNceSums>& sums,
+            const std::vector<InfoNceSums>& extra, T* loss) {
+  const index_t rows = side.query.rows;
+  std::vector<RowLoss> found(static_cast<std::size_t>(rows));
+  std::vector<RowSums> all(found.size()), more(found.size());
+  constexpr index_t kRowCost = 256;  // of a row's logarithms, in elements
+  over_rows(rows, kRowCost, [&](index_t begin, index_t end) {
+    for (index_t i = begin; i < end; ++i) {
+      const auto at = std::size_t(i);
+      all[at] = add_up<T>(sums, rule.exponents(), rows, i);
+      more[at] = add_up<T>(extra, 2, rows, i);
+      found[at] = row_loss(rule, table_row<T>(side, kPositive)[i], all[at], more[at]);
+    }
+  });
+  const double total = reduce<T>(rule, side, found);
+  const T* weight = table_row<T>(side, kWeight);
+  for (index_t i = 0; i < rows; ++i)
+    fill_table<T>(rule, side, sums, found[std::size_t(i)], all[std::size_t(i)],
+                  more[std::size_t(i)], weight[i], i);
+  if (rule.reduction == Reduction::none)
+    for (index_t i = 0; i < rows; ++i) loss[i] += T(weight[i] * found[std::size_t(i)].loss);
+  else
+    loss[0] += T(total);
+  if (side.query_grad) combine<T>(rule, side, sums, extra);
+}
+
+// Room for the sums of a pass over B queries.
+template <class T>
+struct Sums {
+  std::vector<T> lse, moment, top;
+  std::vector<index_t> count, top_index;
+
+  Sums(index_t rows, int exponents, bool moments, bool hardest)
+      : lse(std::size_t(rows * exponents)),
+        moment(std::size_t(moments ? rows * exponents : 0)),
+        top(std::size_t(hardest ? rows : 0)),
+        count(static_cast<std::size_t>(rows)),
+        top_index(std::size_t(hardest ? rows : 0)) {}
+
+  // Runs the pass and says where its sums are.
+  InfoNceSums run(BankLse op, T* acc, bool in_bank) {
+    op.moments = !moment.empty();
+    op.hardest = !top.empty();
+    op.accumulators = acc ? op.accumulators : 0;
+    bank_lse(op, {lse.data(), moment.data(), acc, count.data(), top.data(), top_index.data()});
+    return {lse.data(), op.moments ? moment.data() : nullptr, acc, count.data(),
+            op.hardest ? top.data() : nullptr, op.hardest ? top_index.data() : nullptr, in_bank};
+  }
+};
+
+BankLse bank_pass(const InfoNceSide& side, const void* scales, int exponents, int accumulators,
+                  Select select, const void* limit) {
+  BankLse op{};
+  op.query = side.query;
+  op.bank = side.bank;
+  op.row_scale = side.row_scale;
+  op.query_ids = side.ids;
+  op.bank_ids = side.bank_ids;
+  op.scales = scales;
+  op.exponents = exponents;
+  op.limit = limit;
+  op.select = select;
+  op.empty_slots = true;
+  op.accumulators = accumulators;
+  op.accumulate[1] = 1;
+  return op;
+}
+
+BankLse batch_pass(const InfoNceSide& side, const void* scales, int exponents, Select select,
+                   const void* limit) {
+  BankLse op = bank_pass(side, scales, exponents, 0, select, limit);
+  op.bank = side.positive;
+  op.row_scale = nullptr;
+  op.bank_ids = side.ids;
+  op.empty_slots = false;
+  op.skip_diagonal = true;
+  return op;
+}
+
+Select select_of(const InfoNceRule& rule) {
+  return rule.false_negatives == FalseNegatives::keep ? Select::keep : Select::mask;
+}
+
+// 1 / tau + beta (or 1 / tau), beta, and the two of further positives.
+template <class T>
+struct Scales {
+  T negatives[2], extra[2];
+  explicit Scales(const InfoNceRule& rule)
+      : negatives{T(1 / rule.temperature + (rule.weighted ? rule.hardness : 0)), T(rule.hardness)},
+        extra{T(1 / rule.temperature), T(0)} {}
+};
+
+// Without ids on both sides no row has further positives.
+bool finds_extra(const InfoNceSide& side, const index_t* ids) { return side.ids && ids; }
+
+template <class T>
+std::vector<T> limits(const InfoNceRule& rule, const InfoNceSide& side) {
+  std::vector<T> limit;
+  const T* positive = table_row<T>(side, kPositive);
+  for (index_t i = 0; rule.has_margin && i < side.query.rows; ++i)
+    limit.push_back(positive[i] + T(rule.margin));
+  return limit;
+}
+
+template <class T>
+void forward(const InfoNceRule& rule, const InfoNceSide& side, T* loss) {
+  const index_t rows = side.query.rows, dim = side.query.cols;
+  const Scales<T> scales(rule);
+  const int exponents = rule.exponents(), accumulators = rule.accumulators();
+  over_rows(rows, dim, [&](index_t begin, index_t end) {
+    row_ops<T>().dots(side.query, side.positive, begin, end, table_row<T>(side, kPositive));
+  });
+  const std::vector<T> limit = limits<T>(rule, side);
+  const void* most = rule.has_margin ? limit.data() : nullptr;
+  T* grad = static_cast<T*>(side.query_grad);
+  const bool further = rule.extra_positives() && finds_extra(side, side.bank_ids);
+  Buffer second(grad && accumulators == 2 ? 2 * rows * dim * index_t(sizeof(T)) : 0);
+  Buffer third(grad && further ? 2 * rows * dim * index_t(sizeof(T)) : 0);
+
+  std::vector<InfoNceSums> sums, extra;
+  Sums<T> bank(rows, exponents, rule.moments, rule.hardest), batch = bank;
+  Sums<T> bank_extra(rows, 2, true, false), batch_extra = bank_extra;
+  if (side.bank.rows > 0)
+    sums.push_back(bank.run(
+        bank_pass(side, scales.negatives, exponents, accumulators, select_of(rule), most),
+        grad && accumulators == 2 ? second.as<T>() : grad, true));
+  if (rule.in_batch) {
+    BankLse op = batch_pass(side, scales.negatives, exponents, select_of(rule), most);
+    op.scores = side.scores;
+    sums.push_back(batch.run(op, nullptr, false));
+  }
+  if (further && side.bank.rows > 0)
+    extra.push_back(bank_extra.run(
+        bank_pass(side, scales.extra, 2, 2, Select::positive, nullptr),
+        grad ? third.as<T>() : nullptr, true));
+  if (rule.in_batch && rule.extra_positives() && side.ids)
+    extra.push_back(batch_extra.run(
+        batch_pass(side, scales.extra, 2, Select::positive, nullptr), nullptr, false));
+  finish<T>(rule, side, sums, extra, loss);
+}
+
+// What in-batch negatives add to the gradients of queries and keys.
+template <class T>
+void batch_backward(const InfoNceRule& rule, const InfoNceSide& side, const T* grad,
+                    index_t grad_step, T* query, T* key) {
+  const index_t rows = side.query.rows, size = rows * side.query.cols;
+  const Scales<T> scales(rule);
+  const std::vector<T> limit = limits<T>(rule, side);
+  std::vector<T> weighted(std::size_t(2 * rows));
+  auto scaled = [&](int from) {
+    const T* row = table_row<T>(side, from);
+    for (index_t n = 0; n < 2 * rows; ++n)
+      weighted[std::size_t(n)] = row[n] * grad[n % rows * grad_step];
+    return weighted.data();
+  };
+  BankLse op = batch_pass(side, scales.negatives, rule.exponents(), select_of(rule),
+                          rule.has_margin ? limit.data() : nullptr);
+  op.scores = side.scores;
+  batch_lse_backward(op, table_row<T>(side, kLse), scaled(kLseGrad), query, key);
+  if (!rule.extra_positives() || !side.ids) return;
+  Buffer more(2 * size * index_t(sizeof(T)));
+  op = batch_pass(side, scales.extra, 2, Select::positive, nullptr);
+  batch_lse_backward(op, table_row<T>(side, kExtraLse), scaled(kExtraGrad), more.as<T>(),
+                     more.as<T>() + size);
+  for (index_t n = 0; n < size; ++n) {
+    query[n] += more.as<T>()[n];
+    key[n] += more.as<T>()[size + n];
+  }
+}
+
+template <class T>
+void backward(const InfoNceRule& rule, const InfoNceSide& side, const T* grad, index_t grad_step,
+              const InfoNceGrads& out) {
+  const index_t rows = side.query.rows, dim = side.query.cols, size = rows * dim;
+  Buffer added(rule.in_batch ? 2 * size * index_t(sizeof(T)) : 0);
+  T* query = rule.in_batch ? added.as<T>() : nullptr;
+  T* key = rule.in_batch ? query + size : nullptr;
+  if (rule.in_batch && size > 0) batch_backward(rule, side, grad, grad_step, query, key);
+  const Matrix unit{side.query_grad, rows, dim, dim, 1,
+                    std::is_same_v<T, float> ? DType::f32 : DType::f64};
+  const bool per_row = grad_step != 0;
+  const ScaleCall<T> to_query{unit,  grad,      per_row, nullptr,
+                              query, out.query, side.query.dtype};
+  const ScaleCall<T> to_positive{side.query, grad,         per_row,
+                                 table_row<T>(side, kPositiveGrad), key,
+                                 out.positive, side.positive.dtype};
+  over_rows(rows, dim, [&](index_t begin, index_t end) {
+    if (out.query) row_ops<T>().scale(to_query, begin, end);
+    if (out.positive) row_ops<T>().scale(to_positive, begin, end);
+  });
+}
+
+template <class T>
+double dot_with_grad(const std::vector<InfoNceSide>& sides, int row, const T* grad,
+                     index_t grad_step) {
+  double sum = 0;
+  for (const InfoNceSide& side : sides)
+    for (index_t i = 0; i < side.query.rows; ++i)
+      sum += double(table_row<T>(side, row)[i]) * double(grad[i * grad_step]);
+  return sum;
+}
+
+template <class T>
+void run(const InfoNceRule& rule, const std::vector<InfoNceSide>& sides, T* loss) {
+  const index_t rows = sides[0].query.rows;
+  std::fill(loss, loss + (rule.reduction == Reduction::none ? rows : 1), T(0));
+  if (rows == 0) return;
+  for (const InfoNceSide& side : sides) forward<T>(rule, side, loss);
+}
+
+template <class T>
+void run_backward(const InfoNceRule& rule, const std::vector<InfoNceSide>& sides, const T* grad,
+                  index_t grad_step, const std::vector<InfoNceGrads>& out, T* temperature,
+                  T* hardness) {
+  for (std::size_t n = 0; n < sides.size() && sides[0].query.rows > 0; ++n)
+    backward<T>(rule, sides[n], grad, grad_step, out[n]);
+  if (temperature) *temperature = T(dot_with_grad<T>(sides, kTemperatureGrad, grad, grad_step));
+  if (hardness) *hardness = T(dot_with_grad<T>(sides, kHardnessGrad, grad, grad_step));
+}
+
+bool in_double(const InfoNceSide& side) { return side.query.dtype == DType::f64; }
+
+}  // namespace
+
+void info_nce_finish(const InfoNceRule& rule, const InfoNceSide& side,
+                     const std::vector<InfoNceSums>& sums, const std::vector<InfoNceSums>& extra,
+                     void* loss) {
+  if (in_double(side)) return finish<double>(rule, side, sums, extra, static_cast<double*>(loss));
+  finish<float>(rule, side, sums, extra, static_cast<float*>(loss));
+}
+
+void info_nce(const InfoNceRule& rule, const std::vector<InfoNceSide>& sides, void* loss) {
+  if (in_double(sides[0])) return run<double>(rule, sides, static_cast<double*>(loss));
+  run<float>(rule, sides, static_cast<float*>(loss));
+}
+
+void info_nce_backward(const InfoNceRule& rule, const std::vector<InfoNceSide>& sides,
+                       const void* grad, index_t grad_step, const std::vector<InfoNceGrads>& out,
+                       void* temperature, void* hardness) {
+  if (in_double(sides[0]))
+    return run_backward<double>(rule, sides, static_cast<const double*>(grad), grad_step, out,
+                                static_cast<double*>(temperature), static_cast<double*>(hardness));
+  run_backward<float>(rule, sides, static_cast<const float*>(grad), grad_step, out,
+                      static_cast<float*>(temperature), static_cast<float*>(hardness));
+}
+
+}  // namespace sede

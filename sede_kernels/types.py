@@ -144,3 +144,117 @@ class Erase(NamedTuple):
     side: str = "low"
     keep_min: int = 1
     renormalize: bool = True
+
+
+class Side(NamedTuple):
+    """One direction of the weighted InfoNCE: queries, their positives, a bank of negatives."""
+
+    query: Tensor  # (B, D)
+    positive: Tensor  # (B, D)
+    rows: Tensor  # (K, D) the bank, as in ``Bank``; K may be 0
+    row_scale: Tensor | None = None
+    bank_ids: Tensor | None = None
+    ids: Tensor | None = None  # (B,) int64
+
+    @property
+    def bank(self) -> Bank:
+        """The bank."""
+        return Bank(self.rows, self.row_scale, self.bank_ids)
+
+
+class Scalars(NamedTuple):
+    """The numbers of the weighted InfoNCE; a 0-d tensor, where there is one, counts instead."""
+
+    temperature: float
+    hardness: float = 0.0
+    margin: float = 0.0
+    temperature_at: Tensor | None = None  # () in the dtype of the results
+    hardness_at: Tensor | None = None
+    margin_at: Tensor | None = None
+    batch_at: Tensor | None = None  # () bool: whether the batch has negatives
+
+
+class InfoNCERule(NamedTuple):
+    """Which weighted InfoNCE, and what of it; see ``weighted_info_nce``."""
+
+    weighted: bool  # the hardness counts
+    normalize_weights: bool = True
+    detach_weights: bool = True
+    positive_focus: float = 0.0
+    tau_plus: float = 0.0
+    false_negatives: str = "mask"
+    margin: bool = False
+    in_batch: bool = False
+    unit_length: bool = False  # a promise, as in ``Want``
+    reduction: str = "mean"
+    hardest: bool = False  # statistics
+    query_grad: bool = False  # a gradient of the queries will be asked for
+    scalar_grad: bool = False  # a gradient of temperature or hardness will be
+    keep: bool = False  # a gradient of in-batch negatives will be
+
+    @property
+    def exponents(self) -> int:
+        """Log-sum-exps a row."""
+        return 2 if self.weighted and self.normalize_weights else 1
+
+    @property
+    def accumulate(self) -> tuple[int, ...]:
+        """Those whose weighted row sums are gradients."""
+        if not self.query_grad:
+            return ()
+        return (0,) if self.exponents == 1 or self.detach_weights else (0, 1)
+
+    @property
+    def select(self) -> str:
+        """Which rows of a bank are negatives."""
+        return "keep" if self.false_negatives == "keep" else "mask"
+
+    @property
+    def extra_positives(self) -> bool:
+        """Rows of the query's id are positives too."""
+        return self.false_negatives == "positive"
+
+
+#: The rows of ``InfoNCE.table``, as in csrc/info_nce.h; the last four are pairs.
+TABLE = (
+    "loss", "weight", "positive", "log_negatives", "hardest", "positive_grad", "temperature_grad",
+    "hardness_grad", "lse", "lse_1", "lse_grad", "lse_grad_1", "extra_lse", "extra_lse_1",
+    "extra_grad", "extra_grad_1",
+)  # fmt: skip
+
+
+class InfoNCE(NamedTuple):
+    """The weighted InfoNCE of S sides and all that its backward needs; not wanted: size 0."""
+
+    loss: Tensor  # () or (B,)
+    table: Tensor  # (S, len(TABLE), B), gradients for an upstream gradient of 1
+    query_grad: Tensor  # (S, B, D), likewise
+    negatives: Tensor  # (S, B) int64
+    hardest_index: Tensor  # (S, B) int64
+    kept: Tensor  # (S, n) similarities of the batch
+
+    @classmethod
+    def empty(cls, query: Tensor, sides: int, rule: InfoNCERule, kept: int) -> "InfoNCE":
+        """Memory for the loss of ``query`` (B, D)."""
+        dtype, (rows, dim) = result_dtype(query), query.shape
+        ranked = rows if rule.hardest else 0
+        size = (rows,) if rule.reduction == "none" else ()
+        return cls(
+            query.new_empty(size, dtype=dtype),
+            query.new_empty((sides, len(TABLE), rows), dtype=dtype),
+            query.new_empty((sides, rows, dim) if rule.query_grad else (0,), dtype=dtype),
+            query.new_empty((sides, ranked), dtype=torch.int64),
+            query.new_empty((sides, ranked), dtype=torch.int64),
+            query.new_empty((sides, kept), dtype=dtype),
+        )
+
+
+class InfoNCEGradients(NamedTuple):
+    """The gradients of the weighted InfoNCE; one that was not wanted has size 0."""
+
+    query: Tensor  # (B, D), these four in the dtype of what they belong to
+    positive: Tensor
+    other_query: Tensor
+    other_positive: Tensor
+    temperature: Tensor  # () in the dtype of the results
+    hardness: Tensor

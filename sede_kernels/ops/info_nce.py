@@ -1,0 +1,123 @@
+"""The weighted InfoNCE and its gradient: everything around the passes over the negatives too.
+
+Three steps, of which a backend makes as few launches as it can:
+
+    sums      the pass over the bank, and over the batch's own keys: (B,) log-sum-exps, counts,
+              weighted row sums (see bank_lse, batch_lse)
+    finish    row losses, their weights, the reduced loss, statistics, and all that the backward
+              needs: the query gradient of an upstream gradient of 1, one coefficient a row for the
+              positive, the row derivatives of temperature and hardness
+    backward  scales those rows by the upstream gradient into the dtypes of the inputs; with
+              in-batch negatives one more pass for the keys
+
+``finish`` takes the sums of any number of segments (banks, shards, the batch). With total sums
+L(c) = log sum_s exp L_s(c), a row's loss is l = log(1 + e^{LN - LP}) + LP - it mean, where
+it = 1 / tau, LP the log-sum over its positives, LN as docs/method.md has it. Then, with
+pi = sigmoid(LN - LP) and r(c) what replaces c in the query's gradient:
+
+    dl/dq  = sum_c u(c) sum_s e^{L_s(c) - L(c)} O_s(c) + p k      u(c) = pi dLN/dL(c) r(c)
+    dl/dk  = p q                                                 p = dl/ds+
+    dl/dk_j of the batch = sum_i sum_c u_i(c) e^{c s_ij - L_i(c)} q_i
+
+The weights of the rows in the loss are constants, so all of it is done in the forward. Both
+directions of ``symmetric_info_nce`` are two sides of one call.
+"""
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.registry import resolve
+from sede_kernels.ops._op import Saved, op
+from sede_kernels.types import (
+    InfoNCE,
+    InfoNCEGradients,
+    InfoNCERule,
+    Scalars,
+    Side,
+    result_dtype,
+)
+
+#: Inputs that may get a gradient, in the order of ``InfoNCEGradients``.
+LEARNED = (
+    "side_query",
+    "side_positive",
+    "other_query",
+    "other_positive",
+    "scalars_temperature_at",
+    "scalars_hardness_at",
+)
+
+
+def _kept(side: Side, rule: InfoNCERule, backend: str) -> int:
+    if not rule.keep or not rule.in_batch:
+        return 0
+    count = resolve("batch_lse_kept", backend, side.query, side.positive)
+    size: int = count(side.query, side.positive)
+    return size
+
+
+@op(decides=("side_query", "side_rows"), differentiable=("loss",))
+def info_nce(
+    side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule, backend: str
+) -> InfoNCE:
+    """The loss of one side, or the mean of two whose queries agree in shape and dtype."""
+    sides = 1 if other is None else 2
+    return InfoNCE.empty(side.query, sides, rule, _kept(side, rule, backend))
+
+
+@op(decides=("side_query", "side_positive"))
+def info_nce_backward(
+    grad: Tensor,
+    table: Tensor,
+    query_grad: Tensor,
+    kept: Tensor,
+    side: Side,
+    other: Side | None,
+    scalars: Scalars,
+    rule: InfoNCERule,
+    needs: tuple[int, ...],
+    backend: str,
+) -> InfoNCEGradients:
+    """Gradients of the ``LEARNED`` that ``needs`` has a 1 for; the banks are not read."""
+    dtype = result_dtype(side.query)
+    last = side if other is None else other
+    like = (side.query, side.positive, last.query, last.positive)
+    found = [
+        tensor.new_empty(tensor.shape if needed else (0,))
+        for tensor, needed in zip(like, needs, strict=False)
+    ]
+    scalar = [grad.new_empty(() if needed else (0,), dtype=dtype) for needed in needs[4:]]
+    return InfoNCEGradients(*found, *scalar)
+
+
+@info_nce.gradients(
+    saves=(
+        "table", "query_grad", "kept",
+        "side_query", "side_positive", "side_ids", "other_query", "other_positive", "other_ids",
+        "scalars_temperature_at", "scalars_hardness_at", "scalars_margin_at", "scalars_batch_at",
+    ),
+    depends=LEARNED,
+)  # fmt: skip
+def _(saved: Saved, grad: InfoNCE) -> dict[str, Tensor | None]:
+    rule = saved.take(InfoNCERule, "rule")
+    needs = tuple(int(name in saved.needs) for name in LEARNED)
+
+    def side(name: str) -> Side:
+        query = saved[f"{name}_query"]
+        return Side(query, saved[f"{name}_positive"], query[:0], ids=saved[f"{name}_ids"])
+
+    found = info_nce_backward(
+        grad.loss,
+        saved["table"],
+        saved["query_grad"],
+        saved["kept"],
+        side("side"),
+        side("other") if saved["other_given"] else None,
+        saved.take(Scalars, "scalars"),
+        rule,
+        needs,
+        saved["backend"],
+    )
+    return {
+        name: value for name, value, need in zip(LEARNED, found, needs, strict=True) if need
+    }

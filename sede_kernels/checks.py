@@ -145,6 +145,14 @@ def check_backend(name: str, backend: str, *inputs: object) -> str:
     return chosen
 
 
+def requested_reference(name: str, backend: str) -> bool:
+    """Whether the specification itself is asked for, ``SEDE_BACKEND`` applied."""
+    try:
+        return registry.requested(backend) == "reference"
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
 def readable(tensor: Tensor) -> bool:
     """Whether a check may read the values: for free, and of a tensor that has some."""
     return (

@@ -24,6 +24,8 @@ FILES = {
     "batch_lse": "batch_lse",
     "batch_lse_kept": "batch_lse",
     "batch_lse_backward": "batch_lse",
+    "info_nce": "info_nce",
+    "info_nce_backward": "info_nce",
     "hardest": "hardest",
     "enqueue": "enqueue",
     "erase": "erase",

@@ -5,7 +5,6 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from sede_kernels import reference
@@ -22,18 +21,11 @@ from sede_kernels.checks import (
 )
 from sede_kernels.functional._bank_argument import unpack_bank
 from sede_kernels.functional._exponents import (
-    Exponents,
     Scalar,
-    constants,
-    full_precision,
-    log_negatives,
-    plan,
 )
-from sede_kernels.functional._negatives import bank_pass, with_batch
-from sede_kernels.functional._reduction import reduce_rows
 from sede_kernels.functional._rows import Rows, rows_of
 from sede_kernels.ops.transforms import check_transforms
-from sede_kernels.types import Bank, Match, Sums, result_dtype
+from sede_kernels.types import Bank, Match, result_dtype
 
 
 class InfoNCEStats(NamedTuple):
@@ -76,17 +68,6 @@ class Options(NamedTuple):
     def select(self) -> str:
         """Which entries of the bank are negatives."""
         return "keep" if self.false_negatives == "keep" else "mask"
-
-    def exponents(self, query: Tensor) -> Exponents:
-        """The pass over the negatives that a gradient of ``query`` needs."""
-        return plan(
-            1.0 / self.temperature,
-            self.hardness,
-            query,
-            normalize_weights=self.normalize_weights,
-            detach_weights=self.detach_weights,
-            differentiable=torch.is_grad_enabled() and query.requires_grad,
-        )
 
 
 class Direction(NamedTuple):
@@ -225,88 +206,3 @@ def reference_loss(direction: Direction, options: Options) -> Tensor:
         in_batch_negatives=options.in_batch_negatives,
         reduction=options.reduction,
     )
-
-
-def _extra_positives(
-    direction: Direction, options: Options, positive_s: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Log-sum over all positives and their mean logit (B,): soft targets, uniform over same ids."""
-    query, positive, bank, ids = direction
-    it: Scalar = 1.0 / options.temperature
-    q = query.wide
-    differentiable = torch.is_grad_enabled() and q.requires_grad
-    # Exponent 0 weighs every positive alike: its moment is their mean similarity, an fp32 sum, and
-    # its accumulator their mean row, from which the query's gradient comes and no value.
-    exponents = Exponents(
-        constants([it, 0.0], q),
-        constants([it, 0.0], q).detach(),
-        (0, 1) if differentiable else (),
-        False,
-    )
-    match = Match(ids, None, "positive")
-    want = exponents.want(hardest=False, unit_length=False, moments=True)
-    found = bank_pass(query, bank, exponents, match, want, options.backend)
-    log_extra, count, mean_s = found.lse[0], found.negatives, found.moment[1].detach()
-    if differentiable:
-        through_rows = (q * found.acc[1].detach()).sum(dim=1)
-        mean_s = mean_s + (through_rows - through_rows.detach())
-    total = mean_s * count
-    if options.in_batch_negatives is not False and ids is not None:
-        same = (ids.unsqueeze(1) == ids.unsqueeze(0)) & (ids != -1)
-        own = torch.eye(ids.shape[0], dtype=torch.bool, device=ids.device)
-        weight = (same & ~own).to(q.dtype)
-        if isinstance(options.in_batch_negatives, Tensor):
-            weight = weight * options.in_batch_negatives
-        batch = with_batch(
-            found,
-            query,
-            positive,
-            exponents,
-            match,
-            counts=options.in_batch_negatives,
-            backend=options.backend,
-        )
-        log_extra, count = batch.lse[0], batch.negatives
-        with full_precision(q.device.type):
-            total = total + (q * (weight @ positive.wide)).sum(dim=1)
-    logit = it * positive_s
-    return torch.logaddexp(logit, log_extra), it * (positive_s + total) / (1 + count)
-
-
-def finish(
-    direction: Direction, options: Options, exponents: Exponents, found: Sums, positive_s: Tensor
-) -> tuple[Tensor, InfoNCEStats]:
-    """Loss and statistics from the negatives that the bank had; those of the batch join here."""
-    query, positive, *_ = direction
-    if options.in_batch_negatives is not False:
-        found = with_batch(
-            found,
-            query,
-            positive,
-            exponents,
-            direction.match(options, positive_s),
-            counts=options.in_batch_negatives,
-            backend=options.backend,
-        )
-    it: Scalar = 1.0 / options.temperature
-    logit = it * positive_s
-    negatives = log_negatives(found.lse, found.negatives, exponents)
-    if options.tau_plus:
-        inverse = it if isinstance(it, Tensor) else constants([it], query.wide)[0]
-        negatives = reference.debias(negatives, logit, found.negatives, inverse, options.tau_plus)
-    log_positives = mean_logit = logit
-    if options.false_negatives == "positive":
-        log_positives, mean_logit = _extra_positives(direction, options, positive_s)
-    # log(1 + e^x) of the difference: a loss near 0 keeps its digits beside logits of 1 / tau.
-    above = negatives - log_positives
-    rows = torch.logaddexp(above.new_zeros(()), above) + (log_positives - mean_logit)
-    loss = reduce_rows(rows, options.positive_focus, options.reduction)
-    stats = InfoNCEStats(
-        rows.detach(),
-        positive_s.detach(),
-        found.hardest,
-        found.hardest_index,
-        found.negatives,
-        negatives.detach(),
-    )
-    return loss, stats

@@ -5,21 +5,16 @@ from typing import Literal, overload
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.checks import check_same_device
-from sede_kernels.functional._exponents import Exponents
+from sede_kernels.checks import check_same_device, requested_reference
+from sede_kernels.functional._fused import Given, Keywords, fused, stats_of
 from sede_kernels.functional._info_nce import (
-    Direction,
     InfoNCEStats,
-    Options,
     check_direction,
     check_options,
     check_pair,
-    finish,
     reference_loss,
 )
-from sede_kernels.functional._negatives import alike, bank_pass, bank_pass_pair
 from sede_kernels.functional._reference_stats import reference_stats
-from sede_kernels.types import Sums
 
 NAME = "symmetric_info_nce"
 
@@ -155,62 +150,36 @@ def symmetric_info_nce(
     check_pair(NAME, image, text_key, ("image", "text_key"))
     check_pair(NAME, text, image_key, ("text", "image_key"))
     check_same_device(NAME, image, text=text)
-    options = check_options(
-        NAME,
-        image,
-        temperature=temperature,
-        hardness=hardness,
-        normalize_weights=normalize_weights,
-        detach_weights=detach_weights,
-        positive_focus=positive_focus,
-        tau_plus=tau_plus,
-        false_negatives=false_negatives,
-        margin=margin,
-        in_batch_negatives=in_batch_negatives,
-        unit_length=unit_length,
-        reduction=reduction,
-        backend=backend,
+    keywords = Keywords(
+        temperature,
+        hardness,
+        normalize_weights,
+        detach_weights,
+        positive_focus,
+        tau_plus,
+        false_negatives,
+        margin,
+        in_batch_negatives,
+        unit_length,
+        reduction,
+        backend,
     )
     sides = (
-        check_direction(NAME, image, text_key, text_bank, ids, None, options, ids_name="ids"),
-        check_direction(NAME, text, image_key, image_bank, ids, None, options, ids_name="ids"),
+        Given(image, text_key, text_bank, ids, None, ("image", "text_key", "ids")),
+        Given(text, image_key, image_bank, ids, None, ("text", "image_key", "ids")),
     )
-    if options.backend == "reference":
-        loss = (reference_loss(sides[0], options) + reference_loss(sides[1], options)) / 2
+    if requested_reference(NAME, backend):
+        options = check_options(NAME, image, **keywords._asdict())
+        directions = [check_direction(NAME, *given[:5], options, ids_name="ids") for given in sides]
+        losses = [reference_loss(direction, options) for direction in directions]
+        loss = (losses[0] + losses[1]) / 2
         if not return_stats:
             return loss
-        return loss, (reference_stats(sides[0], options), reference_stats(sides[1], options))
-    positives = sides[0].positive_similarity(), sides[1].positive_similarity()
-    passes = _negatives(sides, options, positives, hardest=return_stats)
-    (first, first_stats), (second, second_stats) = (
-        finish(side, options, exponents, found, positive_s)
-        for side, positive_s, (exponents, found) in zip(sides, positives, passes, strict=True)
-    )
-    loss = (first + second) / 2
-    return (loss, (first_stats, second_stats)) if return_stats else loss
-
-
-def _negatives(
-    sides: tuple[Direction, Direction],
-    options: Options,
-    positives: tuple[Tensor, Tensor],
-    *,
-    hardest: bool,
-) -> list[tuple[Exponents, Sums]]:
-    """What the pass over the bank finds for each side, and the exponents of the pass."""
-    first, second = sides
-    matches = first.match(options, positives[0]), second.match(options, positives[1])
-    if alike((first.query, second.query), (first.bank, second.bank)):
-        trained = first.query if first.query.wide.requires_grad else second.query
-        exponents = options.exponents(trained.wide)
-        want = exponents.want(hardest=hardest, unit_length=options.unit_length)
-        queries, banks = (first.query, second.query), (first.bank, second.bank)
-        pair = bank_pass_pair(queries, banks, exponents, matches, want, options.backend)
-        return [(exponents, found) for found in pair]
-    results = []
-    for side, match in zip(sides, matches, strict=True):
-        exponents = options.exponents(side.query.wide)
-        want = exponents.want(hardest=hardest, unit_length=options.unit_length)
-        found = bank_pass(side.query, side.bank, exponents, match, want, options.backend)
-        results.append((exponents, found))
-    return results
+        first, second = (reference_stats(direction, options) for direction in directions)
+        return loss, (first, second)
+    if image.dtype != text.dtype:
+        one, other = (fused(NAME, (side,), keywords, hardest=return_stats) for side in sides)
+        loss = (one.loss + other.loss) / 2
+        return (loss, (stats_of(one, 0), stats_of(other, 0))) if return_stats else loss
+    found = fused(NAME, sides, keywords, hardest=return_stats)
+    return (found.loss, (stats_of(found, 0), stats_of(found, 1))) if return_stats else found.loss

@@ -3,15 +3,15 @@
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
+from sede_kernels.functional._checks import requested_reference
+from sede_kernels.functional._fused import Given, Keywords, fused, stats_of
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,
     check_direction,
     check_options,
     check_pair,
-    finish,
     reference_loss,
 )
-from sede_kernels.functional._negatives import bank_pass
 from sede_kernels.functional._reference_stats import reference_stats
 
 NAME = "weighted_info_nce"
@@ -99,31 +99,26 @@ def weighted_info_nce(
         >>> round(loss.item(), 4)
         0.5514
     """
-    check_pair(NAME, query, positive)
-    options = check_options(
-        NAME,
-        query,
-        temperature=temperature,
-        hardness=hardness,
-        normalize_weights=normalize_weights,
-        detach_weights=detach_weights,
-        positive_focus=positive_focus,
-        tau_plus=tau_plus,
-        false_negatives=false_negatives,
-        margin=margin,
-        in_batch_negatives=in_batch_negatives,
-        unit_length=unit_length,
-        reduction=reduction,
-        backend=backend,
+    keywords = Keywords(
+        temperature,
+        hardness,
+        normalize_weights,
+        detach_weights,
+        positive_focus,
+        tau_plus,
+        false_negatives,
+        margin,
+        in_batch_negatives,
+        unit_length,
+        reduction,
+        backend,
     )
-    direction = check_direction(NAME, query, positive, bank, query_ids, bank_ids, options)
-    if options.backend == "reference":
+    if requested_reference(NAME, backend):
+        check_pair(NAME, query, positive)
+        options = check_options(NAME, query, **keywords._asdict())
+        direction = check_direction(NAME, query, positive, bank, query_ids, bank_ids, options)
         plain = reference_loss(direction, options)
         return (plain, reference_stats(direction, options)) if return_stats else plain
-    positive_s = direction.positive_similarity()
-    exponents = options.exponents(direction.query.wide)
-    want = exponents.want(hardest=return_stats, unit_length=options.unit_length)
-    match = direction.match(options, positive_s)
-    found = bank_pass(direction.query, direction.bank, exponents, match, want, options.backend)
-    loss, stats = finish(direction, options, exponents, found, positive_s)
-    return (loss, stats) if return_stats else loss
+    given = Given(query, positive, bank, query_ids, bank_ids)
+    found = fused(NAME, (given,), keywords, hardest=return_stats)
+    return (found.loss, stats_of(found, 0)) if return_stats else found.loss

@@ -13,6 +13,7 @@ from sede_kernels.ops import (
     enqueue,
     erase,
     hardest,
+    info_nce,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "enqueue",
     "erase",
     "hardest",
+    "info_nce",
 ]

@@ -105,7 +105,10 @@ def _parameter(name: str, hint: Any) -> _Parameter:
     group = (
         next(part for part in typing.get_args(hint) if part is not type(None)) if optional else hint
     )
-    flat = [(f"{name}_{field}", _SCHEMA_TYPES[of]) for field, of in _fields(group).items()]
+    kinds = {field: _SCHEMA_TYPES[of] for field, of in _fields(group).items()}
+    if optional:
+        kinds = {field: "Tensor?" if kind == "Tensor" else kind for field, kind in kinds.items()}
+    flat = [(f"{name}_{field}", kind) for field, kind in kinds.items()]
     given = [(f"{name}_given", "bool")] if optional else []
     return _Parameter(name, group, optional, (*given, *flat))
 

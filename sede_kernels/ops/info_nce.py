@@ -23,7 +23,6 @@ The weights of the rows in the loss are constants, so all of it is done in the f
 directions of ``symmetric_info_nce`` are two sides of one call.
 """
 
-import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
@@ -118,6 +117,4 @@ def _(saved: Saved, grad: InfoNCE) -> dict[str, Tensor | None]:
         needs,
         saved["backend"],
     )
-    return {
-        name: value for name, value, need in zip(LEARNED, found, needs, strict=True) if need
-    }
+    return {name: value for name, value, need in zip(LEARNED, found, needs, strict=True) if need}

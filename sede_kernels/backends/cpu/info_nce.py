@@ -6,6 +6,7 @@ from torch import Tensor
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.cpu.batch_lse import batch_lse_kept
 from sede_kernels.types import (
+    TABLE,
     InfoNCE,
     InfoNCEGradients,
     InfoNCERule,
@@ -89,19 +90,31 @@ def info_nce(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule
     kept = batch_lse_kept(side.query, side.positive) if rule.keep and rule.in_batch else 0
     sides = (side,) if other is None else (side, other)
     out = InfoNCE.empty(side.query, len(sides), rule, kept)
+    rows, dim = side.query.shape
+    size = out.table.element_size()
+    steps = (len(TABLE) * rows * size, rows * dim * size, 8 * rows, 8 * rows, kept * size)
+    starts = [result.data_ptr() for result in out]
     held: list[Tensor] = []
-    at = [result.data_ptr() for result in out]
-    steps = [result[0].numel() * result.element_size() if result.numel() else 0 for result in out[1:]]
-    _native.module().info_nce(
-        _rule(rule),
-        *_scalars(scalars, rule),
-        [
-            _side(one, held, *(a + n * step if a else 0 for a, step in zip(at[1:], steps, strict=True)))
-            for n, one in enumerate(sides)
-        ],
-        at[0],
-    )
+    tuples = [
+        _side(
+            one,
+            held,
+            *(at + n * step if at else 0 for at, step in zip(starts[1:], steps, strict=True)),
+        )
+        for n, one in enumerate(sides)
+    ]
+    _native.module().info_nce(_rule(rule), *_scalars(scalars, rule), tuples, starts[0])
     return out
+
+
+def _grad(grad: Tensor, dtype: torch.dtype, rows: int) -> tuple[int, int]:
+    """Address and stride of the incoming gradient, () or (B,), which may be expanded."""
+    if grad.dtype != dtype or grad.device.type != "cpu" or grad.shape not in ((), (rows,)):
+        raise ValueError(
+            f"cpu backend: the gradient of the loss must be () or ({rows},) {dtype} on the CPU, "
+            f"got {tuple(grad.shape)} {grad.dtype} on {grad.device}."
+        )
+    return grad.data_ptr(), grad.stride(0) if grad.ndim else 0
 
 
 def info_nce_backward(
@@ -117,48 +130,44 @@ def info_nce_backward(
 ) -> InfoNCEGradients:
     """See ``sede_kernels.ops.info_nce``. One call; with in-batch negatives 4 BBD FLOPs a side."""
     sides = (side,) if other is None else (side, other)
-    dtype = result_dtype(side.query)
+    dtype, count = result_dtype(side.query), len(sides)
     rows, dim = side.query.shape
-    held: list[Tensor] = []
-    table_at = _native.address("table", table, dtype, len(sides) * table.shape[1] * rows)
-    if needs[0] or needs[2]:
-        _native.address("query_grad", query_grad, dtype, len(sides) * rows * dim)
-    grad_step = 0
-    if grad.ndim:
-        grad_step = grad.stride(0)
-    if kept.numel():
-        size = len(sides) * batch_lse_kept(side.query, side.positive)
-        _native.address("kept", kept, dtype, size)
-    size = grad.element_size()
-    grad_at, kept_at = query_grad.data_ptr(), kept.data_ptr()
+    size, held = grad.element_size(), list[Tensor]()
+    table_at = _native.address("table", table, dtype, count * len(TABLE) * rows)
+    unit_at = kept_at = 0
+    if query_grad.numel():
+        unit_at = _native.address("query_grad", query_grad, dtype, count * rows * dim)
+    room = batch_lse_kept(side.query, side.positive) if kept.numel() else 0
+    if room:
+        kept_at = _native.address("kept", kept, dtype, count * room)
     tuples = [
         _side(
             one,
             held,
-            table_at + n * table.shape[1] * rows * size,
-            grad_at + n * rows * dim * size if query_grad.numel() else 0,
+            table_at + n * len(TABLE) * rows * size,
+            unit_at + n * rows * dim * size if unit_at else 0,
             0,
             0,
-            kept_at + n * kept.shape[1] * size if kept.numel() else 0,
+            kept_at + n * room * size if kept_at else 0,
         )
         for n, one in enumerate(sides)
     ]
-    nothing = grad.new_empty((0,))
     last = sides[-1]
     like = (side.query, side.positive, last.query, last.positive)
     found = [
-        torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu") if needed else nothing
+        torch.empty(tensor.shape if needed else (0,), dtype=tensor.dtype, device="cpu")
         for tensor, needed in zip(like, needs, strict=False)
     ]
-    found += [_native.empty(dtype=dtype) if needed else nothing for needed in needs[4:]]
+    found += [
+        torch.empty(() if needed else (0,), dtype=dtype, device="cpu") for needed in needs[4:]
+    ]
     to = [result.data_ptr() for result in found]
     _native.module().info_nce_backward(
         _rule(rule),
         *_scalars(scalars, rule),
         tuples,
-        _native.address("grad", grad, dtype, grad.numel()) if grad_step != 0 or True else 0,
-        grad_step,
-        [(to[2 * n], to[2 * n + 1]) for n in range(len(sides))],
+        *_grad(grad, dtype, rows),
+        [(to[2 * n], to[2 * n + 1]) for n in range(count)],
         to[4],
         to[5],
     )

@@ -1,0 +1,286 @@
+"""One call of the op ``info_nce``: one pass of checks, then the op.
+
+Tensors that fit are seen at a glance, and settings that are numbers are checked once for all calls;
+whatever does not fit goes through the checks of ``_info_nce``, which convert it or say what is
+wrong.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sede_kernels import ops
+from sede_kernels.bank import BankView, MemoryBank
+from sede_kernels.functional._checks import (
+    FLOATS,
+    check_backend,
+    check_flag,
+    check_number,
+    scalar_parameter,
+)
+from sede_kernels.functional._exponents import constants
+from sede_kernels.functional._info_nce import (
+    InfoNCEStats,
+    check_direction,
+    check_options,
+    check_pair,
+    check_settings,
+)
+from sede_kernels.ops.bank_lse import STATIC_LIMIT
+from sede_kernels.types import TABLE, InfoNCE, InfoNCERule, Scalars, Side
+
+_PLAIN = frozenset((float, int, str, bool, type(None)))
+_DTYPES = frozenset((*FLOATS, torch.int8))
+_LOSS, _POSITIVE, _LOG_NEGATIVES, _HARDEST = (
+    TABLE.index(name) for name in ("loss", "positive", "log_negatives", "hardest")
+)
+
+
+class Keywords(NamedTuple):
+    """The keywords of a loss as they came."""
+
+    temperature: float | Tensor
+    hardness: float | Tensor
+    normalize_weights: bool
+    detach_weights: bool
+    positive_focus: float
+    tau_plus: float
+    false_negatives: str
+    margin: float | None
+    in_batch_negatives: bool | Tensor
+    unit_length: bool
+    reduction: str
+    backend: str
+
+
+class Given(NamedTuple):
+    """The tensors of one direction as they came."""
+
+    query: Tensor
+    positive: Tensor
+    bank: Tensor | MemoryBank | BankView | None
+    ids: Tensor | None
+    bank_ids: Tensor | None
+    names: tuple[str, str, str] = ("query", "positive", "query_ids")
+
+
+def _settings(
+    name: str,
+    temperature: float | None,
+    hardness: float | None,
+    normalize_weights: bool,
+    detach_weights: bool,
+    positive_focus: float,
+    tau_plus: float,
+    false_negatives: str,
+    margin: float | None,
+    in_batch: bool,
+    unit_length: bool,
+    reduction: str,
+    hardest: bool,
+    query_grad: bool,
+    scalar_grad: bool,
+    keep: bool,
+) -> tuple[Scalars, InfoNCERule]:
+    """Numbers and rule, checked; None for a temperature or hardness that is a tensor."""
+    check_settings(
+        name,
+        normalize_weights=normalize_weights,
+        detach_weights=detach_weights,
+        positive_focus=positive_focus,
+        tau_plus=tau_plus,
+        false_negatives=false_negatives,
+        margin=margin,
+        in_batch_negatives=in_batch,
+        unit_length=unit_length,
+        reduction=reduction,
+    )
+    most = 0.0 if temperature is not None and hardness is not None else STATIC_LIMIT + 1
+    if temperature is not None:
+        temperature = check_number(name, "temperature", temperature, low=0.0, open_low=True)
+        most = most + 1.0 / temperature
+    if hardness is not None:
+        hardness = check_number(name, "hardness", hardness, low=0.0)
+        most = most + hardness
+    scalars = Scalars(
+        1.0 if temperature is None else temperature,
+        0.0 if hardness is None else hardness,
+        0.0 if margin is None else float(margin),
+    )
+    rule = InfoNCERule(
+        hardness is None or hardness != 0,
+        normalize_weights,
+        detach_weights,
+        float(positive_focus),
+        float(tau_plus),
+        false_negatives,
+        margin is not None,
+        in_batch,
+        unit_length and most <= STATIC_LIMIT,
+        reduction,
+        hardest,
+        query_grad,
+        scalar_grad,
+        keep,
+    )
+    return scalars, rule
+
+
+_checked_once = lru_cache(maxsize=256, typed=True)(_settings)
+
+
+def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
+    """The side where nothing about its tensors has to be converted or refused."""
+    query, positive, bank, ids, bank_ids, _ = given
+    row_scale = None
+    if isinstance(bank, MemoryBank | BankView):
+        if bank_ids is not None:
+            return None
+        rows, row_scale, bank_ids = bank.view() if isinstance(bank, MemoryBank) else bank
+    elif isinstance(bank, Tensor):
+        rows = bank.detach() if bank.requires_grad else bank
+    elif bank is None and keywords.in_batch_negatives is not False and isinstance(query, Tensor):
+        rows = query.detach()[:0]
+    else:
+        return None
+    if not (isinstance(query, Tensor) and isinstance(positive, Tensor)):
+        return None
+    shape, device, size = query.shape, query.device, rows.shape[:1]
+    if not (
+        len(shape) == 2
+        and positive.shape == shape
+        and query.dtype in FLOATS
+        and positive.dtype in FLOATS
+        and positive.device == device
+        and rows.ndim == 2
+        and rows.shape[1] == shape[1]
+        and rows.dtype in _DTYPES
+        and rows.device == device
+        and (row_scale is None) == (rows.dtype != torch.int8)
+    ):
+        return None
+    for of, length in ((ids, shape[:1]), (bank_ids, size)):
+        if of is not None and not (
+            isinstance(of, Tensor)
+            and of.dtype == torch.int64
+            and of.shape == length
+            and of.device == device
+        ):
+            return None
+    if ids is None and keywords.false_negatives == "positive":
+        return None
+    if row_scale is not None and not (
+        row_scale.dtype == torch.float32 and row_scale.shape == size and row_scale.device == device
+    ):
+        return None
+    return Side(query, positive, rows, row_scale, bank_ids, ids)
+
+
+def _checked(name: str, given: Given, keywords: Keywords) -> Side:
+    """The side, converted where it may be.
+
+    Raises:
+        TypeError, ValueError: one sentence naming what was expected and what came.
+    """
+    query, positive, bank, ids, bank_ids, names = given
+    check_pair(name, query, positive, names[:2])
+    options = check_options(name, query, **keywords._asdict())
+    direction = check_direction(
+        name, query, positive, bank, ids, bank_ids, options, ids_name=names[2]
+    )
+    rows, row_scale, bank_ids = direction.bank
+    return Side(query, positive, rows, row_scale, bank_ids, direction.ids)
+
+
+def _scalars(
+    name: str, keywords: Keywords, scalars: Scalars, like: Tensor, compiling: bool
+) -> Scalars:
+    """The scalars with the tensors among them; compiled code has nothing else."""
+    temperature: Tensor | None = None
+    hardness: Tensor | None = None
+    margin: Tensor | None = None
+    batch: Tensor | None = None
+    if isinstance(keywords.temperature, Tensor):
+        temperature = _scalar(name, "temperature", keywords.temperature, like, open_low=True)
+    if isinstance(keywords.hardness, Tensor):
+        hardness = _scalar(name, "hardness", keywords.hardness, like, open_low=False)
+    if isinstance(keywords.in_batch_negatives, Tensor):
+        check_flag(name, "in_batch_negatives", keywords.in_batch_negatives, like)
+        batch = keywords.in_batch_negatives
+    if not compiling:
+        return Scalars(*scalars[:3], temperature, hardness, margin, batch)
+    # A compiled function keeps a number that changes as an input only through arithmetic.
+    if temperature is None:
+        temperature = constants([scalars.temperature], like)[0]
+    if hardness is None and keywords.hardness != 0:
+        hardness = constants([scalars.hardness], like)[0]
+    if keywords.margin is not None:
+        margin = constants([scalars.margin], like)[0]
+    return Scalars(1.0, 0.0, 0.0, temperature, hardness, margin, batch)
+
+
+def _scalar(name: str, argument: str, value: Tensor, like: Tensor, *, open_low: bool) -> Tensor:
+    found = scalar_parameter(name, argument, value, like, open_low=open_low)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def fused(name: str, sides: tuple[Given, ...], keywords: Keywords, *, hardest: bool) -> InfoNCE:
+    """The weighted InfoNCE of one side, or the mean of two, by the kernels.
+
+    Raises:
+        ValueError, TypeError: one sentence on what was expected and what came.
+        BackendUnavailableError, NotImplementedError: as ``weighted_info_nce`` says.
+    """
+    checked = [_at_a_glance(given, keywords) or _checked(name, given, keywords) for given in sides]
+    side, other = checked[0], checked[1] if len(checked) > 1 else None
+    compiling = torch.compiler.is_compiling()
+    query_grad = scalar_grad = keep = False
+    temperature, hardness, batch = (
+        keywords.temperature, keywords.hardness, keywords.in_batch_negatives
+    )  # fmt: skip
+    learned: list[object] = [temperature, hardness]
+    for one in checked:
+        learned += one[:2]
+    backend = check_backend(name, keywords.backend, *learned)
+    by_tensor = [isinstance(value, Tensor) for value in (temperature, hardness)]
+    if torch.is_grad_enabled():
+        query_grad = any(one.query.requires_grad for one in checked)
+        keep = batch is not False and (
+            query_grad or any(one.positive.requires_grad for one in checked)
+        )
+        scalar_grad = any(
+            isinstance(value, Tensor) and value.requires_grad for value in (temperature, hardness)
+        )
+    values = (
+        name,
+        None if by_tensor[0] else temperature,
+        None if by_tensor[1] else hardness,
+        *keywords[2:8],
+        isinstance(batch, Tensor) or batch,
+        *keywords[9:11],
+        hardest,
+        query_grad,
+        scalar_grad,
+        keep,
+    )
+    known = not compiling and all(type(value) in _PLAIN for value in values)
+    scalars, rule = (_checked_once if known else _settings)(*values)  # type: ignore[arg-type]
+    if compiling or any(by_tensor) or isinstance(batch, Tensor):
+        scalars = _scalars(name, keywords, scalars, side.query, compiling)
+    return ops.info_nce.info_nce(side, other, scalars, rule, backend)
+
+
+def stats_of(found: InfoNCE, side: int) -> InfoNCEStats:
+    """The statistics of one side."""
+    table = found.table[side]
+    return InfoNCEStats(
+        table[_LOSS],
+        table[_POSITIVE],
+        table[_HARDEST],
+        found.hardest_index[side],
+        found.negatives[side],
+        table[_LOG_NEGATIVES],
+    )

@@ -6,7 +6,7 @@ wrong.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ from sede_kernels.functional._info_nce import (
 from sede_kernels.ops.bank_lse import STATIC_LIMIT
 from sede_kernels.types import TABLE, InfoNCE, InfoNCERule, Scalars, Side
 
-_PLAIN = frozenset((float, int, str, bool, type(None)))
+_AT = object()  # in the place of a number that a tensor holds
+_PLAIN = frozenset((float, int, str, bool, type(None), object))
 _DTYPES = frozenset((*FLOATS, torch.int8))
 _LOSS, _POSITIVE, _LOG_NEGATIVES, _HARDEST = (
     TABLE.index(name) for name in ("loss", "positive", "log_negatives", "hardest")
@@ -58,8 +59,8 @@ class Keywords(NamedTuple):
 class Given(NamedTuple):
     """The tensors of one direction as they came."""
 
-    query: Tensor
-    positive: Tensor
+    query: Any
+    positive: Any
     bank: Tensor | MemoryBank | BankView | None
     ids: Tensor | None
     bank_ids: Tensor | None
@@ -68,8 +69,8 @@ class Given(NamedTuple):
 
 def _settings(
     name: str,
-    temperature: float | None,
-    hardness: float | None,
+    temperature: Any,
+    hardness: Any,
     normalize_weights: bool,
     detach_weights: bool,
     positive_focus: float,
@@ -84,7 +85,7 @@ def _settings(
     scalar_grad: bool,
     keep: bool,
 ) -> tuple[Scalars, InfoNCERule]:
-    """Numbers and rule, checked; None for a temperature or hardness that is a tensor."""
+    """Numbers and rule, checked; ``_AT`` for a temperature or hardness that is a tensor."""
     check_settings(
         name,
         normalize_weights=normalize_weights,
@@ -97,20 +98,18 @@ def _settings(
         unit_length=unit_length,
         reduction=reduction,
     )
-    most = 0.0 if temperature is not None and hardness is not None else STATIC_LIMIT + 1
-    if temperature is not None:
-        temperature = check_number(name, "temperature", temperature, low=0.0, open_low=True)
-        most = most + 1.0 / temperature
-    if hardness is not None:
-        hardness = check_number(name, "hardness", hardness, low=0.0)
-        most = most + hardness
-    scalars = Scalars(
-        1.0 if temperature is None else temperature,
-        0.0 if hardness is None else hardness,
-        0.0 if margin is None else float(margin),
-    )
+    scalars = Scalars(1.0, 0.0, 0.0 if margin is None else float(margin))
+    most = 0.0
+    if temperature is _AT or hardness is _AT:
+        most = STATIC_LIMIT + 1  # unknown on the host
+    if temperature is not _AT:
+        number = check_number(name, "temperature", temperature, low=0.0, open_low=True)
+        scalars, most = scalars._replace(temperature=number), most + 1.0 / number
+    if hardness is not _AT:
+        number = check_number(name, "hardness", hardness, low=0.0)
+        scalars, most = scalars._replace(hardness=number), most + number
     rule = InfoNCERule(
-        hardness is None or hardness != 0,
+        hardness is _AT or scalars.hardness != 0,
         normalize_weights,
         detach_weights,
         float(positive_focus),
@@ -256,8 +255,8 @@ def fused(name: str, sides: tuple[Given, ...], keywords: Keywords, *, hardest: b
         )
     values = (
         name,
-        None if by_tensor[0] else temperature,
-        None if by_tensor[1] else hardness,
+        _AT if by_tensor[0] else temperature,
+        _AT if by_tensor[1] else hardness,
         *keywords[2:8],
         isinstance(batch, Tensor) or batch,
         *keywords[9:11],
@@ -267,7 +266,7 @@ def fused(name: str, sides: tuple[Given, ...], keywords: Keywords, *, hardest: b
         keep,
     )
     known = not compiling and all(type(value) in _PLAIN for value in values)
-    scalars, rule = (_checked_once if known else _settings)(*values)  # type: ignore[arg-type]
+    scalars, rule = (_checked_once if known else _settings)(*values)
     if compiling or any(by_tensor) or isinstance(batch, Tensor):
         scalars = _scalars(name, keywords, scalars, side.query, compiling)
     return ops.info_nce.info_nce(side, other, scalars, rule, backend)

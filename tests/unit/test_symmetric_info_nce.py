@@ -3,7 +3,10 @@
 import pytest
 import torch
 
-from sede_kernels import MemoryBank, SEDELoss, ops, weighted_info_nce
+from sede_kernels import MemoryBank, SEDELoss, weighted_info_nce
+from sede_kernels.backends import registry
+from sede_kernels.backends._info_nce import Passes, around
+from sede_kernels.backends.torch import bank_lse, batch_lse
 from sede_kernels.functional import symmetric_info_nce
 from tests.conftest import unit
 
@@ -75,18 +78,26 @@ def test_agrees_with_the_reference(backend) -> None:
 @pytest.mark.parametrize("kind,passes", [("dense", [2]), ("memory", [2]), ("unlike", [1, 1])])
 def test_banks_that_are_alike_share_a_pass(kind, passes, monkeypatch) -> None:
     taken = []
-    for count, module, name in (
-        (1, ops.bank_lse, "bank_lse"),
-        (2, ops.bank_lse_pair, "bank_lse_pair"),
-    ):
-        op = getattr(module, name)
 
-        def counted(*arguments, op=op, count=count):
+    def counted(count, run):
+        def pass_(*arguments):
             taken.append(count)
-            return op(*arguments)
+            return run(*arguments)
 
-        monkeypatch.setattr(module, name, counted)
-    symmetric_info_nce(*_leaves(), *_banks(kind))
+        return pass_
+
+    run, _ = around(
+        Passes(
+            counted(1, bank_lse.bank_lse),
+            counted(2, bank_lse.bank_lse_pair),
+            batch_lse.batch_lse,
+            batch_lse.batch_lse_backward,
+            batch_lse.batch_lse_kept,
+        )
+    )
+    banks = _banks(kind)
+    monkeypatch.setattr(registry, "_function", lambda name, op: run)
+    symmetric_info_nce(*_leaves(), *banks, backend="torch")
     assert taken == passes
 
 

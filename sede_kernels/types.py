@@ -168,7 +168,7 @@ class Scalars(NamedTuple):
     temperature: float
     hardness: float = 0.0
     margin: float = 0.0
-    temperature_at: Tensor | None = None  # () in the dtype of the results
+    temperature_at: Tensor | None = None  # () float32 or float64
     hardness_at: Tensor | None = None
     margin_at: Tensor | None = None
     batch_at: Tensor | None = None  # () bool: whether the batch has negatives
@@ -256,5 +256,5 @@ class InfoNCEGradients(NamedTuple):
     positive: Tensor
     other_query: Tensor
     other_positive: Tensor
-    temperature: Tensor  # () in the dtype of the results
+    temperature: Tensor  # () float32 or float64
     hardness: Tensor

@@ -151,7 +151,7 @@ def _finish(
     """Everything from the sums of the segments of one side; the first is the bank."""
     sums, more = RowSums.of(found), RowSums.of(extra)
     losses = row_losses(rule, exponents.inverse, exponents.hardness, row.positive, sums, more)
-    weight, loss = reduce(rule, losses.loss)
+    weight, loss = reduce(losses.loss, rule.positive_focus, rule.reduction)
     weight = weight * share
     top, index = found[0].hardest, found[0].hardest_index
     if rule.hardest:
@@ -202,6 +202,7 @@ def _forward(passes: Passes, sides: list[Side], scalars: Scalars, rule: InfoNCER
     want = Want(rule.accumulate, rule.scalar_grad, rule.hardest, rule.unit_length)
     further = Want((0, 1) if rule.query_grad else (), moments=True)
     same = [Match(side.ids, None, "positive") for side in sides]
+    of_batch, extra_of_batch = (one._replace(accumulate=()) for one in (want, further))
     banks = _bank_sums(passes, rows, exponents.scales, [row.match for row in rows], want)
     extra_banks = [Sums.none(side.query, 2, further) for side in sides]
     if rule.extra_positives:
@@ -212,13 +213,13 @@ def _forward(passes: Passes, sides: list[Side], scalars: Scalars, rule: InfoNCER
         kept = exponents.scales.new_empty((0,))
         if rule.in_batch:
             batch = passes.batch_lse(
-                side.query, side.positive, exponents.scales, row.match, want, rule.keep
+                side.query, side.positive, exponents.scales, row.match, of_batch, rule.keep
             )
             kept = batch.kept
             found.append(_in_batch(batch, scalars.batch_at))
         if rule.in_batch and rule.extra_positives:
             batch = passes.batch_lse(
-                side.query, side.positive, exponents.extra, same[n], further, False
+                side.query, side.positive, exponents.extra, same[n], extra_of_batch, False
             )
             extra.append(_in_batch(batch, scalars.batch_at))
         losses.append(_finish(row, exponents, rule, 1 / len(sides), found, extra, kept))

@@ -133,23 +133,23 @@ def row_losses(
     )
 
 
-def reduce(rule: InfoNCERule, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (B,) of the rows in the loss, and the loss.
+def reduce(rows: Tensor, positive_focus: float, reduction: str) -> tuple[Tensor, Tensor]:
+    """Constant weights (B,) of the rows in the loss, and the loss.
 
     The mean takes the bases of the focus relative to the largest one, before the power: they may
     be subnormal or 0 in well separated batches, where the share of a row is still well defined.
     """
     size = rows.shape[0]
-    if rule.positive_focus:
-        base = (-torch.expm1(-rows)).clamp(min=0.0)
-        if rule.reduction == "mean" and size:
+    if positive_focus:
+        base = (-torch.expm1(-rows.detach())).clamp(min=0.0)
+        if reduction == "mean" and size:
             largest = base.amax()
             base = base / torch.where(largest == 0, 1.0, largest)
-        weight = base.pow(rule.positive_focus)
-        if rule.reduction == "mean":
+        weight = base.pow(positive_focus)
+        if reduction == "mean":
             total = weight.sum()
             weight = weight / torch.where(total == 0, 1.0, total)
     else:
-        weight = torch.full_like(rows, 1 / max(size, 1) if rule.reduction == "mean" else 1.0)
+        weight = torch.full_like(rows, 1 / max(size, 1) if reduction == "mean" else 1.0)
     loss = weight * rows
-    return weight, loss if rule.reduction == "none" else loss.sum()
+    return weight, loss if reduction == "none" else loss.sum()

@@ -20,7 +20,6 @@ from sede_kernels.functional._checks import (
     check_number,
     scalar_parameter,
 )
-from sede_kernels.functional._exponents import constants
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,
     check_direction,
@@ -210,13 +209,15 @@ def _scalars(
         batch = keywords.in_batch_negatives
     if not compiling:
         return Scalars(*scalars[:3], temperature, hardness, margin, batch)
-    # A compiled function keeps a number that changes as an input only through arithmetic.
+    # A compiled function keeps a number that changes as an input only through arithmetic; in double
+    # it stays the number that it is.
+    one = like.new_ones((), dtype=torch.float64)
     if temperature is None:
-        temperature = constants([scalars.temperature], like)[0]
+        temperature = one * scalars.temperature
     if hardness is None and keywords.hardness != 0:
-        hardness = constants([scalars.hardness], like)[0]
+        hardness = one * scalars.hardness
     if keywords.margin is not None:
-        margin = constants([scalars.margin], like)[0]
+        margin = one * scalars.margin
     return Scalars(1.0, 0.0, 0.0, temperature, hardness, margin, batch)
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sede_kernels import ops
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.functional._checks import (
+from sede_kernels.checks import (
     FLOATS,
     check_backend,
     check_flag,
+    check_info_nce,
     check_number,
     scalar_parameter,
 )
@@ -25,7 +26,6 @@ from sede_kernels.functional._info_nce import (
     check_direction,
     check_options,
     check_pair,
-    check_settings,
 )
 from sede_kernels.ops.bank_lse import STATIC_LIMIT
 from sede_kernels.types import TABLE, InfoNCE, InfoNCERule, Scalars, Side
@@ -85,7 +85,7 @@ def _settings(
     keep: bool,
 ) -> tuple[Scalars, InfoNCERule]:
     """Numbers and rule, checked; ``_AT`` for a temperature or hardness that is a tensor."""
-    check_settings(
+    check_info_nce(
         name,
         normalize_weights=normalize_weights,
         detach_weights=detach_weights,

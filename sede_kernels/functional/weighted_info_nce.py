@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.functional._checks import requested_reference
+from sede_kernels.checks import requested_reference
 from sede_kernels.functional._fused import Given, Keywords, fused, stats_of
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,

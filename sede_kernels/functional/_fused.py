@@ -270,7 +270,7 @@ def fused(name: str, sides: tuple[Given, ...], keywords: Keywords, *, hardest: b
     scalars, rule = (_checked_once if known else _settings)(*values)
     if compiling or any(by_tensor) or isinstance(batch, Tensor):
         scalars = _scalars(name, keywords, scalars, side.query, compiling)
-    return ops.info_nce.info_nce(side, other, scalars, rule, backend)
+    return ops.info_nce.loss_of(side, other, scalars, rule, backend)
 
 
 def stats_of(found: InfoNCE, side: int) -> InfoNCEStats:

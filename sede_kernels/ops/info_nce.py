@@ -23,10 +23,14 @@ The weights of the rows in the loss are constants, so all of it is done in the f
 directions of ``symmetric_info_nce`` are two sides of one call.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
 from sede_kernels.ops._op import Saved, op
+from sede_kernels.ops.transforms import once, only_autograd_looks_on
 from sede_kernels.types import (
     InfoNCE,
     InfoNCEGradients,
@@ -118,3 +122,64 @@ def _(saved: Saved, grad: InfoNCE) -> dict[str, Tensor | None]:
         saved["backend"],
     )
     return {name: value for name, value, need in zip(LEARNED, found, needs, strict=True) if need}
+
+
+class _Loss(torch.autograd.Function):
+    """The loss with its backward, of the inputs that may learn and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, call: tuple[Any, ...], *learned: Tensor | None) -> Tensor:
+        side, other, scalars, rule, backend, found = call
+        out: InfoNCE = resolve("info_nce", backend, side.query, side.rows)(
+            side, other, scalars, rule
+        )
+        found.append(out)
+        ctx.call = rule, backend, scalars[:3]
+        ids = side.ids, None if other is None else other.ids
+        ctx.save_for_backward(*out[1:3], out.kept, *learned, *ids, *scalars[5:])
+        return out.loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (table, query_grad, kept, query, positive, other_query, other_positive, temperature,
+         hardness, ids, other_ids, margin, batch) = ctx.saved_tensors  # fmt: skip
+        rule, backend, numbers = ctx.call
+        side = Side(query, positive, query, None, None, ids)
+        other = None
+        if other_query is not None:
+            other = Side(other_query, other_positive, other_query, None, None, other_ids)
+        needs = ctx.needs_input_grad[1:]
+        run = resolve("info_nce_backward", backend, query, positive)
+        scalars = Scalars(*numbers, temperature, hardness, margin, batch)
+        found = run(grad, table, query_grad, kept, side, other, scalars, rule, needs)
+        grads = [value if need else None for value, need in zip(found, needs, strict=True)]
+        if torch.is_grad_enabled():
+            learned = (query, positive, other_query, other_positive, temperature, hardness)
+            grads = [once("info_nce", value, grad, *learned) for value in grads]
+        return None, *grads
+
+
+def loss_of(
+    side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule, backend: str
+) -> InfoNCE:
+    """``info_nce``, past the dispatcher where nothing but autograd looks on: it takes longer."""
+    learned = (
+        side.query,
+        side.positive,
+        None if other is None else other.query,
+        None if other is None else other.positive,
+        scalars.temperature_at,
+        scalars.hardness_at,
+    )
+    if torch.compiler.is_compiling() or not only_autograd_looks_on(
+        (*learned, *side[2:], *(other or ())[2:], *scalars[5:])
+    ):
+        return info_nce(side, other, scalars, rule, backend)
+    if not torch.is_grad_enabled() or not any(
+        tensor is not None and tensor.requires_grad for tensor in learned
+    ):
+        run = resolve("info_nce", backend, side.query, side.rows)
+        return run(side, other, scalars, rule)  # type: ignore[no-any-return]
+    found: list[InfoNCE] = []
+    loss: Tensor = _Loss.apply((side, other, scalars, rule, backend, found), *learned)  # type: ignore[no-untyped-call]
+    return found[0]._replace(loss=loss)

@@ -1,5 +1,7 @@
 """The weighted InfoNCE in native code, passes and all: csrc/info_nce.cpp."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 _LONG, _SINGLE = torch.int64, torch.float32
 
 
+@cache
 def _rule(rule: InfoNCERule) -> tuple[bool | float | int, ...]:
     """RuleTuple of csrc/bind_info_nce.cpp."""
     return (

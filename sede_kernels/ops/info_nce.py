@@ -143,14 +143,14 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (table, query_grad, kept, query, positive, other_query, other_positive, temperature,
          hardness, ids, other_ids, margin, batch) = ctx.saved_tensors  # fmt: skip
-        rule, backend, numbers = ctx.call
+        rule, backend, (tau, beta, most) = ctx.call
         side = Side(query, positive, query, None, None, ids)
         other = None
         if other_query is not None:
             other = Side(other_query, other_positive, other_query, None, None, other_ids)
         needs = ctx.needs_input_grad[1:]
         run = resolve("info_nce_backward", backend, query, positive)
-        scalars = Scalars(*numbers, temperature, hardness, margin, batch)
+        scalars = Scalars(tau, beta, most, temperature, hardness, margin, batch)
         found = run(grad, table, query_grad, kept, side, other, scalars, rule, needs)
         grads = [value if need else None for value, need in zip(found, needs, strict=True)]
         if torch.is_grad_enabled():

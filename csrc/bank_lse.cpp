@@ -132,8 +132,7 @@ void run(const BankLse& op, const BankLseOut& out, const BankOps<T>& ops) {
   const index_t queries = op.query.rows, dim = op.bank.cols;
   if (queries == 0) return;
   const index_t columns = round_up(dim, ops.width);
-  Plan plan = make_plan(queries, op.bank.rows, dim, ops.query_bytes, ops.panel,
-                        op.accumulators * queries * columns * index_t(sizeof(T)));
+  const Plan plan = make_plan(shape_of(op, ops), op.accumulators * queries * columns * index_t(sizeof(T)));
   Partials<T> parts(op, plan, ops, static_cast<T*>(out.acc));
   parts.block_size = plan.query_block;
   const index_t packed_row = (dim + ops.group - 1) / ops.group * ops.query_bytes;

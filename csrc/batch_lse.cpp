@@ -17,8 +17,9 @@ void run(const BankLse& op, const T* lse, const T* grad, T* query_grad, T* key_g
   if (queries == 0) return;
   const index_t columns = round_up(dim, ops.width), share = queries * columns;
   // A quarter of the usual charge for a slice: more slices, hence threads, for large batches.
-  Plan plan = make_plan(queries, op.bank.rows, dim, ops.query_bytes, ops.panel,
-                        share * index_t(sizeof(T)) / 4);
+  Shape shape = shape_of(op, ops);
+  shape.in_place = false;
+  const Plan plan = make_plan(shape, share * index_t(sizeof(T)) / 4);
   Buffer packed(round_up(queries, ops.panel) * dim * ops.query_bytes);
   Buffer shares(plan.slices * share * index_t(sizeof(T)));
   ops.pack(op.query, 0, queries, packed.get());

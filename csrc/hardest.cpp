@@ -33,8 +33,7 @@ void run(const BankLse& op, index_t k, T* values, index_t* indices, const BankOp
   const index_t queries = op.query.rows, dim = op.bank.cols, rows = op.bank.rows;
   if (queries == 0 || k == 0) return;
   const index_t wanted = std::min(k, std::max<index_t>(rows, 1));
-  const Plan plan = make_hardest_plan(queries, rows, dim, ops.query_bytes, ops.panel, wanted,
-                                      index_t(sizeof(Key)));
+  const Plan plan = make_hardest_plan(shape_of(op, ops), wanted, index_t(sizeof(Key)));
   index_t longest = 1;
   for (index_t s = 0; s < plan.slices; ++s) {
     const auto range = plan.slice(s, rows);

@@ -28,13 +28,16 @@ constexpr index_t kPartialBytes = index_t(4) << 20;
 constexpr index_t kCandidateBytes = index_t(1) << 20;  // of the top-k, for a block of queries
 
 // `block`: queries of a block; `most`: slices at most.
-Plan cut(index_t queries, index_t rows, index_t dim, index_t element, index_t panel, index_t block,
-         index_t most) {
+Plan cut(const Shape& shape, index_t block, index_t most) {
+  const auto [queries, rows, dim, element, panel, in_place] = shape;
   Plan plan;
   const index_t row_bytes = std::max<index_t>(dim, 1) * element + 64;
   // Three eighths of L2 for the bank tile; queries, accumulators and the next tile stream through the
   // rest. Each tile loads and stores the accumulators once, so that few rows would cost much.
   plan.tiling.bank_rows = std::clamp<index_t>(l2_bytes / 8 * 3 / row_bytes / 8 * 8, 16, 128);
+  // Columns that are not copied: long runs of memory, in half of L2, are read twice.
+  if (in_place)
+    plan.tiling.bank_rows = std::clamp<index_t>(l2_bytes / 2 / row_bytes / 32 * 32, 32, 512);
   // Half of L1 for the block of the packed query.
   plan.tiling.depth = std::max<index_t>(l1_bytes / 2 / (panel * element) / 16 * 16, 16);
   plan.query_block = std::min(block, round_up(queries, panel));
@@ -51,19 +54,18 @@ Plan cut(index_t queries, index_t rows, index_t dim, index_t element, index_t pa
 
 }  // namespace
 
-Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
-               index_t slice_bytes) {
+Plan make_plan(const Shape& shape, index_t slice_bytes) {
   const index_t most = slice_bytes > 0 ? 2 + kPartialBytes / slice_bytes : kTasks;
-  return cut(queries, rows, dim, element, panel, kQueryBlock, most);
+  return cut(shape, kQueryBlock, most);
 }
 
-Plan make_hardest_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
-                       index_t k, index_t key) {
+Plan make_hardest_plan(const Shape& shape, index_t k, index_t key) {
   const index_t candidates = 2 * std::max<index_t>(k, 16) * key;  // bytes a query
-  const index_t block = std::clamp(kCandidateBytes / candidates / panel * panel, panel, kQueryBlock);
-  const index_t most = std::min(rows / (4 * std::max<index_t>(k, 1)),
-                                2 + kPartialBytes / (queries * std::max<index_t>(k, 1) * key));
-  return cut(queries, rows, dim, element, panel, block, most);
+  const index_t block =
+      std::clamp(kCandidateBytes / candidates / shape.panel * shape.panel, shape.panel, kQueryBlock);
+  const index_t most = std::min(shape.rows / (4 * std::max<index_t>(k, 1)),
+                                2 + kPartialBytes / (shape.queries * std::max<index_t>(k, 1) * key));
+  return cut(shape, block, most);
 }
 
 }  // namespace sede

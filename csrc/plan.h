@@ -8,7 +8,7 @@
 #include <new>
 #include <utility>
 
-#include "kernels/api.h"
+#include "kernels/table.h"
 
 namespace sede {
 
@@ -27,14 +27,27 @@ struct Plan {
   index_t tasks() const { return query_blocks * slices; }
 };
 
+// What a plan depends on.
+struct Shape {
+  index_t queries, rows, dim;
+  index_t element, panel;  // bytes of an element of the packed queries, queries of a panel
+  bool in_place;           // few queries on a bank of columns: it is read where it lies
+};
+
+// The shape of a pass whose kernels are `ops`.
+template <class T>
+Shape shape_of(const BankLse& op, const BankOps<T>& ops) {
+  const bool columns = op.bank.row_stride == 1 && op.bank.col_stride != 1;
+  return {op.query.rows, op.bank.rows, op.bank.cols, ops.query_bytes, ops.panel,
+          columns && op.query.rows <= ops.few};
+}
+
 // `slice_bytes`: memory each further slice of the whole batch costs.
-Plan make_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
-               index_t slice_bytes);
+Plan make_plan(const Shape& shape, index_t slice_bytes);
 
 // For the top-k: slices of many times k rows, each of which finds k candidates of its own, and blocks
 // of queries whose candidates, `key` bytes each, stay in a cache.
-Plan make_hardest_plan(index_t queries, index_t rows, index_t dim, index_t element, index_t panel,
-                       index_t k, index_t key);
+Plan make_hardest_plan(const Shape& shape, index_t k, index_t key);
 
 inline index_t round_up(index_t n, index_t to) { return (n + to - 1) / to * to; }
 

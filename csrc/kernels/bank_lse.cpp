@@ -12,9 +12,9 @@ void pack(const Matrix& m, index_t begin, index_t count, void* out) {
 
 }  // namespace
 
-const BankOps<float> bank_f32 = {kPanel<float>, Simd<float>::width, 1, 4, pack<float>,
+const BankOps<float> bank_f32 = {kPanel<float>, Simd<float>::width, 1, 4, kFew<float>, pack<float>,
                                  scratch_bytes<float>, slice<float>};
-const BankOps<double> bank_f64 = {kPanel<double>, Simd<double>::width, 1, 8, pack<double>,
+const BankOps<double> bank_f64 = {kPanel<double>, Simd<double>::width, 1, 8, kFew<double>, pack<double>,
                                   scratch_bytes<double>, slice<double>};
 
 }  // namespace SEDE_ISA

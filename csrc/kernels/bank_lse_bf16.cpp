@@ -12,16 +12,90 @@ namespace {
 
 constexpr index_t W = Simd<float>::width, P = kPanel<float>;
 
+typedef std::uint16_t VecH __attribute__((vector_size(SEDE_VEC_BYTES), may_alias));
+
+// Lane n of the result is lane n / 2 of x, or of y for an odd n: of the lower or the upper halves.
+SEDE_INLINE __m512i interleave(VecH x, VecH y, int first) {
+  VecH lanes;
+  for (int n = 0; n < 32; ++n) lanes[n] = std::uint16_t(first + n / 2 + n % 2 * 32);
+  return (__m512i)shuffle(x, y, lanes);
+}
+
+// out[q][j] (+)= s of R queries and `count` values of `pairs` pairs of columns, which become pairs
+// along D in registers. The second column of a pair is zero where there is none.
+template <int R, int V>
+SEDE_INLINE void pair_tile(const Bf16* in, index_t stride, index_t columns, const Pair* few,
+                           index_t few_stride, float* out, index_t out_row, index_t pairs, bool add) {
+  VecF sum[R][2 * V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < 2 * V; ++v) sum[r][v] = add ? load<VecF>(out + r * out_row + v * W) : VecF{};
+  for (index_t p = 0; p < pairs; ++p) {
+    const Bf16 *even = in + 2 * p * stride, *odd = 2 * p + 1 < columns ? even + stride : nullptr;
+    __m512i both[2 * V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const VecH x = load<VecH>(even + v * 32), y = odd ? load<VecH>(odd + v * 32) : VecH{};
+      both[2 * v] = interleave(x, y, 0);
+      both[2 * v + 1] = interleave(x, y, 16);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Pair q = few[r * few_stride + p];
+#pragma GCC unroll 8
+      for (int v = 0; v < 2 * V; ++v) Arithmetic<Pair>::add(sum[r][v], q, both[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < 2 * V; ++v) store(out + r * out_row + v * W, sum[r][v]);
+}
+
+// For any number of queries; count is a multiple of 32, and eight queries at most are taken at a time.
+void pair_columns(const Bf16* in, index_t stride, index_t columns, index_t count, const Pair* few,
+                  index_t few_stride, index_t queries, float* out, index_t out_row, index_t pairs,
+                  bool add) {
+  auto take = [&](auto rows, auto vectors) {
+    constexpr int R = decltype(rows)::value, V = decltype(vectors)::value;
+    for (index_t j = 0; j < count; j += V * 32) {
+      if constexpr (V > 1)
+        if (count - j < V * 32) {
+          for (; j < count; j += 32)
+            pair_tile<R, 1>(in + j, stride, columns, few, few_stride, out + j, out_row, pairs, add);
+          return;
+        }
+      pair_tile<R, V>(in + j, stride, columns, few, few_stride, out + j, out_row, pairs, add);
+    }
+  };
+  for (; queries > 0; queries -= 8, few += 8 * few_stride, out += 8 * out_row) switch (queries) {
+      case 1: take(std::integral_constant<int, 1>(), std::integral_constant<int, 4>()); break;
+      case 2: take(std::integral_constant<int, 2>(), std::integral_constant<int, 2>()); break;
+      case 3: take(std::integral_constant<int, 3>(), std::integral_constant<int, 1>()); break;
+      case 4: take(std::integral_constant<int, 4>(), std::integral_constant<int, 1>()); break;
+      case 5: take(std::integral_constant<int, 5>(), std::integral_constant<int, 1>()); break;
+      case 6: take(std::integral_constant<int, 6>(), std::integral_constant<int, 1>()); break;
+      case 7: take(std::integral_constant<int, 7>(), std::integral_constant<int, 1>()); break;
+      default: take(std::integral_constant<int, 8>(), std::integral_constant<int, 1>()); break;
+    }
+}
+
 // A tile twice: in pairs along D for the first product, in pairs along the bank for the second.
 template <>
 struct Operands<Pair> {
   const Pair *s, *o;
   index_t s_row, s_step, o_row;
-  bool columns;
+  bool columns, readable;
 
   Operands(Carver& carver, const Matrix& m, index_t capacity, bool)
-      : columns(lies_in_columns(m)), rows(columns ? (m.cols + 1) / 2 * 2 : capacity), writing(0) {
+      : columns(lies_in_columns(m)),
+        readable(columns && m.dtype == DType::bf16 && m.col_stride % 2 == 0),
+        rows(columns ? (m.cols + 1) / 2 * 2 : capacity),
+        lying(nullptr),
+        writing(0) {
     const index_t pairs = (m.cols + 1) / 2;
+    if (columns) capacity = copied_rows(capacity);
     along_dim_row = tile_stride<Pair>(columns ? capacity : pairs);
     along_bank_row = tile_stride<Pair>(columns ? capacity / 2 : m.cols);
     for (Memory& one : memory) {
@@ -64,7 +138,27 @@ struct Operands<Pair> {
   void flip() {
     s = memory[writing].along_dim;
     o = memory[writing].along_bank;
+    o_row = along_bank_row;
+    lying = nullptr;
     writing ^= 1;
+  }
+
+  // The columns where they lie are pairs along the bank already.
+  void point(const Matrix& m, const BankTile<float>& tile) {
+    lying = (const Bf16*)m.data + tile.source[0];
+    o = (const Pair*)lying;
+    o_row = m.col_stride / 2;
+  }
+  void add_similarities(const Matrix& m, index_t from, index_t to, index_t count, const Pair* few,
+                        index_t few_stride, index_t queries, float* out, index_t out_row) const {
+    const index_t pairs = (to - from + 1) / 2;
+    few += from / 2;
+    if (lying)
+      pair_columns(lying + from * m.col_stride, m.col_stride, m.cols - from, count, few, few_stride,
+                   queries, out, out_row, pairs, from > 0);
+    else
+      product(queries, count, few, few_stride, 1, s + from / 2 * s_step, s_step, out, out_row, pairs,
+              from > 0);
   }
 
  private:
@@ -74,6 +168,7 @@ struct Operands<Pair> {
   };
   Memory memory[2];
   index_t rows, along_dim_row, along_bank_row;
+  const Bf16* lying;  // or null: the tile was copied
   int writing;
 
   template <class S>
@@ -152,7 +247,7 @@ void pack(const Matrix& m, index_t begin, index_t count, void* out) {
 
 }  // namespace
 
-const BankOps<float> bank_bf16 = {P, W, 2, 4, pack, scratch_bytes<Pair>, slice<Pair>};
+const BankOps<float> bank_bf16 = {P, W, 2, 4, kFew<Pair>, pack, scratch_bytes<Pair>, slice<Pair>};
 
 #else
 

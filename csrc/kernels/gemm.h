@@ -133,6 +133,13 @@ void product(index_t rows, index_t columns, const T* a, index_t a_row, index_t a
     else
       tile<T, 1, kWide>(a, a_row, a_step, b + column, b_step, c + column, c_row, steps, add);
   }
+  for (; rows > 2 && rows <= 4 && column + kWide / 2 * W <= columns; column += kWide / 2 * W) {
+    if (ahead) ahead->some();
+    if (rows == 3)
+      tile<T, 3, kWide / 2>(a, a_row, a_step, b + column, b_step, c + column, c_row, steps, add);
+    else
+      tile<T, 4, kWide / 2>(a, a_row, a_step, b + column, b_step, c + column, c_row, steps, add);
+  }
   for (; column + kPanelVecs * W <= columns; column += kPanelVecs * W)
     for (index_t r = 0; r < rows; r += kTileRows) {
       if (ahead) ahead->some();

@@ -16,6 +16,7 @@ struct BankOps {
   index_t width;              // lanes of a vector
   index_t group;              // columns of a packed query element (2: a bf16 pair)
   index_t query_bytes;        // bytes of such an element
+  index_t few;                // so many queries, or fewer, are taken as rows
   void (*pack)(const Matrix& query, index_t begin, index_t count, void* out);
   index_t (*scratch)(const BankLse& op, index_t queries, const Tiling& tiling);
   void (*slice)(const SliceCall<T>& call);

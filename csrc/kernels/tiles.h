@@ -1,109 +1,14 @@
-// A tile of the bank as both products take it, and its similarities with a block of queries. A bank
-// that lies as rows becomes dense rows, one that lies as columns, as (D, K), dense columns; nothing is
-// transposed. E is the element of the products: the type of the sums, or a pair of bf16 values.
+// A tile of the bank and its similarities with a block of queries.
 #pragma once
 
-#include "dots.h"
-#include "slice.h"
+#include "operands.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
 
-// The memory of the column so many on is fetched while one is copied.
-constexpr index_t kColumnsAhead = 12;
-
-template <class Out, class S>
-SEDE_INLINE Out element(S x) {
-  if constexpr (sizeof(Out) == 2)
-    return bf16_bits(x);
-  else
-    return Out(widen(x));
-}
-
-// Columns from .. to of the tile that `tile` names: row_of(d)[n] = bank[source[n]][d], zero up to
-// `padded`; after(d) is told when it is there.
-template <class T, class S, class F, class G>
-void fill_columns(const S* data, const Matrix& m, const BankTile<T>& tile, index_t from, index_t to,
-                  index_t padded, F row_of, G after) {
-  const index_t count = tile.count, begin = tile.source[0], span = tile.source[count - 1] - begin + 1;
-  for (index_t d = from; d < to; ++d) {
-    const S* in = data + d * m.col_stride + begin;
-    // Past the last column, the next tile's first ones. Fetching beyond the bank does no harm.
-    const bool past = d + kColumnsAhead >= m.cols;
-    const index_t away = past ? (kColumnsAhead - m.cols) * m.col_stride + span : kColumnsAhead * m.col_stride;
-    const std::uintptr_t at = std::uintptr_t(in) + std::uintptr_t(away * index_t(sizeof(S)));
-    for (index_t n = 0; n < count * index_t(sizeof(S)); n += 64)
-      __builtin_prefetch((const void*)(at + std::uintptr_t(n)), 0, 2);
-    auto* out = row_of(d);
-    using Out = std::remove_reference_t<decltype(*out)>;
-    if (span == count)
-      for (index_t n = 0; n < count; ++n) out[n] = element<Out>(in[n]);
-    else
-      for (index_t n = 0; n < count; ++n) out[n] = element<Out>(in[tile.source[n] - begin]);
-    for (index_t n = count; n < padded; ++n) out[n] = Out(0);
-    after(d);
-  }
-}
-
-// What the products take: element (j, step) of S's factor lies at j * s_row + step * s_step. The factor
-// of the other product has rows of `o_row` elements: along D, one for each row (or pair of rows) of the
-// bank, or along the bank, one for each column. Columns have two memories: one tile is copied while
-// another is worked on.
-template <class E>
-struct Operands {
-  const E *s, *o;
-  index_t s_row, s_step, o_row;
-  bool columns;
-
-  // `few`: all queries of the block are taken as rows, in one register tile.
-  Operands(Carver& carver, const Matrix& m, index_t capacity, bool few)
-      : columns(lies_in_columns(m)), writing(0) {
-    constexpr index_t W = Simd<E>::width, kPage = 4096;
-    const bool same = m.dtype == (sizeof(E) == 8 ? DType::f64 : DType::f32);
-    // Rows a page apart would share cache sets.
-    in_place = few && same && m.col_stride == 1 && m.cols % W == 0 &&
-               m.row_stride * index_t(sizeof(E)) % kPage != 0;
-    tile_row = tile_stride<E>(columns ? capacity : m.cols);
-    for (E*& one : memory) carver.take(one, columns ? tile_row * m.cols : 0);
-    if (!columns) carver.take(memory[0], tile_row * capacity);
-    s_row = columns ? 1 : tile_row;
-    s_step = columns ? tile_row : 1;
-    o_row = tile_row;
-  }
-
-  void start(const Matrix&) {}
-
-  void fill(const Matrix& m, BankTile<E>& tile) {
-    if (in_place && tile.dense()) {
-      s = o = (const E*)m.data + tile.source[0] * m.row_stride;
-      s_row = o_row = m.row_stride;
-      return;
-    }
-    tile.rows = memory[0];
-    tile.stride = s_row = o_row = tile_row;
-    s = o = memory[0];
-    fill_rows(m, tile);
-  }
-
-  void fill_part(const Matrix& m, const BankTile<E>& tile, index_t from, index_t to) {
-    E* out = memory[writing];
-    with_type(m.dtype, m.data, [&](auto* data) {
-      fill_columns(data, m, tile, from, to, round_up(tile.count, kCapacity),
-                   [&](index_t d) { return out + d * tile_row; }, [](index_t) {});
-    });
-  }
-  void flip() {
-    s = o = memory[writing];
-    writing ^= 1;
-  }
-
- private:
-  E* memory[2];
-  int writing;
-  bool in_place;
-  index_t tile_row;
-};
+// Columns that both products of few queries take at a time: so many runs of memory are read at once.
+constexpr index_t kColumns = 16;
 
 // Queries as elements: one of D, or a pair.
 template <class E>
@@ -171,12 +76,19 @@ struct Tiles {
     next = begin, end = end_;
     operands.start(op.bank);
     few.read(op.query, query);
-    if (operands.columns) await();
+    if (operands.columns && !few_alone()) await();
   }
+
+  // All queries of the block are few, and the bank lies as columns: it is read where it lies.
+  bool few_alone() const { return operands.columns && few.count == queries; }
 
   // The next tile; false at the end.
   bool fill() {
-    if (operands.columns) {
+    if (few_alone()) {
+      next = gather_sources(op, next, end, tile);
+      if (tile.count > 0) next = take_columns();
+
+    } else if (operands.columns) {
       copy(op.bank.cols);
       const BankTile<T> copied = coming;
       coming.source = tile.source;
@@ -194,6 +106,7 @@ struct Tiles {
     const index_t panels = (queries - 1) / P + 1;
     const index_t calls = tiling.bank_rows / kTileRows * ((steps - 1) / tiling.depth + 1) * panels;
     const Matrix& m = op.bank;
+    if (few_alone()) return {};
     if (operands.columns) {
       const index_t others = op.accumulators * panels * (m.cols / kTileRows);
       auto more = [](void* self, index_t columns) { ((Tiles*)self)->copy(columns); };
@@ -233,8 +146,15 @@ struct Tiles {
     const index_t lane = few_lane(q);
     if (lane < 0) return;
     if (operands.columns) {
-      product(few.count, round_up(tile.count, W), few.rows, few.stride, 1, s, operands.s_step,
-              few_rows, few_stride, steps, false, ahead);
+      const index_t columns = round_up(tile.count, W);
+      if (few_alone())
+        for (index_t d = 0; d < op.bank.cols; d += kColumns) {
+          operands.add_similarities(op.bank, d, d + kColumns < op.bank.cols ? d + kColumns : op.bank.cols,
+                                    columns, few.rows, few.stride, few.count, few_rows, few_stride);
+        }
+      else
+        product(few.count, columns, few.rows, few.stride, 1, s, operands.s_step, few_rows,
+                few_stride, steps, false, ahead);
       transpose<Vec>(few_rows, few_stride, few.count, tile.count, panel + lane, P);
       return;
     }
@@ -247,6 +167,21 @@ struct Tiles {
  private:
   BankTile<T> coming;  // columns: the tile that is being copied
   index_t next, end, copied;
+
+  // As many of the chosen rows as one tile can have; returns the bank row to go on from.
+  index_t take_columns() {
+    const index_t whole = tile.count / kCapacity * kCapacity;
+    const bool where_they_lie = operands.readable && tile.dense() && whole > 0;
+    const index_t most = where_they_lie ? whole : copied_rows(scratch.capacity);
+    if (tile.count > most) tile.count = most;
+    if (where_they_lie) {
+      operands.point(op.bank, tile);
+    } else {
+      operands.fill_part(op.bank, tile, 0, op.bank.cols);
+      operands.flip();
+    }
+    return tile.source[tile.count - 1] + 1;
+  }
 
   void await() {
     next = gather_sources(op, next, end, coming);

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sede_kernels import first_version
 from sede_kernels import functional as F
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import check_backend, check_bool, check_erase, check_info_nce, check_number
@@ -116,6 +117,7 @@ class WeightedInfoNCE(nn.Module):
             value = state_dict.get(prefix + name)
             if isinstance(value, Tensor) and value.ndim == 0:
                 state_dict[prefix + name] = value.reshape(1)
+                first_version.expect_state_without_dimension(self._parameters[name])
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:

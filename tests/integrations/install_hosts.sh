@@ -12,7 +12,8 @@ python -m pip install --quiet --no-deps \
   open_clip_torch==3.3.0 timm==1.0.31 \
   sentence-transformers==6.2.0 \
   pytorch-metric-learning==2.9.0 \
-  lightly==1.6.0 lightly-utils==0.0.2
+  lightly==1.6.0 lightly-utils==0.0.2 \
+  accelerate==1.12.0
 
 python - <<'PY'
 import torch

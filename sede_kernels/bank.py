@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels import ops
-from sede_kernels.checks import check_count, check_key_ids
+from sede_kernels.checks import check_count, check_dense, check_key_ids
 from sede_kernels.fragment_bank import FragmentBank, FragmentView
 from sede_kernels.ring import (
     BANK_DTYPES,
@@ -139,6 +139,7 @@ class MemoryBank(Ring):
         if not isinstance(keys, Tensor) or not keys.dtype.is_floating_point:
             came = keys.dtype if isinstance(keys, Tensor) else type(keys).__name__
             raise TypeError(f"MemoryBank.enqueue: keys must be a floating tensor, got {came}.")
+        check_dense("MemoryBank.enqueue", "keys", keys)
         if keys.ndim != 2 or keys.shape[1] != dim:
             raise ValueError(
                 f"MemoryBank.enqueue: keys must be (N, {dim}), got {tuple(keys.shape)}."

@@ -20,16 +20,30 @@ _LARGEST = sys.float_info.max
 FALSE_NEGATIVES = ("mask", "positive", "keep")
 ERASE_RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
 
+#: Of a temperature: with similarities up to 10^8, s / temperature is a float32.
+LEAST_TEMPERATURE = 1e-30
+#: Of a hardness: the rounding of hardness x similarity in float32 is then 0.06.
+LARGEST_HARDNESS = 1e6
+
 
 def shape_of(tensor: Tensor) -> str:
     """``(4096, 300)``."""
     return str(tuple(tensor.shape))
 
 
+def check_dense(name: str, argument: str, tensor: Tensor) -> None:
+    """A tensor whose elements lie at strides: no sparse, nested or blocked one."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        what = "a nested tensor" if tensor.is_nested else f"the layout {tensor.layout}"
+        remedy = "pad it" if tensor.is_nested else "convert it with .to_dense()"
+        raise TypeError(f"{name}: {argument} must be a dense tensor, got {what}; {remedy}.")
+
+
 def check_float_matrix(name: str, argument: str, tensor: Tensor, ndim: int = 2) -> None:
     """A floating tensor of ``ndim`` dimensions."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: {argument} must be a torch.Tensor, got {type(tensor).__name__}.")
+    check_dense(name, argument, tensor)
     if tensor.ndim != ndim:
         expected = {
             2: "(rows, dim)",
@@ -61,6 +75,7 @@ def is_integer(dtype: torch.dtype) -> bool:
 
 def check_integers(name: str, argument: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Integers of this shape, returned as int64."""
+    check_dense(name, argument, values)
     if not is_integer(values.dtype):
         raise TypeError(f"{name}: {argument} must be integers (int64), got {values.dtype}.")
     if tuple(values.shape) != shape:
@@ -194,15 +209,47 @@ def check_number(
     return number
 
 
+def check_temperature(name: str, value: float) -> float:
+    """A temperature whose inverse, times a similarity, is a float32."""
+    number = check_number(name, "temperature", value, low=0.0, open_low=True)
+    if not number >= LEAST_TEMPERATURE:
+        raise ValueError(
+            f"{name}: temperature must be at least {LEAST_TEMPERATURE:g}, got {number}: a "
+            "similarity divided by it is beyond float32."
+        )
+    return number
+
+
+def check_hardness(name: str, value: float) -> float:
+    """A hardness that leaves the weighted sum digits: its rounding is that of hardness times s."""
+    number = check_number(name, "hardness", value, low=0.0)
+    if not number <= LARGEST_HARDNESS:
+        raise ValueError(
+            f"{name}: hardness must be at most {LARGEST_HARDNESS:g}, got {number}: beyond it the "
+            "loss has no digits left in float32."
+        )
+    return number
+
+
+_SCALARS = {"temperature": check_temperature, "hardness": check_hardness}
+
+
 def scalar_parameter(
-    name: str, argument: str, value: float | Tensor, like: Tensor, *, open_low: bool
+    name: str, argument: str, value: float | Tensor, like: Tensor
 ) -> float | Tensor:
     """A float, or a one-element tensor as a 0-d tensor in the dtype of the results.
 
-    Its value is checked (> 0, or >= 0) where reading it is free.
+    Its value is checked where reading it is free.
+
+    Args:
+        name: of the function.
+        argument: ``temperature`` or ``hardness``.
+        value: as it came.
+        like: the query.
     """
+    check = _SCALARS[argument]
     if not isinstance(value, Tensor):
-        return check_number(name, argument, value, low=0.0, open_low=open_low)
+        return check(name, value)
     if value.numel() != 1:
         raise ValueError(
             f"{name}: {argument} must be a number or a one-element tensor, "
@@ -210,7 +257,7 @@ def scalar_parameter(
         )
     check_same_device(name, like, **{argument: value})
     if readable(value):
-        check_number(name, argument, value.detach().item(), low=0.0, open_low=open_low)
+        check(name, value.detach().item())
     return value.reshape(()).to(torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sede_kernels.checks import check_count, check_key_ids, is_integer
+from sede_kernels.checks import check_count, check_dense, check_key_ids, is_integer
 from sede_kernels.ring import (
     BANK_DTYPES,
     Ring,
@@ -140,6 +140,7 @@ class FragmentBank(Ring):
         if not isinstance(keys, Tensor) or not keys.dtype.is_floating_point:
             came = keys.dtype if isinstance(keys, Tensor) else type(keys).__name__
             raise TypeError(f"{NAME}: keys must be a floating tensor, got {came}.")
+        check_dense(NAME, "keys", keys)
         if keys.ndim != 3 or keys.shape[2] != dim or keys.shape[1] > longest:
             raise ValueError(
                 f"{NAME}: keys must be (N, at most {longest}, {dim}), got {tuple(keys.shape)}."

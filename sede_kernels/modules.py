@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from sede_kernels import first_version
 from sede_kernels import functional as F
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.checks import check_backend, check_bool, check_erase, check_info_nce, check_number
+from sede_kernels.checks import (
+    check_backend,
+    check_bool,
+    check_erase,
+    check_hardness,
+    check_info_nce,
+    check_temperature,
+)
 from sede_kernels.functional import InfoNCEStats
 from sede_kernels.functional.cross_attention import check_similarity, erase_arguments
 from sede_kernels.warmup import WarmUp
@@ -57,8 +64,8 @@ class WeightedInfoNCE(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        check_number(name, "temperature", temperature, low=0.0, open_low=True)
-        check_number(name, "hardness", hardness, low=0.0)
+        check_temperature(name, temperature)
+        check_hardness(name, hardness)
         self.log_inverse_temperature: nn.Parameter | None = None
         if learn_temperature:
             self.log_inverse_temperature = _learnable(-math.log(temperature))

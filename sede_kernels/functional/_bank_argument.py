@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.checks import FLOATS, check_ids, check_same_device, shape_of
+from sede_kernels.checks import FLOATS, check_dense, check_ids, check_same_device, shape_of
 from sede_kernels.types import Bank
 
 
@@ -29,6 +29,7 @@ def unpack_bank(
             raise TypeError(
                 f"{name}: bank must be a (K, D) tensor or a MemoryBank, got {type(bank).__name__}."
             )
+        check_dense(name, "bank", bank)
         if bank.dtype == torch.int8:
             raise TypeError(
                 f"{name}: an int8 bank needs its row scales; use MemoryBank(dtype=torch.int8)."

@@ -126,8 +126,8 @@ def check_options(
         check_flag(name, "in_batch_negatives", in_batch_negatives, query)
     chosen = check_backend(name, backend, query, temperature, hardness)
     return Options(
-        scalar_parameter(name, "temperature", temperature, query, open_low=True),
-        scalar_parameter(name, "hardness", hardness, query, open_low=False),
+        scalar_parameter(name, "temperature", temperature, query),
+        scalar_parameter(name, "hardness", hardness, query),
         normalize_weights,
         detach_weights,
         float(positive_focus),

@@ -8,6 +8,7 @@ from sede_kernels.checks import (
     check_backend,
     check_bool,
     check_choice,
+    check_dense,
     check_erase,
     check_lengths,
     check_same_device,
@@ -76,6 +77,7 @@ def attention_erase(
     name = "attention_erase"
     if not isinstance(attention, Tensor):
         raise TypeError(f"{name}: attention must be a tensor, got {type(attention).__name__}.")
+    check_dense(name, "attention", attention)
     if attention.ndim == 0:
         raise ValueError(f"{name}: attention must be (..., L), got a scalar.")
     if attention.dtype not in FLOATS:

@@ -28,7 +28,7 @@ class Net(nn.Module):
         torch.manual_seed(3)
         self.name = name
         self.images, self.texts = nn.Linear(8, DIM), nn.Linear(8, DIM)
-        self.statistics = nn.BatchNorm1d(8)
+        self.statistics = nn.BatchNorm1d(8, affine=False)
         self.criterion = {
             "sede": lambda: SEDELoss(SLOTS, DIM),
             "moco": lambda: MoCoQueue(DIM, SLOTS),

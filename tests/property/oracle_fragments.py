@@ -77,10 +77,14 @@ def pair(
     aggregate: str,
     scale: float,
     how: Erasing | None,
-) -> tuple[complex, float]:
-    """SCAN's similarity of a query set (L, D) with a source set (R, D), and the gap of erasing."""
+) -> tuple[complex, float, float]:
+    """SCAN's similarity of a query set (L, D) with a source set (R, D).
+
+    Also the gap of erasing, and how much rounding grows where attended vectors cancel: the length
+    of the longest source over that of the shortest context.
+    """
     if len(queries) == 0 or len(sources) == 0:
-        return 0.0, np.inf
+        return 0.0, np.inf, 1.0
     s = queries @ sources.T
     s = np.where(s.real < 0, 0.1 * s, s)
     square = (s * s).sum(axis=0)
@@ -94,13 +98,16 @@ def pair(
         attention = np.stack([row for row, _, _ in rows])
         gap = min(g for _, _, g in rows)
     context = attention @ sources
+    length = np.linalg.norm(context.real, axis=1).min()
+    longest = np.linalg.norm(sources.real, axis=1).max()
+    growth = max(1.0, longest / length) if length > 0 else np.inf
     size = np.sqrt((queries * queries).sum(axis=1)) * np.sqrt((context * context).sum(axis=1))
     cosine = (queries * context).sum(axis=1) / np.where(size.real < 1e-8, 1e-8, size)
     if aggregate == "lse":
         top = cosine.real.max()
-        return np.log(np.exp(scale * (cosine - top)).sum()) / scale + top, gap
+        return np.log(np.exp(scale * (cosine - top)).sum()) / scale + top, gap, growth
     if aggregate == "max":
         ranked = np.sort(cosine.real)
         near = ranked[-1] - ranked[-2] if len(ranked) > 1 else np.inf
-        return cosine[int(cosine.real.argmax())], min(gap, float(near))
-    return (cosine.mean() if aggregate == "mean" else cosine.sum()), gap
+        return cosine[int(cosine.real.argmax())], min(gap, float(near)), growth
+    return (cosine.mean() if aggregate == "mean" else cosine.sum()), gap, growth

@@ -13,6 +13,11 @@ from tests.property import cases, oracle_fragments
 from tests.property.oracle_fragments import Erasing
 from tests.property.oracle_losses import STEP
 
+#: Widths and smoothings with which attended vectors cancel. The Triton kernels take the length of a
+#: context from a Gram matrix, which has no digits there.
+MOST_GROWTH = 1e4
+NARROW, SMALL = ([], []) if cases.INTERPRETING else ([1, 2, 3], [0.001, 0.03, 0.1])
+
 
 @st.composite
 def erasings(draw: Any) -> Erasing:
@@ -97,9 +102,16 @@ def sets(draw: Any) -> dict[str, Any]:
         draw(st.sampled_from([0, 1, 3, 7, 36])),
         draw(st.sampled_from([0, 1, 2, 5, 12])),
     )
-    dim = draw(st.sampled_from([4, 8, 17, 64, 130]))
-    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]))
-    side = lambda n, length: torch.from_numpy(rng.normal(size=(n, length, dim))).to(dtype)  # noqa: E731
+    dim = draw(st.sampled_from([4, 8, 17, 64, 130, *NARROW]))
+    dtype = draw(st.sampled_from(cases.FLOATS))
+    centred = draw(st.booleans()) if NARROW else False
+
+    def side(count: int, length: int) -> torch.Tensor:
+        values = rng.normal(size=(count, length, dim))
+        if centred and length > 1:  # attended about equally, the vectors cancel
+            values -= values.mean(axis=1, keepdims=True)
+        return torch.from_numpy(values).to(dtype)
+
     return {
         "rng": rng,
         "regions": side(images, regions),
@@ -109,7 +121,7 @@ def sets(draw: Any) -> dict[str, Any]:
         else None,
         "word_lengths": rng.integers(0, words + 1, size=captions) if draw(st.booleans()) else None,
         "direction": draw(st.sampled_from(["t2i", "i2t"])),
-        "smoothing": draw(st.sampled_from([0.5, 4.0, 9.0, 20.0])),
+        "smoothing": draw(st.sampled_from([0.5, 4.0, 9.0, 20.0, *SMALL])),
         "aggregate": draw(st.sampled_from(["lse", "mean", "max", "sum"])),
         "aggregate_scale": draw(st.sampled_from([1.0, 6.0])),
         "how": draw(st.one_of(st.none(), erasings())),
@@ -130,7 +142,7 @@ def module_of(how: Erasing | None) -> sede.AttentionErase | None:
 
 def of_pair(
     case: dict[str, Any], image: np.ndarray, caption: np.ndarray, b: int, c: int
-) -> tuple[complex, float]:
+) -> tuple[complex, float, float]:
     """Oracle of one image and one caption, lengths applied."""
     if case["region_lengths"] is not None:
         image = image[: case["region_lengths"][b]]
@@ -181,25 +193,26 @@ def test_cross_attention(backend: str, form: str, case: dict[str, Any]) -> None:
     grads = torch.autograd.grad(scores, [v, e], upstream, allow_unused=True)
     along = [case["rng"].normal(size=side.shape) for side in (v, e)]
     exact = [cases.exact(side) for side in (v, e)]
-    expected, least = np.zeros(2), np.inf
+    expected, least, growth = np.zeros(2), np.inf, 1.0
     want = np.zeros(scores.shape)
     for b, c in np.ndindex(*scores.shape):
-        value, gap = of_pair(case, exact[0][b], exact[1][c], b, c)
-        want[b, c], least = np.real(value), min(least, gap)
+        value, gap, grown = of_pair(case, exact[0][b], exact[1][c], b, c)
+        want[b, c], least, growth = np.real(value), min(least, gap), max(growth, grown)
         for side, (image, caption) in enumerate(
             (
                 (exact[0][b] + 1j * STEP * along[0][b], exact[1][c]),
                 (exact[0][b], exact[1][c] + 1j * STEP * along[1][c]),
             )
         ):
-            moved, _ = of_pair(case, image, caption, b, c)
+            moved, _, _ = of_pair(case, image, caption, b, c)
             expected[side] += np.imag(moved) / STEP * cases.exact(upstream)[b, c]
     roundoff = cases.ROUNDOFF[cases.compute_dtype(v.dtype)]
     many = case["words" if case["direction"] == "t2i" else "regions"].shape[1]
     reach = (
         (1 + case["smoothing"]) * np.sqrt(v.shape[2]) * (many if case["aggregate"] == "sum" else 1)
     )
-    assume(least > 64 * roundoff * reach)
+    assume(least > 64 * roundoff * reach and growth < MOST_GROWTH)
+    reach *= growth
     np.testing.assert_allclose(cases.exact(scores), want, rtol=1e-5, atol=32 * roundoff * reach)
     for side, name in enumerate(("regions", "words")):
         grad = grads[side]

@@ -21,6 +21,20 @@ def some_ids(draw: Any, rng: np.random.Generator, rows: int, low: int) -> torch.
     return torch.from_numpy(rng.integers(low, draw(st.sampled_from([1, 6, 1000])), size=rows))
 
 
+def some_bank(
+    draw: Any, rng: np.random.Generator, size: int, dim: int, dtype: torch.dtype, length: float
+) -> tuple[sede.MemoryBank, np.ndarray]:
+    """A bank after some writes, and its rows as the oracle takes them."""
+    bank = sede.MemoryBank(size, dim, dtype=dtype, normalize=draw(st.booleans()))
+    stored = draw(st.integers(0, 2 * size))
+    keys = cases.matrix(rng, stored, dim, torch.float32, "rows", length)
+    bank.enqueue(keys, torch.from_numpy(rng.integers(0, 6, size=stored)))
+    rows = cases.exact(bank.rows)
+    if bank.row_scale is not None:
+        rows = rows * cases.exact(bank.row_scale)[:, None]
+    return bank, rows
+
+
 @st.composite
 def problems(draw: Any) -> dict[str, Any]:
     rng = np.random.default_rng(draw(cases.seeds))
@@ -41,13 +55,7 @@ def problems(draw: Any) -> dict[str, Any]:
         known = None if bank_ids is None else bank_ids.numpy()
     else:
         of = torch.int8 if kind == "int8 bank" else draw(st.sampled_from(cases.FLOATS))
-        bank = sede.MemoryBank(max(size, 1), dim, dtype=of, normalize=draw(st.booleans()))
-        stored = draw(st.integers(0, 2 * max(size, 1)))
-        keys = cases.matrix(rng, stored, dim, torch.float32, "rows", length)
-        bank.enqueue(keys, torch.from_numpy(rng.integers(0, 6, size=stored)))
-        rows_of_bank = cases.exact(bank.rows)
-        if bank.row_scale is not None:
-            rows_of_bank = rows_of_bank * cases.exact(bank.row_scale)[:, None]
+        bank, rows_of_bank = some_bank(draw, rng, max(size, 1), dim, of, length)
         known = bank.ids.numpy()
     ids = None if query_ids is None else query_ids.numpy()
     x = Inputs(cases.exact(query), cases.exact(key), rows_of_bank, 1.0, 0.0)

@@ -21,7 +21,7 @@ from .conftest import TINY, write_family_folder
 
 RESUMED = ("config.json", "vocab.json", "last.pt", "best.pt", "metrics.jsonl")
 SCORED = ("config.json", "vocab.json", "best.pt")
-EACH = 40
+EACH = 30
 WORDS = ["train", "--data=tiny", *TINY, "--bank=8", "--weighting=2", "--erase"]
 
 

@@ -10,8 +10,8 @@ Q = torch.eye(4)
 NAN, INF = float("nan"), float("inf")
 
 SETTINGS = {
-    "temperature": [0.0, -1.0, NAN, INF, "0.1", True, None, [0.1]],
-    "hardness": [-1.0, NAN, INF, "5", False],
+    "temperature": [0.0, -1.0, NAN, INF, 1e-40, "0.1", True, None, [0.1]],
+    "hardness": [-1.0, NAN, INF, 1e7, "5", False],
     "positive_focus": [-0.1, NAN, INF, "1", True],
     "tau_plus": [-0.1, 1.0, 1.5, NAN, "0"],
     "margin": [NAN, INF, "0.1", True],
@@ -176,3 +176,30 @@ def test_shape_and_dtype_of_a_bank(arguments, settings, argument) -> None:
     with pytest.raises((TypeError, ValueError)) as error:
         sede.MemoryBank(*arguments, **settings)
     said(error, argument)
+
+
+LAYOUTS = {
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "csr": lambda tensor: tensor.to_sparse_csr(),
+    "nested": lambda tensor: torch.nested.nested_tensor(list(tensor.unbind())),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_tensors_that_are_not_dense(layout, backend) -> None:
+    odd = LAYOUTS[layout](Q)
+    calls = {
+        "query": lambda: sede.weighted_info_nce(odd, Q, Q, backend=backend),
+        "positive": lambda: sede.weighted_info_nce(Q, odd, Q, backend=backend),
+        "bank": lambda: sede.weighted_info_nce(Q, Q, odd, backend=backend),
+        "text_key": lambda: sede.symmetric_info_nce(Q, Q, Q, odd, Q, Q, backend=backend),
+        "attention": lambda: sede.attention_erase(odd, backend=backend),
+        "regions": lambda: sede.cross_attention_similarity(odd, Q[None], backend=backend),
+        "keys": lambda: sede.MemoryBank(4, 4).enqueue(odd, backend=backend),
+        "FragmentBank.enqueue: keys": lambda: sede.FragmentBank(4, 4, 4).enqueue(odd),
+    }
+    for argument, call in calls.items():
+        with pytest.raises(TypeError, match="must be a dense tensor, got") as error:
+            call()
+        said(error, argument)

@@ -17,8 +17,9 @@ from sede_kernels.checks import (
     FLOATS,
     check_backend,
     check_flag,
+    check_hardness,
     check_info_nce,
-    check_number,
+    check_temperature,
     scalar_parameter,
 )
 from sede_kernels.functional._info_nce import (
@@ -102,10 +103,10 @@ def _settings(
     if temperature is _AT or hardness is _AT:
         most = STATIC_LIMIT + 1  # unknown on the host
     if temperature is not _AT:
-        number = check_number(name, "temperature", temperature, low=0.0, open_low=True)
+        number = check_temperature(name, temperature)
         scalars, most = scalars._replace(temperature=number), most + 1.0 / number
     if hardness is not _AT:
-        number = check_number(name, "hardness", hardness, low=0.0)
+        number = check_hardness(name, hardness)
         scalars, most = scalars._replace(hardness=number), most + number
     rule = InfoNCERule(
         hardness is _AT or scalars.hardness != 0,
@@ -145,10 +146,15 @@ def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
         return None
     if not (isinstance(query, Tensor) and isinstance(positive, Tensor)):
         return None
-    shape, device, size = query.shape, query.device, rows.shape[:1]
+    try:
+        shape, device, size = query.shape, query.device, rows.shape[:1]
+        alike = positive.shape == shape
+    except RuntimeError:  # nested tensors have no shape
+        return None
     if not (
         len(shape) == 2
-        and positive.shape == shape
+        and alike
+        and query.layout is positive.layout is rows.layout is torch.strided
         and query.dtype in FLOATS
         and positive.dtype in FLOATS
         and positive.device == device
@@ -201,9 +207,9 @@ def _scalars(
     margin: Tensor | None = None
     batch: Tensor | None = None
     if isinstance(keywords.temperature, Tensor):
-        temperature = _scalar(name, "temperature", keywords.temperature, like, open_low=True)
+        temperature = _scalar(name, "temperature", keywords.temperature, like)
     if isinstance(keywords.hardness, Tensor):
-        hardness = _scalar(name, "hardness", keywords.hardness, like, open_low=False)
+        hardness = _scalar(name, "hardness", keywords.hardness, like)
     if isinstance(keywords.in_batch_negatives, Tensor):
         check_flag(name, "in_batch_negatives", keywords.in_batch_negatives, like)
         batch = keywords.in_batch_negatives
@@ -221,8 +227,8 @@ def _scalars(
     return Scalars(1.0, 0.0, 0.0, temperature, hardness, margin, batch)
 
 
-def _scalar(name: str, argument: str, value: Tensor, like: Tensor, *, open_low: bool) -> Tensor:
-    found = scalar_parameter(name, argument, value, like, open_low=open_low)
+def _scalar(name: str, argument: str, value: Tensor, like: Tensor) -> Tensor:
+    found = scalar_parameter(name, argument, value, like)
     assert isinstance(found, Tensor)
     return found
 

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sede_kernels import jsonl
 from sede_kernels.training import checkpoint
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.files import UserError, write_text
-from sede_kernels.training.records import append
 
 FREE = ("data", "epochs", "patience", "checkpoint_every", "threads", "device")
 STEERING = ("lr", "weight_decay", "grad_clip", "temperature")
@@ -79,7 +79,7 @@ def compare(
 def note(out: Path, config: TrainConfig, step: int, changed: Mapping[str, list[Any]]) -> None:
     """Write the settings of a run that goes on with others, and tell what changes from here on."""
     if changed:
-        append(out / FILE, {"step": step, **changed})
+        jsonl.append(out / FILE, {"step": step, **changed})
         told = (f"{name} {old!r} becomes {new!r}" for name, (old, new) in changed.items())
         print(f"From step {step + 1} on: {', '.join(told)}", file=sys.stderr)
     write_text(out / "config.json", config.to_json())

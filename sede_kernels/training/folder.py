@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sede_kernels.training import checkpoint
+from sede_kernels.training import changes, checkpoint
 from sede_kernels.training.files import UserError, remove_leftovers
 from sede_kernels.training.lock import hold
 
-RESULTS = ("metrics.jsonl", "best.pt", "test.json")  # of an epoch that was trained
-FILES = ("config.json", "vocab.json", "last.pt", "changes.jsonl", *RESULTS)
+RESULTS = ("metrics.jsonl", "best.pt", "test.json", changes.FILE)  # of a run that went on
+FILES = ("config.json", "vocab.json", "last.pt", *RESULTS)
 _CURVES = "tensorboard"
 
 

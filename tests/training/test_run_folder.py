@@ -313,7 +313,7 @@ def test_a_start_that_was_killed_is_no_run(tiny, tmp_path, capfd):
         assert [line["epoch"] for line in read_log(out)] == [0, 1]
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "best.pt", "test.json"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "best.pt", "test.json", "changes.jsonl"])
 def test_files_of_a_run_without_its_settings_are_not_mixed_with_a_new_one(
     name, tiny, tmp_path, capfd
 ):

@@ -111,7 +111,8 @@ def test_each_bank_holds_what_its_rank_is_to_remember(ranks: list, name: str) ->
         assert all(ids == expected for ids in banks(ranks[rank][name]))
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
+# ALBEF's batch term looks at the keys of its own rank, so its steps are not those of one process.
+@pytest.mark.parametrize("name", ["moco", "lightly", "open_clip"])
 def test_banks_that_gather_train_as_one_process_does(ranks: list, name: str) -> None:
     alone = train(name, [0, 1], 1)
     for state in (rank[name] for rank in ranks):

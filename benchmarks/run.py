@@ -1,8 +1,8 @@
-"""``sede bench``: measure, compare, plot, table, targets, modules.
+"""``sede bench``: measure, compare, plot, table, targets, modules, host.
 
 Usage: sede bench [--quick] [options] | sede bench compare BASE HEAD
      | sede bench plot [RESULTS] | sede bench table [RESULTS] | sede bench targets [RESULTS]
-     | sede bench modules [options]
+     | sede bench modules [options] | sede bench host [options]
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from . import compare, flags, limits, machine, measured, modules, plot, table, targets
+from . import compare, flags, host, limits, machine, measured, modules, plot, table, targets
 from .case import Case
 from .memory import Memory
 from .registry import GRIDS, OPERATIONS
@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="sede bench",
         description="Time and memory of every op beside its peers; each result is checked against "
         "fp64 before it is timed. Also: `sede bench compare BASE HEAD`, `sede bench plot`, "
-        "`sede bench table`, `sede bench targets`, `sede bench modules`.",
+        "`sede bench table`, `sede bench targets`, `sede bench modules`, `sede bench host`.",
     )
     parser.add_argument("--quick", action="store_true", help="the short grid, under five minutes")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
@@ -203,6 +203,8 @@ def main(argv: list[str] | None = None) -> int:
             return targets.main(list(words[1:]), results)
         if words and words[0] == "modules":
             return modules.main(list(words[1:]), results)
+        if words and words[0] == "host":
+            return host.main(list(words[1:]), results)
         if words and words[0] == "plot":
             return plot.main(list(words[1:]), results)
         return _bench(_parser().parse_args(words))

@@ -290,7 +290,9 @@ class SEDELoss(WarmUp):
         start_step: enqueues before the banks join the loss; until then only in-batch negatives
             count, whatever ``in_batch_negatives`` says. The device decides, so a step stays one
             compiled graph. 0 costs nothing; else the pass over the batch stays, 2BBD FLOPs a side.
-        loss_options: keywords of ``WeightedInfoNCE``.
+        in_batch_negatives: the other rows' keys are negatives too. Without them the first losses,
+            against empty banks, are 0 and have no gradient.
+        loss_options: further keywords of ``WeightedInfoNCE``.
 
     Example:
         >>> criterion = SEDELoss(8, 4, temperature=0.1)
@@ -308,12 +310,13 @@ class SEDELoss(WarmUp):
         *,
         dtype: torch.dtype = torch.float32,
         start_step: int = 0,
+        in_batch_negatives: bool = True,
         **loss_options: Any,
     ) -> None:
         super().__init__(start_step)
         self.image_bank = MemoryBank(size, dim, dtype=dtype)
         self.text_bank = MemoryBank(size, dim, dtype=dtype)
-        self.nce = WeightedInfoNCE(**loss_options)
+        self.nce = WeightedInfoNCE(in_batch_negatives=in_batch_negatives, **loss_options)
 
     def reset_parameters(self) -> None:
         """Empty banks, the warm-up before it, and learnable scalars as at construction."""

@@ -44,7 +44,6 @@ class Exponents(NamedTuple):
     inverse: Value  # 1 / tau
     hardness: Value
     scales: Tensor  # [E]
-    extra: Tensor  # [2], of further positives
 
     @classmethod
     def of(cls, scalars: Scalars, rule: InfoNCERule, like: Tensor) -> "Exponents":
@@ -54,7 +53,11 @@ class Exponents(NamedTuple):
         hardness: Value = scalars.hardness if scalars.hardness_at is None else scalars.hardness_at
         hardness = hardness if rule.weighted else 0.0
         scales = [inverse + hardness, hardness][: rule.exponents]
-        return cls(inverse, hardness, _filled(scales, like), _filled([inverse, 0.0], like))
+        return cls(inverse, hardness, _filled(scales, like))
+
+    def extra(self, like: Tensor) -> Tensor:
+        """[2], those of further positives."""
+        return _filled([self.inverse, 0.0], like)
 
 
 def _filled(values: list[Value], like: Tensor) -> Tensor:
@@ -149,46 +152,60 @@ def _finish(
     kept: Tensor,
 ) -> _Loss:
     """Everything from the sums of the segments of one side; the first is the bank."""
-    sums, more = RowSums.of(found), RowSums.of(extra)
+    sums, more = RowSums.of(found), RowSums.of(extra) if extra else None
     losses = row_losses(rule, exponents.inverse, exponents.hardness, row.positive, sums, more)
     weight, loss = reduce(losses.loss, rule.positive_focus, rule.reduction)
-    weight = weight * share
+    if share != 1:
+        weight, loss = weight * share, loss * share
     top, index = found[0].hardest, found[0].hardest_index
     if rule.hardest:
         for part in found[1:]:
             index = torch.where(part.hardest > top, -1, index)
             top = torch.maximum(top, part.hardest)
-    lse_grad, extra_grad = weight * losses.lse, weight * losses.extra
-    dtype = weight.dtype
-    single = torch.stack(
-        [
-            losses.loss,
-            weight,
-            row.positive,
-            losses.log_negatives,
-            top if rule.hardest else torch.full_like(weight, -torch.inf),
-            weight * losses.positive,
-            -(exponents.inverse * exponents.inverse) * weight * losses.inverse,
-            weight * losses.hardness,
-        ]
-    )
-    log_count = more.negatives.to(dtype).log().unsqueeze(0)
-    table = torch.cat(
-        [single, _pair(sums.lse), _pair(lse_grad), more.lse[:1], log_count, extra_grad]
-    )
-    grad = weight.new_empty((0,))
+    zero = torch.zeros_like(losses.loss)
+
+    def weighted(value: Tensor | None) -> Tensor:
+        return zero if value is None else value * weight
+
+    inverse = losses.inverse
+    by_tau = None if inverse is None else inverse * -(exponents.inverse * exponents.inverse)
+    rows = {
+        "loss": losses.loss,
+        "weight": weight if isinstance(weight, Tensor) else torch.full_like(zero, weight),
+        "positive": row.positive,
+        "log_negatives": losses.log_negatives,
+        "hardest": top if rule.hardest else zero,
+        "positive_grad": weighted(losses.positive),
+        "temperature_grad": weighted(by_tau),
+        "hardness_grad": weighted(losses.hardness),
+        "lse_grad": weighted(losses.lse[0]),
+        "lse_grad_1": weighted(losses.lse[1]),
+    }
+    if rule.in_batch:
+        rows["lse"], rows["lse_1"] = sums.lse[0], sums.lse[1] if rule.exponents == 2 else zero
+    if more is not None and losses.extra is not None:
+        rows["extra_lse"] = more.lse[0]
+        rows["extra_lse_1"] = more.negatives.to(zero.dtype).log()
+        rows["extra_grad"], rows["extra_grad_1"] = (weighted(value) for value in losses.extra)
+    grad = zero.new_empty((0,))
     if rule.query_grad:
-        grad = single[5].unsqueeze(1) * row.positive_key
-        for total, part, factors in ((sums, found[0], lse_grad), (more, extra[0], extra_grad)):
-            shares = total.share(part)
-            for a in range(part.acc.shape[0]):
-                grad.addcmul_(part.acc[a], (factors[a] * shares[a]).unsqueeze(1))
-    return _Loss(loss * share, table, grad, sums.negatives[: index.shape[0]], index, kept)
+        grad = rows["positive_grad"].unsqueeze(1) * row.positive_key
+        alone = len(found) == 1
+        _add(grad, sums, found[0], (rows["lse_grad"], rows["lse_grad_1"]), alone)
+        if more is not None:
+            _add(grad, more, extra[0], (rows["extra_grad"], rows["extra_grad_1"]), False)
+    table = torch.stack([rows.get(name, zero) for name in TABLE])
+    return _Loss(loss, table, grad, sums.negatives[: index.shape[0]], index, kept)
 
 
-def _pair(values: Tensor) -> Tensor:
-    """[1 or 2, B] as [2, B]."""
-    return values if values.shape[0] == 2 else torch.cat([values, torch.zeros_like(values)])
+def _add(
+    grad: Tensor, total: RowSums, part: Sums, factors: tuple[Tensor, Tensor], alone: bool
+) -> None:
+    """The weighted row sums of a segment, which holds a share of each sum, into the gradient."""
+    shares = None if alone or not part.acc.shape[0] else total.share(part)
+    for a in range(part.acc.shape[0]):
+        factor = factors[a] if shares is None else factors[a] * shares[a]
+        grad.addcmul_(part.acc[a], factor.unsqueeze(1))
 
 
 def _forward(passes: Passes, sides: list[Side], scalars: Scalars, rule: InfoNCERule) -> InfoNCE:
@@ -204,12 +221,12 @@ def _forward(passes: Passes, sides: list[Side], scalars: Scalars, rule: InfoNCER
     same = [Match(side.ids, None, "positive") for side in sides]
     of_batch, extra_of_batch = (one._replace(accumulate=()) for one in (want, further))
     banks = _bank_sums(passes, rows, exponents.scales, [row.match for row in rows], want)
-    extra_banks = [Sums.none(side.query, 2, further) for side in sides]
+    extra_banks: list[Sums] = []
     if rule.extra_positives:
-        extra_banks = _bank_sums(passes, rows, exponents.extra, same, further)
+        extra_banks = _bank_sums(passes, rows, exponents.extra(sides[0].query), same, further)
     losses = []
     for n, row in enumerate(rows):
-        side, found, extra = row.side, [banks[n]], [extra_banks[n]]
+        side, found, extra = row.side, [banks[n]], extra_banks[n : n + 1]
         kept = exponents.scales.new_empty((0,))
         if rule.in_batch:
             batch = passes.batch_lse(
@@ -219,11 +236,19 @@ def _forward(passes: Passes, sides: list[Side], scalars: Scalars, rule: InfoNCER
             found.append(_in_batch(batch, scalars.batch_at))
         if rule.in_batch and rule.extra_positives:
             batch = passes.batch_lse(
-                side.query, side.positive, exponents.extra, same[n], extra_of_batch, False
+                side.query,
+                side.positive,
+                exponents.extra(side.query),
+                same[n],
+                extra_of_batch,
+                False,
             )
             extra.append(_in_batch(batch, scalars.batch_at))
         losses.append(_finish(row, exponents, rule, 1 / len(sides), found, extra, kept))
-    rest = (torch.stack(parts) for parts in zip(*(loss[1:] for loss in losses), strict=True))
+    if len(losses) == 1:
+        rest = [part.unsqueeze(0) for part in losses[0][1:]]
+    else:
+        rest = [torch.stack(parts) for parts in zip(*(loss[1:] for loss in losses), strict=True)]
     loss = losses[0].loss if len(losses) == 1 else losses[0].loss + losses[1].loss
     out = InfoNCE(loss, *rest)
     return out if rule.query_grad else out._replace(query_grad=out.query_grad.flatten())
@@ -241,7 +266,7 @@ def _scaled(
     table = saved.table
     row = dict(zip(TABLE, table.unbind(), strict=True))
     for_positive = (grad * row["positive_grad"]).unsqueeze(1) * side.query.to(table.dtype)
-    for_query = torch.zeros_like(for_positive)
+    for_query = for_positive  # in a place that nobody asked for
     if rule.query_grad:
         for_query = grad.expand(side.query.shape[0]).unsqueeze(1) * saved.query_grad
     if not rule.in_batch:
@@ -252,7 +277,9 @@ def _scaled(
     calls = [(exponents.scales, at, match, saved.kept)]
     if rule.extra_positives:
         nothing = saved.kept.new_empty((0,))
-        calls.append((exponents.extra, extra_at, Match(side.ids, None, "positive"), nothing))
+        calls.append(
+            (exponents.extra(side.query), extra_at, Match(side.ids, None, "positive"), nothing)
+        )
     for scales, start, match, kept in calls:
         count = scales.shape[0]
         weight = table[start + 2 : start + 2 + count] * grad

@@ -45,16 +45,19 @@ def test_module_refuses_what_the_function_refuses(options) -> None:
 
 def test_sede_loss_is_the_mean_of_both_directions_and_masks_ids() -> None:
     image, text = unit(6, 8).float(), unit(6, 8).float()
-    criterion = SEDELoss(32, 8, temperature=0.1, hardness=2.0)
     ids = torch.arange(6)
-    criterion.enqueue(unit(20, 8).float(), unit(20, 8).float(), ids=torch.arange(20))
-    first = weighted_info_nce(
-        image, text, criterion.text_bank, temperature=0.1, hardness=2.0, query_ids=ids
-    )
-    second = weighted_info_nce(
-        text, image, criterion.image_bank, temperature=0.1, hardness=2.0, query_ids=ids
-    )
-    torch.testing.assert_close(criterion(image, text, ids=ids), (first + second) / 2)
+    past = unit(20, 8).float(), unit(20, 8).float()
+    for given, counts in (({}, True), ({"in_batch_negatives": False}, False)):
+        criterion = SEDELoss(32, 8, temperature=0.1, hardness=2.0, **given)
+        criterion.enqueue(*past, ids=torch.arange(20))
+        banks = criterion.text_bank, criterion.image_bank
+        first, second = (
+            weighted_info_nce(
+                *pair, bank, temperature=0.1, hardness=2.0, query_ids=ids, in_batch_negatives=counts
+            )
+            for pair, bank in zip(((image, text), (text, image)), banks, strict=True)
+        )
+        torch.testing.assert_close(criterion(image, text, ids=ids), (first + second) / 2)
     before = copy.deepcopy(criterion.state_dict())
     criterion.eval()(image, text, ids=ids)
     for name, value in before.items():
@@ -80,3 +83,15 @@ def test_sede_loss_warms_up_on_the_batch_and_resumes() -> None:
     assert torch.equal(criterion(image, text), resumed(image, text))
     with pytest.raises(ValueError, match="must have one shape"):
         criterion.enqueue(image, text[:2])
+
+
+def test_the_first_loss_of_empty_banks_has_a_gradient_by_the_batch() -> None:
+    image, text = unit(5, 8).requires_grad_(), unit(5, 8).requires_grad_()
+    key, other = unit(5, 8), unit(5, 8)
+    loss = SEDELoss(16, 8)(image, text, key, other)
+    grad = torch.autograd.grad(loss, image)[0]
+    assert loss > 0.1
+    assert grad.norm() > 0.01
+    alone = SEDELoss(16, 8, in_batch_negatives=False)(image, text, key, other)
+    assert alone == 0
+    assert not torch.autograd.grad(alone, image)[0].any()

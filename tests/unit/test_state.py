@@ -209,7 +209,7 @@ def test_saved_and_restored_by_every_means(build, tmp_path) -> None:
 def test_what_0_1_0_saved_goes_on() -> None:
     loss = SEDELoss(
         6, 4, dtype=torch.int8, start_step=2, temperature=0.9, learn_temperature=True,
-        learn_hardness=True,
+        learn_hardness=True, in_batch_negatives=False,
     )  # fmt: skip
     loss.load_state_dict(OLD["criterion"])
     assert int(loss.steps) == 2 and bool(loss.warm)

@@ -215,7 +215,8 @@ class InfoNCERule(NamedTuple):
         return self.false_negatives == "positive"
 
 
-#: The rows of ``InfoNCE.table``, as in csrc/info_nce.h; the last four are pairs.
+#: The rows of ``InfoNCE.table``, as in csrc/info_nce.h. From "lse" on they are for the backward of
+#: in-batch negatives, in pairs; a row that nobody asked for may hold anything finite or -inf.
 TABLE = (
     "loss", "weight", "positive", "log_negatives", "hardest", "positive_grad", "temperature_grad",
     "hardness_grad", "lse", "lse_1", "lse_grad", "lse_grad_1", "extra_lse", "extra_lse_1",

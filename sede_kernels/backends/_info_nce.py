@@ -318,9 +318,10 @@ def around(passes: Passes) -> tuple[Callable[..., InfoNCE], Callable[..., InfoNC
         scalars: Scalars,
         rule: InfoNCERule,
         needs: tuple[int, ...],
+        spare: Tensor | None = None,
     ) -> InfoNCEGradients:
         """See ``sede_kernels.ops.info_nce``."""
-        found = [grad.new_empty((0,)) for _ in needs]
+        found = [grad.new_empty((0,)) if spare is None else spare for _ in needs]
         with torch.no_grad(), torch.autocast(side.query.device.type, enabled=False):
             for n, one in enumerate([side] if other is None else [side, other]):
                 if not (needs[2 * n] or needs[2 * n + 1]):

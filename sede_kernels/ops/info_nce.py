@@ -151,7 +151,7 @@ class _Loss(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         run = resolve("info_nce_backward", backend, query, positive)
         scalars = Scalars(tau, beta, most, temperature, hardness, margin, batch)
-        found = run(grad, table, query_grad, kept, side, other, scalars, rule, needs)
+        found = run(grad, table, query_grad, kept, side, other, scalars, rule, needs, grad)
         grads = [value if need else None for value, need in zip(found, needs, strict=True)]
         if torch.is_grad_enabled():
             learned = (query, positive, other_query, other_positive, temperature, hardness)

@@ -130,8 +130,12 @@ def info_nce_backward(
     scalars: Scalars,
     rule: InfoNCERule,
     needs: tuple[int, ...],
+    spare: Tensor | None = None,
 ) -> InfoNCEGradients:
-    """See ``sede_kernels.ops.info_nce``. One call; with in-batch negatives 4 BBD FLOPs a side."""
+    """See ``sede_kernels.ops.info_nce``. One call; with in-batch negatives 4 BBD FLOPs a side.
+
+    ``spare`` stands in the place of what is not wanted; without it each has an empty tensor.
+    """
     sides = (side,) if other is None else (side, other)
     dtype, count = result_dtype(side.query), len(sides)
     rows, dim = side.query.shape
@@ -157,14 +161,20 @@ def info_nce_backward(
     ]
     last = sides[-1]
     like = (side.query, side.positive, last.query, last.positive)
-    found = [
-        torch.empty(tensor.shape if needed else (0,), dtype=tensor.dtype, device="cpu")
-        for tensor, needed in zip(like, needs, strict=False)
-    ]
-    found += [
-        torch.empty(() if needed else (0,), dtype=dtype, device="cpu") for needed in needs[4:]
-    ]
-    to = [result.data_ptr() for result in found]
+    found, to = [], []
+    for tensor, needed in zip(like, needs, strict=False):
+        if needed or spare is None:
+            shape = tensor.shape if needed else (0,)
+            found.append(torch.empty(shape, dtype=tensor.dtype, device="cpu"))
+        else:
+            found.append(spare)
+        to.append(found[-1].data_ptr() if needed else 0)
+    for needed in needs[4:]:
+        if needed or spare is None:
+            found.append(torch.empty(() if needed else (0,), dtype=dtype, device="cpu"))
+        else:
+            found.append(spare)
+        to.append(found[-1].data_ptr() if needed else 0)
     _native.module().info_nce_backward(
         _rule(rule),
         *_scalars(scalars, rule),

@@ -27,7 +27,7 @@ def clone() -> Path | None:
 
 
 def home() -> Path:
-    """Where results go, a folder a device: ``records/bench`` of the clone, else ``sede-bench``."""
+    """Where the folders of devices go: ``records/bench`` of the clone, else ``sede-bench`` here."""
     found = clone()
     return found / "records" / "bench" if found else Path("sede-bench")
 

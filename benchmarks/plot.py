@@ -91,7 +91,7 @@ def main(argv: list[str], results: Path) -> int:
     parser = argparse.ArgumentParser(prog="sede bench plot", description=__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
     parser.add_argument(
-        "--out", type=Path, help="folder of a folder a device [figures/ beside its results]"
+        "--out", type=Path, help="folder of one folder per device [figures/ beside its results]"
     )
     arguments = parser.parse_args(argv)
     require_matplotlib()

@@ -47,7 +47,7 @@ _PLAIN = (*_COMPILED, "cce_exact", "cce torch_compile", "liger", "quack")
 _XBM = "metric-learning XBM"
 _ALL = ()
 SCAN_SIZES = {"B": 128, "C": 128, "R": 36, "L": 20, "D": 1024}
-# What a batch of SCAN finds in its bank: five captions an image.
+# What a batch of SCAN finds in its bank: five captions per image.
 PAIR_SIZES = {"B": 128, "N": 5, "R": 36, "L": 20, "D": 1024}
 LONG_ROWS = {"N": 1024, "L": 4096}
 STEP_SIZES = {"B": 64, "R": 36, "F": 512, "K": 2048, "D": 256}

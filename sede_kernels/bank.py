@@ -51,7 +51,7 @@ class MemoryBank(Ring):
     Args:
         size: K >= 1, number of slots.
         dim: D >= 1, length of a key.
-        dtype: float32, bfloat16, float16, float64, or int8 with one float32 scale a row.
+        dtype: float32, bfloat16, float16, float64, or int8 with one float32 scale per row.
         normalize: scale keys to unit length in ``enqueue`` (a key that already is stays bit for
             bit); the loss kernels do not need it.
 

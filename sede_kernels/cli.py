@@ -202,7 +202,9 @@ def _parser(flags_of: str) -> argparse.ArgumentParser:
         "--variants", default="base,age,lsns,wil,all", help="[base,age,lsns,wil,all]"
     )
     ablate.add_argument("--seeds", type=int, default=5, help="number of seeds [5]")
-    ablate.add_argument("--jobs", type=int, default=1, help="runs at a time, a process each [1]")
+    ablate.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, each in a process of its own [1]"
+    )
     ablate.add_argument("--search", action="store_true", help="choose settings on dev instead")
     ablate.add_argument("--trials", type=int, default=6, help="of a search, each part [6]")
     ablate.add_argument("--settings", type=_path, metavar="JSON", help="what a search chose")

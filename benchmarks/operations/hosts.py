@@ -280,7 +280,7 @@ def _hinge(scores: Tensor) -> Tensor:
 
 
 def _fragments(case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
-    """(B, R, D) regions and (B, L, D) words of 5 to L words a caption."""
+    """(B, R, D) regions and (B, L, D) words of 5 to L words per caption."""
     regions, words = (
         unit_rows(case.B * count, case.D, generator, device).reshape(case.B, count, case.D)
         for count in (case.R, case.L)

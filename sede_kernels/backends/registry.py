@@ -152,7 +152,7 @@ def resolve(op: str, backend: str, *tensors: Tensor, **options: Any) -> Callable
 
 
 def _warn_once(first: str, name: str) -> None:
-    """Say once a process that ``auto`` has to do without its first choice, and what to do."""
+    """Say once in each process that ``auto`` has to do without its first choice, and what to do."""
     reason = unavailable_reason(first)
     if reason is None or first in _warned_of:
         return

@@ -13,7 +13,7 @@ def score_info_nce(
     temperature: float,
     hardness: float = 0.0,
 ) -> Tensor:
-    """Weighted InfoNCE of given scores, one loss a row.
+    """Weighted InfoNCE of given scores, one loss per row.
 
     ``softplus(LN_i - s_i+ / tau)`` with ``LN_i = log sum_j w_ij exp(s_ij / tau)`` over the valid
     negatives and ``w_ij = n_i softmax_j(beta s_ij)``, detached: the default weights of

@@ -1,4 +1,4 @@
-"""Drop-ins for code bases people already have, one small module a host.
+"""Drop-ins for code bases people already have, one small module for each host.
 
 Nothing is imported here: ``from sede_kernels.integrations.open_clip import ClipLoss`` loads that
 one module, and a module imports its host only if it must build on the host's classes.

@@ -63,7 +63,7 @@ def vectors(name: str, images: ArrayLike, captions: ArrayLike) -> tuple[Tensor, 
 
 
 def _matrix(name: str, sims: ArrayLike) -> tuple[NDArray[Any], int]:
-    """(N, C) scores and the captions an image."""
+    """(N, C) scores and the captions per image."""
     scores = numbers(name, "sims", sims)
     if scores.ndim != 2 or not scores.size or scores.shape[1] % scores.shape[0]:
         raise ValueError(

@@ -256,7 +256,7 @@ def shard_xattn_t2i(
         captions: (C, L, D) array.
         caplens: (C,) words of each caption.
         opt: see ``xattn_score_t2i``.
-        shard_size: images and captions a block.
+        shard_size: images and captions in each block.
 
     Returns:
         (N, C) float32.

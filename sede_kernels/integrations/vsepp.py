@@ -221,12 +221,12 @@ class ContrastiveLoss(WarmUp):
 
 @torch.inference_mode()
 def _scores(images: ArrayLike, captions: ArrayLike, npts: int | None, measure: str) -> Any:
-    """(N, C) scores of images that come repeated, one a caption."""
+    """(N, C) scores of images that come repeated, one per caption."""
     check_choice("i2t", "measure", measure, MEASURES)
     im, s = _ranking.vectors("i2t", images, captions)
     if len(im) != len(s):
         raise ValueError(
-            "i2t: images must come repeated, one row a caption, got "
+            "i2t: images must come repeated, one row per caption, got "
             f"{len(im)} images and {len(s)} captions."
         )
     each = len(im) // check_count("i2t", "npts", npts, least=1) if npts is not None else 5

@@ -264,7 +264,7 @@ def _end_with_the_parent() -> None:
 
 
 def _pool(jobs: Sequence[Job], plan: Plan, keep: int) -> Iterator[tuple[Job, Record | UserError]]:
-    """Several runs at a time, a process each; what they print goes to ``log.txt`` of the run."""
+    """Several runs at a time in processes of their own; ``log.txt`` of a run has what it printed."""
     context = multiprocessing.get_context("spawn")
     workers = min(plan.jobs, len(jobs))
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_the_parent)

@@ -34,7 +34,7 @@ class Run:
 
     @property
     def epoch_seconds(self) -> float:
-        """Processor seconds an epoch."""
+        """Processor seconds per epoch."""
         return self.seconds / len(self.epochs)
 
     def test(self, epochs: int | None = None) -> float:
@@ -61,7 +61,7 @@ class Row:
         model, variant: names.
         test: test rSum at the epoch best on dev.
         dev: dev rSum there.
-        cost: processor seconds an epoch, as a multiple of the base's (median of the pairs).
+        cost: processor seconds per epoch, as a multiple of the base's (median of the pairs).
         gains: differences to the base of the same seed, by column; empty for the base.
         per_seed: the differences of ``best``, seed by seed.
         runs: the records behind it.

@@ -116,7 +116,7 @@ def negative_facts(
         model: in evaluation mode.
         part: training images and captions.
         words: numbers of its captions' words.
-        batch: captions a batch.
+        batch: captions in each batch.
         many: further images beside the batch's, as a full bank would bring them.
 
     Returns:

@@ -60,10 +60,10 @@ class TrainConfig:
     relations: int = _option(1, "relation blocks of vsrn (4 as published)")
     smoothing: float = _option(0.0, "of the attention of scan and bfan; 0: as published")
     text_embeddings: str = _option(
-        "", "NAME: frozen sentence embeddings in <part>_NAME.npy, a row a caption"
+        "", "NAME: frozen sentence embeddings in <part>_NAME.npy, one row per caption"
     )
     epochs: int = _option(15, "passes over the training captions")
-    batch_size: int = _option(64, "captions a step")
+    batch_size: int = _option(64, "captions in each step")
     lr: float = _option(0.0, "learning rate at the start, falling along a cosine; 0: of the model")
     weight_decay: float = _option(1e-4, "AdamW weight decay")
     grad_clip: float = _option(2.0, "largest gradient norm")

@@ -32,7 +32,7 @@ def check_memory(
         features: width of the region features.
         words: size of the vocabulary.
         sentence: width of sentence embeddings, 0 for none.
-        regions: regions an image.
+        regions: regions per image.
         longest: words of the longest caption.
 
     Raises:

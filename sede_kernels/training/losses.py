@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def hardest_hinge(positive: Tensor, hardest: Tensor, margin: float) -> Tensor:
-    """``max(0, margin + s- - s+)``, one loss a row; ``s- = -inf`` (no negative) gives 0.
+    """``max(0, margin + s- - s+)``, one loss per row; ``s- = -inf`` (no negative) gives 0.
 
     Args:
         positive: (B,) score of each right pair.

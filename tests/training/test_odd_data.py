@@ -73,7 +73,7 @@ BROKEN = {
     ),
     "big-ids": (
         text("train_ids.txt", lambda t: t.replace("1003", "1" + "0" * 30)),
-        f"train_ids.txt must hold whole numbers of 64 bits, one a line, got '1{'0' * 30}'",
+        f"train_ids.txt must hold whole numbers of 64 bits, one per line, got '1{'0' * 30}'",
     ),
     "float-ids": (text("train_ids.txt", lambda t: t.replace("1003", "3.0")), "whole numbers, one"),
     "endless-ids": (text("train_ids.txt", lambda t: "9" * 5000), "must hold whole numbers"),
@@ -91,7 +91,7 @@ BROKEN = {
     "two-ends": (text("train_caps.txt", lambda t: t + "\n"), "has an empty caption in line 31"),
     "one-less": (
         text("train_caps.txt", lambda t: t.partition("\n")[2]),
-        "has 29 captions for 6 images in train_ims.npy: expected 1 or 5 captions an image",
+        "has 29 captions for 6 images in train_ims.npy: expected 1 or 5 captions per image",
     ),
 }  # fmt: skip
 

@@ -38,7 +38,7 @@ def _version() -> str | None:
 def mismatch(module: ModuleType) -> str | None:
     """Why a loaded module cannot serve this package, in one clause with the remedy, or None.
 
-    Cost: in a checkout, reading and hashing some 40 kB once a process.
+    Cost: in a checkout, reading and hashing some 40 kB once in each process.
     """
     built = getattr(module, "interface", None)
     root = _PACKAGE.parent

@@ -241,11 +241,11 @@ def _read_numbers(path: Path) -> Ints | None:
     try:
         return np.array([int(line) for line in lines], np.int64)
     except ValueError as error:
-        raise UserError(f"{path} must hold whole numbers, one a line ({error}).") from error
+        raise UserError(f"{path} must hold whole numbers, one per line ({error}).") from error
     except OverflowError as error:
         raise UserError(
-            f"{path} must hold whole numbers of 64 bits, one a line, got {max(lines, key=len)!r}: "
-            "number the images anew."
+            f"{path} must hold whole numbers of 64 bits, one per line, "
+            f"got {max(lines, key=len)!r}: number the images anew."
         ) from error
 
 
@@ -280,7 +280,7 @@ def _match(
     if captions % images:
         raise UserError(
             f"{folder}/{part}_caps.txt has {captions} captions for {images} images in "
-            f"{part}_ims.npy: expected 1 or 5 captions an image, or a {part}_index.txt."
+            f"{part}_ims.npy: expected 1 or 5 captions per image, or a {part}_index.txt."
         )
     each = captions // images
     if copies:

@@ -1,1 +1,1 @@
-"""The Triton kernels, one file an op; the host files of the parent package launch them."""
+"""The Triton kernels, one file for each op; the host files of the parent package launch them."""

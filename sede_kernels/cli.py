@@ -90,7 +90,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
 
     given = vars(arguments)
     flags = {k: v for k, v in given.items() if k in config.TrainConfig.__dataclass_fields__}
-    plan = ablate.Plan(
+    study = ablate.Study(
         models=_names(arguments.models),
         variants=_names(arguments.variants),
         seeds=arguments.seeds,
@@ -103,12 +103,12 @@ def _ablate(arguments: argparse.Namespace) -> int:
     )
     try:
         if arguments.search:
-            ablate.search(plan)
-            print(f"\nThe choice: {plan.out / 'settings.json'} (for --settings)")
+            ablate.search(study)
+            print(f"\nThe choice: {study.out / 'settings.json'} (for --settings)")
         else:
-            ablate.ablate(plan)
-            print(f"\n{(plan.out / 'table.md').read_text(encoding='utf-8')}")
-            print(f"Records, table and figure: {plan.out}")
+            ablate.ablate(study)
+            print(f"\n{(study.out / 'table.md').read_text(encoding='utf-8')}")
+            print(f"Records, table and figure: {study.out}")
     except loop.StoppedError:
         print("\nStopped; finished runs are on file: the same command goes on.")
         return 130

@@ -19,9 +19,9 @@ from sede_kernels.integrations._checks import (
     lengths_tensor,
 )
 from sede_kernels.integrations._scores import (
-    Objective,
+    PairCost,
     bank_mask,
-    check_objective,
+    check_pair_cost,
     negatives_mask,
     one_way,
 )
@@ -96,7 +96,7 @@ class FragmentLoss(WarmUp):
         start_step: int = 0,
     ) -> None:
         super().__init__(start_step)
-        settings = check_objective(NAME, margin, max_violation, temperature, hardness)
+        settings = check_pair_cost(NAME, margin, max_violation, temperature, hardness)
         self.margin, self.max_violation, self.temperature, self.hardness = settings
         if score is not None and not callable(score):
             raise TypeError(
@@ -167,12 +167,12 @@ class FragmentLoss(WarmUp):
             if self.warm is None or bool(self.warm):
                 texts += self._against_texts(batch.images, self.text_bank, known)
                 images += self._against_images(batch, self.image_bank, known)
-        objective = Objective(self.margin, self.max_violation, self.temperature, self.hardness)
+        cost = PairCost(self.margin, self.max_violation, self.temperature, self.hardness)
         total = scores.new_zeros(())
         for parts in (texts, images):
             every = torch.cat([part for part, _ in parts], dim=1)
             valid = torch.cat([mask for _, mask in parts], dim=1)
-            total = total + one_way(scores.diagonal(), every, valid, objective)
+            total = total + one_way(scores.diagonal(), every, valid, cost)
         if stored is not None and training_call(self, scores):
             self._store(stored, known)
         return total

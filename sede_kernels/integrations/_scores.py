@@ -9,7 +9,7 @@ from sede_kernels.functional.score_info_nce import score_info_nce
 from sede_kernels.integrations._checks import check_real, check_switch
 
 
-class Objective(NamedTuple):
+class PairCost(NamedTuple):
     """What a violated pair costs.
 
     Attributes:
@@ -25,14 +25,14 @@ class Objective(NamedTuple):
     hardness: float
 
 
-def check_objective(
+def check_pair_cost(
     name: str, margin: float, max_violation: bool, temperature: float | None, hardness: float
-) -> Objective:
+) -> PairCost:
     """One sentence for settings that mean nothing; the settings as plain numbers."""
     scale = None
     if temperature is not None:
         scale = check_real(name, "temperature", temperature, above=0.0, none="the hinge")
-    return Objective(
+    return PairCost(
         check_real(name, "margin", margin),
         check_switch(name, "max_violation", max_violation),
         scale,
@@ -55,7 +55,7 @@ def bank_mask(ids: Tensor | None, bank_ids: Tensor, rows: int) -> Tensor:
     return filled if ids is None else filled & (ids.unsqueeze(1) != bank_ids)
 
 
-def one_way(positive: Tensor, scores: Tensor, valid: Tensor, objective: Objective) -> Tensor:
+def one_way(positive: Tensor, scores: Tensor, valid: Tensor, cost: PairCost) -> Tensor:
     """Summed cost of one direction.
 
     Hinge: ``sum_i sum_j w_ij max(0, margin + s_ij - s_i+)``, or the largest j alone; with a
@@ -66,25 +66,24 @@ def one_way(positive: Tensor, scores: Tensor, valid: Tensor, objective: Objectiv
         positive: (B,) score of each right pair.
         scores: (B, N).
         valid: (B, N) bool, which are negatives.
-        objective: see ``Objective``.
+        cost: see ``PairCost``.
 
     Returns:
         Scalar. The gradient reaches both score tensors.
     """
-    if objective.temperature is not None:
+    if cost.temperature is not None:
         return score_info_nce(
             positive,
             scores,
             valid,
-            temperature=objective.temperature,
-            hardness=objective.hardness,
+            temperature=cost.temperature,
+            hardness=cost.hardness,
         ).sum()
-    cost = (objective.margin + scores - positive.unsqueeze(1)).clamp(min=0)
-    cost = cost.masked_fill(~valid, 0.0)
-    if objective.max_violation:
-        return cost.max(dim=1).values.sum() if cost.shape[1] else cost.sum()
-    if objective.hardness > 0:
-        logits = (objective.hardness * scores.detach()).masked_fill(~valid, -torch.inf)
+    costs = (cost.margin + scores - positive.unsqueeze(1)).clamp(min=0).masked_fill(~valid, 0.0)
+    if cost.max_violation:
+        return costs.max(dim=1).values.sum() if costs.shape[1] else costs.sum()
+    if cost.hardness > 0:
+        logits = (cost.hardness * scores.detach()).masked_fill(~valid, -torch.inf)
         share = torch.softmax(logits, dim=1).nan_to_num(0.0)  # a row without negatives
-        cost = cost * share * valid.sum(dim=1, keepdim=True)
-    return cost.sum()
+        costs = costs * share * valid.sum(dim=1, keepdim=True)
+    return costs.sum()

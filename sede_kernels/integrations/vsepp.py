@@ -21,9 +21,9 @@ from sede_kernels.integrations._checks import (
     ids_tensor,
 )
 from sede_kernels.integrations._scores import (
-    Objective,
+    PairCost,
     bank_mask,
-    check_objective,
+    check_pair_cost,
     negatives_mask,
     one_way,
 )
@@ -99,7 +99,7 @@ class ContrastiveLoss(WarmUp):
         start_step: int = 0,
     ) -> None:
         super().__init__(start_step)
-        settings = check_objective(NAME, margin, max_violation, temperature, hardness)
+        settings = check_pair_cost(NAME, margin, max_violation, temperature, hardness)
         self.margin, self.max_violation, self.temperature, self.hardness = settings
         check_choice(NAME, "measure", measure, (*MEASURES, False, True, None))
         self.order = measure == "order"
@@ -197,8 +197,8 @@ class ContrastiveLoss(WarmUp):
                 extra = query @ _dense(bank, slice(None), query.dtype).t()
                 seen = bank_mask(ids, bank.ids, rows)
             scores, valid = torch.cat([scores, extra], 1), torch.cat([valid, seen], 1)
-        objective = Objective(self.margin, self.max_violation, None, self.hardness)
-        return one_way(positive, scores, valid, objective)
+        cost = PairCost(self.margin, self.max_violation, None, self.hardness)
+        return one_way(positive, scores, valid, cost)
 
     @staticmethod
     def _hardest(query: Tensor, bank: Bank, ids: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ _BOUNDS = (("seeds", 1, SEED), ("jobs", 1, 1024), ("trials", 1, 10**6), ("keep",
 
 
 @dataclass(frozen=True)
-class Plan:
+class Study:
     """What ``sede ablate`` was asked for.
 
     Attributes:
@@ -86,25 +86,25 @@ class Plan:
             raise UserError("the hinge has no weighting: use --variants base,age,lsns.")
 
 
-def ablate(plan: Plan) -> list[Run]:
+def ablate(study: Study) -> list[Run]:
     """Run what is missing of the grid, then write table and figure; all runs on file.
 
     Raises:
         UserError: settings or data do not fit, or some runs failed (the others are on file).
     """
-    chosen = _read_settings(plan.settings)
-    jobs = grid(plan.models, plan.variants, range(plan.seeds), plan.flags, chosen)
+    chosen = _read_settings(study.settings)
+    jobs = grid(study.models, study.variants, range(study.seeds), study.flags, chosen)
     _check_jobs(jobs)
-    with _guard(plan.out):
-        failures = _run_missing(jobs, plan.out / "runs.jsonl", plan)
-        runs = read_runs(_records(plan.out / "runs.jsonl"))
-        write_report(runs, plan.out)
+    with _guard(study.out):
+        failures = _run_missing(jobs, study.out / "runs.jsonl", study)
+        runs = read_runs(_records(study.out / "runs.jsonl"))
+        write_report(runs, study.out)
     if failures:
         raise UserError(f"{len(failures)} runs failed, the others are on file: {failures[0]}")
     return runs
 
 
-def search(plan: Plan) -> dict[str, Any]:
+def search(study: Study) -> dict[str, Any]:
     """Try settings on dev, the same number for the base and for each module, and write the choice.
 
     ``variants`` are the parts to search; a part that is not keeps what an earlier search in the
@@ -113,33 +113,33 @@ def search(plan: Plan) -> dict[str, Any]:
     Returns:
         What ``settings.json`` holds: by model, the choice of ``base``, ``age``, ``lsns``, ``wil``.
     """
-    variants = tuple(dict.fromkeys((*VARIANTS, *plan.variants)))
-    _check_jobs(grid(plan.models, variants, (0,), plan.flags, {}))
-    parts = [name for name in GRIDS if name in plan.variants]
+    variants = tuple(dict.fromkeys((*VARIANTS, *study.variants)))
+    _check_jobs(grid(study.models, variants, (0,), study.flags, {}))
+    parts = [name for name in GRIDS if name in study.variants]
     if not parts:
         raise UserError(f"--search needs one of {', '.join(GRIDS)} in --variants.")
-    for model, part in itertools.product(plan.models, parts):
-        trial_jobs(model, part, plan.trials, plan.flags, {})  # complains before anything runs
-    file = plan.out / "settings.json"
-    with _guard(plan.out):
+    for model, part in itertools.product(study.models, parts):
+        trial_jobs(model, part, study.trials, study.flags, {})  # complains before anything runs
+    file = study.out / "settings.json"
+    with _guard(study.out):
         earlier = _read_settings(file if file.exists() else None)
         chosen: dict[str, dict[str, Any]] = {**earlier}
-        chosen |= {model: dict(earlier.get(model, {})) for model in plan.models}
+        chosen |= {model: dict(earlier.get(model, {})) for model in study.models}
         for part in parts:
-            _search_part(plan, part, chosen)
+            _search_part(study, part, chosen)
             write_json(file, chosen)
     return chosen
 
 
-def _search_part(plan: Plan, part: str, chosen: dict[str, dict[str, Any]]) -> None:
+def _search_part(study: Study, part: str, chosen: dict[str, dict[str, Any]]) -> None:
     """Try the settings of one part on what the parts before it chose; note the best."""
-    path = plan.out / "search.jsonl"
+    path = study.out / "search.jsonl"
     trials = {
-        model: trial_jobs(model, part, plan.trials, plan.flags, chosen[model])
-        for model in plan.models
+        model: trial_jobs(model, part, study.trials, study.flags, chosen[model])
+        for model in study.models
     }
     every = [job for jobs in trials.values() for job in jobs]
-    failures = _run_missing(every, path, plan, keep=0)
+    failures = _run_missing(every, path, study, keep=0)
     runs = read_runs(_records(path))
     for model, jobs in trials.items():
         try:
@@ -207,18 +207,18 @@ def _check_jobs(jobs: Sequence[Job]) -> None:
 
 
 def _run_missing(
-    jobs: Sequence[Job], path: Path, plan: Plan, *, keep: int | None = None
+    jobs: Sequence[Job], path: Path, study: Study, *, keep: int | None = None
 ) -> list[str]:
     """Run what is not on file; one sentence for each run that failed."""
     done = {run.config for run in read_runs(_records(path))}
     missing = [job for job in jobs if job.config not in done]
-    keep = plan.keep if keep is None else keep
+    keep = study.keep if keep is None else keep
     failures: list[str] = []
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are on file in {path}.")
     finished = (
-        _pool(missing, plan, keep)
-        if min(plan.jobs, len(missing)) > 1
-        else _here(missing, plan, keep)
+        _pool(missing, study, keep)
+        if min(study.jobs, len(missing)) > 1
+        else _here(missing, study, keep)
     )
     with tqdm(total=len(missing), desc="runs", unit="run", disable=None) as bar:
         for job, result in finished:
@@ -235,17 +235,17 @@ def _run_missing(
     return failures
 
 
-def _folder(job: Job, plan: Plan) -> Path:
-    return plan.out / "runs" / job.name
+def _folder(job: Job, study: Study) -> Path:
+    return study.out / "runs" / job.name
 
 
-def _here(jobs: Sequence[Job], plan: Plan, keep: int) -> Iterator[tuple[Job, Record | UserError]]:
+def _here(jobs: Sequence[Job], study: Study, keep: int) -> Iterator[tuple[Job, Record | UserError]]:
     """One run after another in this process, with the progress bar of each epoch."""
     for job in jobs:
         try:
             yield (
                 job,
-                measure(job, _folder(job, plan), quiet=False, keep=job.config.seed < keep),
+                measure(job, _folder(job, study), quiet=False, keep=job.config.seed < keep),
             )
         except UserError as error:
             yield job, error
@@ -263,16 +263,16 @@ def _end_with_the_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _pool(jobs: Sequence[Job], plan: Plan, keep: int) -> Iterator[tuple[Job, Record | UserError]]:
-    """Several runs at a time in processes of their own; ``log.txt`` of a run has what it printed."""
+def _pool(jobs: Sequence[Job], study: Study, keep: int) -> Iterator[tuple[Job, Record | UserError]]:
+    """Several runs at a time, in processes of their own; ``log.txt`` has what a run printed."""
     context = multiprocessing.get_context("spawn")
-    workers = min(plan.jobs, len(jobs))
+    workers = min(study.jobs, len(jobs))
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_the_parent)
     waiting: dict[Future[Record], Job] = {}
     try:
         for job in jobs:
             stays = job.config.seed < keep
-            waiting[pool.submit(measure, job, _folder(job, plan), quiet=True, keep=stays)] = job
+            waiting[pool.submit(measure, job, _folder(job, study), quiet=True, keep=stays)] = job
         for future in as_completed(waiting):
             try:
                 yield waiting[future], future.result()

@@ -84,7 +84,7 @@ def test_two_processes_give_the_figures_of_one(icons, tmp_path):
     flags |= {"bank": 30}
     found = []
     for jobs in (1, 2):
-        plan = ablate.Plan(
+        plan = ablate.Study(
             ("scan",), tmp_path / str(jobs), ("base", "lsns"), 1, jobs, flags=flags, keep=0
         )
         found.append({run.config: run.test() for run in ablate.ablate(plan)})

@@ -7,30 +7,34 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from sede_kernels.functional.ranks import best_right_ranks
+
 Metrics = tuple[float, float, float, float, float]
 Ranks = tuple[NDArray[np.float64], NDArray[np.float64]]
-BLOCK = 256
 
 
-def ranks_of(scores: NDArray[Any], first: NDArray[np.int64], each: int) -> Ranks:
-    """Rank from 0 of the best right answer of each query, and its top answer.
+def ranks_of(scores: NDArray[Any], each: int) -> tuple[Ranks, Ranks]:
+    """(rank from 0 of the best right answer, top answer) of every image and of every caption.
 
-    Right answers of query i are the columns ``first[i] .. first[i] + each - 1``. A wrong answer
-    that ties with the best right one, or a NaN, counts as ahead of it: a collapsed model scores
-    nothing.
+    Captions of image i are the columns ``i each .. (i + 1) each - 1``. A wrong answer that ties
+    with the best right one, or a NaN, counts as ahead of it: a collapsed model scores nothing.
     """
-    ranks = np.empty(len(scores), np.float64)
-    top = np.empty(len(scores), np.float64)
-    columns = first[:, None] + np.arange(each)
-    for start in range(0, len(scores), BLOCK):
-        rows = slice(start, start + BLOCK)
-        block = scores[rows]
-        right = np.take_along_axis(block, columns[rows], axis=1)
-        best = right.max(axis=1, keepdims=True)
-        ahead = (~(block < best)).sum(axis=1)
-        ranks[rows] = ahead - (~(right < best)).sum(axis=1)
-        top[rows] = block.argmax(axis=1)
-    return ranks, top
+    single = scores.dtype in (np.float16, np.float32)
+    dtype = torch.float32 if single else torch.float64
+
+    def block(down: slice, across: slice) -> Tensor:
+        return torch.as_tensor(scores[down, across]).to(dtype)
+
+    def right(down: slice, across: slice) -> tuple[Tensor, Tensor]:
+        columns = torch.arange(across.start, across.stop)
+        rows = columns // each
+        inside = (rows >= down.start) & (rows < down.stop)
+        return rows[inside] - down.start, columns[inside] - across.start
+
+    found = best_right_ranks(block, right, scores.shape, dtype=dtype)
+    images, captions = (ranks.numpy().astype(np.float64) for ranks in found)
+    best = scores.argmax(axis=1).astype(np.float64), scores.argmax(axis=0).astype(np.float64)
+    return (images, best[0]), (captions, best[1])
 
 
 def report(ranks: Ranks, return_ranks: bool) -> Metrics | tuple[Metrics, Ranks]:
@@ -78,7 +82,7 @@ def image_to_text(
 ) -> Metrics | tuple[Metrics, Ranks]:
     """Images as queries of (N, m N) scores."""
     scores, each = _matrix(name, sims)
-    return report(ranks_of(scores, np.arange(len(scores)) * each, each), return_ranks)
+    return report(ranks_of(scores, each)[0], return_ranks)
 
 
 def text_to_image(
@@ -86,5 +90,4 @@ def text_to_image(
 ) -> Metrics | tuple[Metrics, Ranks]:
     """Captions as queries of (N, m N) scores."""
     scores, each = _matrix(name, sims)
-    owners = np.arange(scores.shape[1]) // each
-    return report(ranks_of(scores.T, owners, 1), return_ranks)
+    return report(ranks_of(scores, each)[1], return_ranks)

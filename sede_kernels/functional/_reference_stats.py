@@ -29,7 +29,7 @@ def reference_stats(direction: Direction, options: Options) -> InfoNCEStats:
     limit = direction.match(options, positive_s).limit
     if limit is not None:
         valid = valid & (s <= limit[:, None])
-    number = valid.sum(dim=1)
+    negatives = valid.sum(dim=1)
     inverse = 1 / torch.as_tensor(options.temperature, dtype=dtype, device=q.device)
     hardness = torch.as_tensor(options.hardness, dtype=dtype, device=q.device)
     log_negatives = reference.negatives_lse(
@@ -42,12 +42,12 @@ def reference_stats(direction: Direction, options: Options) -> InfoNCEStats:
     )
     if options.tau_plus:
         log_negatives = reference.debias(
-            log_negatives, inverse * positive_s, number, inverse, options.tau_plus
+            log_negatives, inverse * positive_s, negatives, inverse, options.tau_plus
         )
     # One column more, so that a row without negatives has a hardest one of -inf at index -1.
     padded = F.pad(s.masked_fill(~valid, -torch.inf), (0, 1), value=-torch.inf)
     values, order = padded.sort(dim=1, descending=True, stable=True)
-    top, index = values[:, 0], order[:, 0]
-    index = index.masked_fill((index >= size) | (top == -torch.inf), -1)
+    hardest, index = values[:, 0], order[:, 0]
+    index = index.masked_fill((index >= size) | (hardest == -torch.inf), -1)
     rows = reference_loss(direction, options._replace(positive_focus=0.0, reduction="none"))
-    return InfoNCEStats(rows, positive_s, top, index, number, log_negatives)
+    return InfoNCEStats(rows, positive_s, hardest, index, negatives, log_negatives)

@@ -42,8 +42,8 @@ _LOSS, _POSITIVE, _LOG_NEGATIVES, _HARDEST = (
 class Keywords(NamedTuple):
     """The keywords of a loss as they came."""
 
-    temperature: float | Tensor
-    hardness: float | Tensor
+    temperature: Any  # a number or a tensor
+    hardness: Any
     normalize_weights: bool
     detach_weights: bool
     positive_focus: float
@@ -243,27 +243,22 @@ def fused(name: str, sides: tuple[Given, ...], keywords: Keywords, *, hardest: b
     checked = [_at_a_glance(given, keywords) or _checked(name, given, keywords) for given in sides]
     side, other = checked[0], checked[1] if len(checked) > 1 else None
     compiling = torch.compiler.is_compiling()
+    temperature, hardness, batch = keywords.temperature, keywords.hardness, keywords[8]
+    learned: list[Any] = [side.query, side.positive]
+    if other is not None:
+        learned += (other.query, other.positive)
+    backend = check_backend(name, keywords.backend, temperature, hardness, *learned)
+    tau_at, beta_at = isinstance(temperature, Tensor), isinstance(hardness, Tensor)
     query_grad = scalar_grad = keep = False
-    temperature, hardness, batch = (
-        keywords.temperature, keywords.hardness, keywords.in_batch_negatives
-    )  # fmt: skip
-    learned: list[object] = [temperature, hardness]
-    for one in checked:
-        learned += one[:2]
-    backend = check_backend(name, keywords.backend, *learned)
-    by_tensor = [isinstance(value, Tensor) for value in (temperature, hardness)]
     if torch.is_grad_enabled():
-        query_grad = any(one.query.requires_grad for one in checked)
-        keep = batch is not False and (
-            query_grad or any(one.positive.requires_grad for one in checked)
-        )
-        scalar_grad = any(
-            isinstance(value, Tensor) and value.requires_grad for value in (temperature, hardness)
-        )
+        learns = [tensor.requires_grad for tensor in learned]
+        query_grad = True in learns[::2]
+        keep = batch is not False and True in learns
+        scalar_grad = (tau_at and temperature.requires_grad) or (beta_at and hardness.requires_grad)
     values = (
         name,
-        _AT if by_tensor[0] else temperature,
-        _AT if by_tensor[1] else hardness,
+        _AT if tau_at else temperature,
+        _AT if beta_at else hardness,
         *keywords[2:8],
         isinstance(batch, Tensor) or batch,
         *keywords[9:11],
@@ -272,9 +267,9 @@ def fused(name: str, sides: tuple[Given, ...], keywords: Keywords, *, hardest: b
         scalar_grad,
         keep,
     )
-    known = not compiling and all(type(value) in _PLAIN for value in values)
+    known = not compiling and _PLAIN.issuperset(map(type, values))
     scalars, rule = (_checked_once if known else _settings)(*values)
-    if compiling or any(by_tensor) or isinstance(batch, Tensor):
+    if compiling or tau_at or beta_at or isinstance(batch, Tensor):
         scalars = _scalars(name, keywords, scalars, side.query, compiling)
     return ops.info_nce.loss_of(side, other, scalars, rule, backend)
 

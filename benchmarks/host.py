@@ -1,8 +1,8 @@
 """``sede bench host``: what a loss costs the host on tiny inputs, in time and in launches.
 
 ``host_time_*`` is the time of forward and backward over that of eager cross entropy on the same
-query, positive and bank, both taken in turn: medians of ratios, so that another program's burst
-does not count. ``dispatched_ops_*`` counts kernel launches and torch ops on the eager path, but for
+query, positive and bank, both taken in turn and a few calls at a time: medians of ratios, so that
+another program's turn on the processor does not count. ``dispatched_ops_*`` counts kernel launches and torch ops on the eager path, but for
 views and allocations; the incoming gradient of 1 is one of the backward's.
 """
 
@@ -214,8 +214,8 @@ def markdown(cases: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sede bench host", description=__doc__)
-    parser.add_argument("--rounds", type=flags.whole(1, 10_000), default=60, help="[60]")
-    parser.add_argument("--calls", type=flags.whole(1, 10_000), default=50, help="a round [50]")
+    parser.add_argument("--rounds", type=flags.whole(1, 10_000), default=500, help="[500]")
+    parser.add_argument("--calls", type=flags.whole(1, 10_000), default=3, help="a round [3]")
     parser.add_argument("--out", type=Path, help="[<device>/...-host.json where sede bench writes]")
     parser.add_argument(
         "--allow-missing", action="append", default=[], metavar="BACKEND", help="as sede bench"

@@ -2,8 +2,9 @@
 
 ``host_time_*`` is the time of forward and backward over that of eager cross entropy on the same
 query, positive and bank, both taken in turn and a few calls at a time: medians of ratios, so that
-another program's turn on the processor does not count. ``dispatched_ops_*`` counts kernel launches and torch ops on the eager path, but for
-views and allocations; the incoming gradient of 1 is one of the backward's.
+another program's turn on the processor does not count. ``dispatched_ops_*`` counts kernel launches
+and torch ops on the eager path, but for views and allocations; the incoming gradient of 1 is one
+of the backward's.
 """
 
 import argparse

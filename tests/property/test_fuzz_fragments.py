@@ -236,5 +236,7 @@ def compare(backend: str, form: str, case: dict[str, Any]) -> None:
         grad = grads[side]
         got = 0.0 if grad is None else float((cases.exact(grad) * along[side]).sum())
         steep = np.abs(cases.exact(upstream)).sum() * reach
+        if steep > torch.finfo(v.dtype).max / 2:
+            continue  # the gradient itself may be beyond the dtype
         room = steep * (64 * roundoff * reach + 8 * cases.ROUNDOFF[v.dtype])
         assert abs(got - expected[side]) <= 1e-4 * abs(expected[side]) + room + 1e-9, name

@@ -14,7 +14,7 @@ from sede_kernels.ring import (
     Ring,
     ids_where,
 )
-from sede_kernels.types import ANONYMOUS, EMPTY
+from sede_kernels.types import ANONYMOUS, EMPTY, RingState
 
 __all__ = [
     "ANONYMOUS",
@@ -151,18 +151,8 @@ class MemoryBank(Ring):
             )
         key_ids = check_key_ids("MemoryBank.enqueue", ids, keys.shape[0], keys.device)
         if keys.shape[0]:
-            ops.enqueue.write(
-                rows,
-                self.row_scale,
-                self.ids,
-                self.ptr,
-                self.count,
-                self.rejected,
-                keys.detach(),
-                key_ids,
-                self.normalize,
-                backend,
-            )
+            ring = RingState(rows, self.row_scale, self.ids, self.ptr, self.count, self.rejected)
+            ops.enqueue.enqueue(ring, keys.detach(), key_ids, self.normalize, backend)
 
     def where(self, flag: Tensor | None) -> "MemoryBank | BankView":
         """The bank where ``flag`` holds, an empty one elsewhere; for ``bank`` of any function.

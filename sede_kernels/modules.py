@@ -18,7 +18,7 @@ from sede_kernels.checks import (
     check_temperature,
 )
 from sede_kernels.functional import InfoNCEStats
-from sede_kernels.functional.cross_attention import check_similarity, erase_arguments
+from sede_kernels.functional.cross_attention import check_similarity, erase_settings
 from sede_kernels.warmup import WarmUp
 
 
@@ -238,7 +238,7 @@ class CrossAttentionSimilarity(nn.Module):
         )
         check_backend("CrossAttentionSimilarity", backend)
         if erase is not None:
-            erase_arguments("CrossAttentionSimilarity", erase, 1)
+            erase_settings("CrossAttentionSimilarity", erase, 1)
         self.direction = direction
         self.smoothing = smoothing
         self.aggregate = aggregate

@@ -119,6 +119,16 @@ class SideGradients(NamedTuple):
     first: Tensor  # of the queries, or the regions
     second: Tensor  # of the keys, or the words
 
+    @classmethod
+    def empty(cls, sides: "Fragments", wanted: "Wanted") -> "SideGradients":
+        """Memory for those that are wanted."""
+        dtype = result_dtype(sides.regions)
+        first, second = (
+            side.new_empty(side.shape if asked else (0,), dtype=dtype)
+            for side, asked in ((sides.regions, wanted.regions), (sides.words, wanted.words))
+        )
+        return cls(first, second)
+
 
 class Ranked(NamedTuple):
     """The most similar rows of a bank; (-inf, -1) where fewer are valid."""
@@ -136,14 +146,68 @@ class Ranked(NamedTuple):
         )
 
 
+class RingState(NamedTuple):
+    """The buffers of a ring of K slots, written in place."""
+
+    rows: Tensor  # (K, D)
+    row_scale: Tensor | None  # (K,) float32 of an int8 ring
+    ids: Tensor  # (K,) int64
+    ptr: Tensor  # () int64, the slot that is written next
+    filled: Tensor  # () int64, how many slots are
+    rejected: Tensor  # () int64, keys that were not stored
+
+
 class Erase(NamedTuple):
-    """How attention is erased; ``side`` is the side that goes, ``low`` or ``high``."""
+    """How attention is erased."""
 
     rule: str
     threshold: float = 0.0
-    side: str = "low"
+    side: str = "low"  # the side that goes: "low" or "high"
     keep_min: int = 1
     renormalize: bool = True
+
+
+class Fragments(NamedTuple):
+    """Sets of fragments of both sides; (B, R, D) and (C, L, D), or chosen pairs (B, N or 1, ...).
+
+    Fragments beyond a length may hold anything.
+    """
+
+    regions: Tensor
+    words: Tensor
+    region_lengths: Tensor | None = None  # a number each set, int64
+    word_lengths: Tensor | None = None
+
+
+class Attend(NamedTuple):
+    """How a pair of sets becomes a similarity."""
+
+    direction: str  # "t2i": words attend to regions; "i2t": regions to words
+    smoothing: float
+    aggregate: str
+    aggregate_scale: float
+    erase: Erase | None
+
+
+class Attended(NamedTuple):
+    """The similarities of all pairs."""
+
+    similarity: Tensor  # (B, C)
+    kept: Tensor  # S for the backward, flat, in the order of the backend
+
+
+class Wanted(NamedTuple):
+    """Which sides get a gradient."""
+
+    regions: bool
+    words: bool
+
+
+class Erased(NamedTuple):
+    """Attention (..., L) after erasing."""
+
+    attention: Tensor
+    mask: Tensor  # bool, True where a fragment is kept
 
 
 class Side(NamedTuple):

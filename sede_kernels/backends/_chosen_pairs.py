@@ -1,15 +1,14 @@
 """Pairs of all pairs that are computed as chosen ones: those whose contexts must be formed."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from sede_kernels.types import Attend, Fragments, SideGradients, Wanted
+
 _FEW_DIMENSIONS = 3  # vectors of so few elements lie close together or cancel
 _CHUNK_ELEMENTS = 1 << 22  # of the gathered sets: 16 MB in fp32
-
-Sides = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # regions, words, their lengths
 
 
 def shape_of(regions: Tensor, words: Tensor) -> tuple[int, int]:
@@ -36,9 +35,9 @@ def _chunks(pairs: Tensor, regions: Tensor, words: Tensor) -> Iterator[tuple[Ten
         yield pairs[first : first + step, 0], pairs[first : first + step, 1]
 
 
-def _gathered(images: Tensor, captions: Tensor, sides: Sides) -> Sides:
+def _gathered(images: Tensor, captions: Tensor, sides: Fragments) -> Fragments:
     regions, words, region_lengths, word_lengths = sides
-    return (
+    return Fragments(
         regions[images].unsqueeze(1),
         words[captions].unsqueeze(1),
         None if region_lengths is None else region_lengths[images].unsqueeze(1),
@@ -47,7 +46,11 @@ def _gathered(images: Tensor, captions: Tensor, sides: Sides) -> Sides:
 
 
 def write_similarities(
-    run: Callable[..., Tensor], pairs: Tensor, sides: Sides, out: Tensor, **options: Any
+    run: Callable[[Fragments, Attend], Tensor],
+    pairs: Tensor,
+    sides: Fragments,
+    how: Attend,
+    out: Tensor,
 ) -> None:
     """Put the similarities of some pairs (n, 2) in their places of ``out`` (B, C).
 
@@ -55,20 +58,20 @@ def write_similarities(
         run: ``cross_attention_pairs`` of the backend.
         pairs: images and captions, each pair once.
         sides: all regions and words with their lengths.
+        how: what ``run`` is told.
         out: written to.
-        **options: of ``run``.
     """
-    for images, captions in _chunks(pairs, *sides[:2]):
-        out[images, captions] = run(*_gathered(images, captions, sides), **options)[:, 0]
+    for images, captions in _chunks(pairs, sides.regions, sides.words):
+        out[images, captions] = run(_gathered(images, captions, sides), how)[:, 0]
 
 
 def add_gradients(
-    run: Callable[..., tuple[Tensor, Tensor]],
+    run: Callable[[Tensor, Fragments, Attend, Wanted], SideGradients],
     pairs: Tensor,
     grad: Tensor,
-    sides: Sides,
-    grads: tuple[Tensor, Tensor],
-    **options: Any,
+    sides: Fragments,
+    how: Attend,
+    grads: SideGradients,
 ) -> None:
     """Add what some pairs (n, 2) give the gradients of both sides, of which one may be empty.
 
@@ -77,13 +80,13 @@ def add_gradients(
         pairs: images and captions, each pair once.
         grad: (B, C).
         sides: all regions and words with their lengths.
-        grads: of regions and words, added to where not empty.
-        **options: of ``run``.
+        how: what ``run`` is told.
+        grads: added to where not empty.
     """
-    wanted = grads[0].numel() > 0, grads[1].numel() > 0
-    for images, captions in _chunks(pairs, *sides[:2]):
+    wanted = Wanted(*(total.numel() > 0 for total in grads))
+    for images, captions in _chunks(pairs, sides.regions, sides.words):
         own = grad[images, captions].unsqueeze(1)
-        found = run(own, *_gathered(images, captions, sides), wanted=wanted, **options)
+        found = run(own, _gathered(images, captions, sides), how, wanted)
         for total, index, part in zip(grads, (images, captions), found, strict=True):
             if total.numel():
                 total.index_add_(0, index, part[:, 0])

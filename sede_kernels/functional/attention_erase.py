@@ -13,6 +13,7 @@ from sede_kernels.checks import (
     check_lengths,
     check_same_device,
 )
+from sede_kernels.types import Erase
 
 
 def attention_erase(
@@ -102,7 +103,6 @@ def attention_erase(
             lengths=counts,
             renormalize=renormalize,
         )
-    out, mask = ops.erase.erase(
-        attention, counts, rule, value, erase == "low", keep_min, renormalize, chosen
-    )
-    return out, mask
+    how = Erase(rule, value, erase, keep_min, renormalize)
+    found = ops.erase.erase(attention, counts, how, chosen)
+    return found.attention, found.mask

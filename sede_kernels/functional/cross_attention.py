@@ -1,6 +1,6 @@
 """Region-word similarity of all image-caption pairs."""
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from sede_kernels.checks import (
     check_same_device,
     shape_of,
 )
-from sede_kernels.types import result_dtype
+from sede_kernels.types import Attend, Erase, Fragments, result_dtype
 
 _FEW_PAIRS, _FEW_SETS = 16, 6  # pairs, or sets of either side: most of a tile would be empty
 _SOME_PAIRS = 64  # whose copies of a shared side are small
@@ -34,49 +34,32 @@ class EraseSettings(Protocol):
     renormalize: bool
 
 
-def erase_arguments(
-    name: str, erase: str | EraseSettings | None, fragments: int
-) -> tuple[str, float, bool, int, bool]:
-    """Rule, threshold, whether the low side goes, how many stay, renormalise; "" for no rule.
+def erase_settings(name: str, erase: str | EraseSettings | None, fragments: int) -> Erase | None:
+    """The rule of ``erase=``, checked.
 
     Raises:
         TypeError, ValueError: one sentence naming what was expected and what came.
     """
     if erase is None:
-        return "", 0.0, True, 1, True
+        return None
     if isinstance(erase, str):
-        return erase, check_erase(name, erase, None, 1, fragments), True, 1, True
+        return Erase(erase, check_erase(name, erase, None, 1, fragments))
     if not isinstance(erase, EraseSettings):
         raise TypeError(
             f"{name}: erase must be None, a rule name or an AttentionErase, "
             f"got {type(erase).__name__}."
         )
     value = check_erase(name, erase.rule, erase.threshold, erase.keep_min, fragments)
-    return erase.rule, value, erase.erase == "low", erase.keep_min, erase.renormalize
+    return Erase(erase.rule, value, erase.erase, erase.keep_min, erase.renormalize)
 
 
-class CheckedCall(NamedTuple):
-    """Checked arguments: lengths int64, erasing as five plain values (an empty rule: none)."""
-
-    region_lengths: Tensor | None
-    word_lengths: Tensor | None
-    direction: str
-    smoothing: float
-    aggregate: str
-    aggregate_scale: float
-    erase: tuple[str, float, bool, int, bool]
-
-    def reference_keywords(self) -> dict[str, Any]:
-        """The same for :mod:`sede_kernels.reference`."""
-        rule, value, low, keep_min, renormalize = self.erase
-        erase = {
-            "rule": rule,
-            "threshold": value,
-            "erase": "low" if low else "high",
-            "keep_min": keep_min,
-            "renormalize": renormalize,
-        }
-        return {**self._asdict(), "erase": erase if rule else None}
+def reference_keywords(sides: Fragments, how: Attend) -> dict[str, Any]:
+    """The arguments of :mod:`sede_kernels.reference` besides the regions and words."""
+    erase = None if how.erase is None else how.erase._asdict()
+    if erase is not None:
+        erase["erase"] = erase.pop("side")
+    lengths = {"region_lengths": sides.region_lengths, "word_lengths": sides.word_lengths}
+    return {**lengths, **how._asdict(), "erase": erase}
 
 
 def check_similarity(
@@ -108,8 +91,8 @@ def check_call(
     aggregate: str,
     aggregate_scale: float,
     erase: str | EraseSettings | None,
-) -> CheckedCall:
-    """What the similarities of all pairs and of chosen pairs ask of their arguments alike."""
+) -> tuple[Fragments, Attend]:
+    """The arguments of the similarities of all pairs and of chosen pairs, checked alike."""
     check_float_matrix(name, "regions", regions, ndim=ndim)
     check_float_matrix(name, "words", words, ndim=ndim)
     if regions.shape[-1] != words.shape[-1]:
@@ -132,8 +115,11 @@ def check_call(
         name, regions, words=words, region_lengths=region_counts, word_lengths=word_counts
     )
     sources = most_regions if direction == "t2i" else most_words
-    settings = erase_arguments(name, erase, sources)
-    return CheckedCall(region_counts, word_counts, direction, smoothing, aggregate, scale, settings)
+    settings = erase_settings(name, erase, sources)
+    return (
+        Fragments(regions, words, region_counts, word_counts),
+        Attend(direction, smoothing, aggregate, scale, settings),
+    )
 
 
 def cross_attention_similarity(
@@ -199,7 +185,7 @@ def cross_attention_similarity(
         tensor([[1.]])
     """
     name = "cross_attention_similarity"
-    call = check_call(
+    sides, how = check_call(
         name,
         regions,
         words,
@@ -214,16 +200,14 @@ def cross_attention_similarity(
     )
     chosen = check_backend(name, backend, regions, words)
     if chosen == "reference":
-        return reference.cross_attention_similarity(regions, words, **call.reference_keywords()).to(
-            result_dtype(regions)
+        plain = reference.cross_attention_similarity(
+            regions, words, **reference_keywords(sides, how)
         )
+        return plain.to(result_dtype(regions))
     if requested(chosen) != "triton" and _few(regions, words, direction):
-        return _side_by_side(regions, words, call, chosen)
+        return _side_by_side(sides, how, chosen)
     keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
-    similarity: Tensor = ops.cross_attention.cross_attention(
-        regions, words, *call[:-1], *call.erase, keep, chosen
-    )[0]
-    return similarity
+    return ops.cross_attention.cross_attention(sides, how, keep, chosen).similarity
 
 
 def _few(regions: Tensor, words: Tensor, direction: str) -> bool:
@@ -240,18 +224,16 @@ def _few(regions: Tensor, words: Tensor, direction: str) -> bool:
     return regions.device.type == "cpu" and images * captions > 0 and few
 
 
-def _side_by_side(regions: Tensor, words: Tensor, call: CheckedCall, backend: str) -> Tensor:
+def _side_by_side(sides: Fragments, how: Attend, backend: str) -> Tensor:
     """All pairs as chosen ones: (B, 1) images beside (B, C) captions, or (1, B) beside (1, 1)."""
+    regions, words, region_lengths, word_lengths = sides
     images, captions = regions.shape[0], words.shape[0]
     axis, rows = (0, 1) if captions == 1 else (1, images)
-    region_lengths, word_lengths = call.region_lengths, call.word_lengths
-    similarity: Tensor = ops.cross_attention_pairs.cross_attention_pairs(
+    beside = Fragments(
         regions.unsqueeze(axis),
         words.expand(rows, -1, -1, -1),
         None if region_lengths is None else region_lengths.unsqueeze(axis),
         None if word_lengths is None else word_lengths.expand(rows, -1),
-        *call[2:-1],
-        *call.erase,
-        backend,
     )
-    return similarity.view(images, captions)
+    found = ops.cross_attention_pairs.cross_attention_pairs(beside, how, backend)
+    return found.view(images, captions)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from sede_kernels import ops, reference
 from sede_kernels.checks import check_backend, shape_of
-from sede_kernels.functional.cross_attention import EraseSettings, check_call
+from sede_kernels.functional.cross_attention import EraseSettings, check_call, reference_keywords
 from sede_kernels.types import result_dtype
 
 
@@ -68,7 +68,7 @@ def cross_attention_pairs(
         tensor([[1., 1., 1.]])
     """
     name = "cross_attention_pairs"
-    call = check_call(
+    sides, how = check_call(
         name,
         regions,
         words,
@@ -89,10 +89,6 @@ def cross_attention_pairs(
         )
     chosen = check_backend(name, backend, regions, words)
     if chosen == "reference":
-        return reference.cross_attention_pairs(regions, words, **call.reference_keywords()).to(
-            result_dtype(regions)
-        )
-    similarity: Tensor = ops.cross_attention_pairs.cross_attention_pairs(
-        regions, words, *call[:-1], *call.erase, chosen
-    )
-    return similarity
+        plain = reference.cross_attention_pairs(regions, words, **reference_keywords(sides, how))
+        return plain.to(result_dtype(regions))
+    return ops.cross_attention_pairs.cross_attention_pairs(sides, how, chosen)

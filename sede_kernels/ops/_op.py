@@ -32,7 +32,6 @@ from sede_kernels.ops.transforms import once, only_autograd_looks_on
 
 P = ParamSpec("P")
 R = TypeVar("R")
-T = TypeVar("T")
 
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
@@ -50,6 +49,7 @@ _ABSENT = {"str": "", "bool": False, "SymInt": 0, "float": 0.0, "SymInt[]": (), 
 class Saved:
     """What a backward has at hand: ``saved["bank_rows"]`` is what went by that flat name."""
 
+    parameters: Sequence["_Parameter"]
     values: dict[str, Any]  # the tensors of ``saves``, and all arguments that are no tensors
     needs: frozenset[str]  # flat names of the tensors that need a gradient
 
@@ -57,60 +57,75 @@ class Saved:
         """The value of a flat name."""
         return self.values[name]
 
-    def take(self, group: type[T], name: str) -> T:
+    def take(self, name: str) -> Any:
         """The value of a NamedTuple parameter, all of whose tensors are in ``saves``."""
-        return group(*(self.values[f"{name}_{field}"] for field in group._fields))  # type: ignore[attr-defined]
+        parameter = next(part for part in self.parameters if part.name == name)
+        return parameter.collect(iter([self.values[flat] for flat, _ in parameter.names()]))
 
 
 Gradients = Callable[[Saved, Any], dict[str, Tensor | None]]
 
 
 class _Parameter(NamedTuple):
-    """One parameter of a description: a plain value, or a NamedTuple of them."""
+    """One parameter of a description: a plain value, or a NamedTuple of parameters."""
 
     name: str
-    group: Any  # the NamedTuple class, or None
-    optional: bool  # whether the group may be None
-    flat: tuple[tuple[str, str], ...]  # (flat name, schema type)
+    kind: str  # schema type of a plain value, empty for a group
+    group: Any = None  # the NamedTuple class
+    optional: bool = False  # whether the group may be None
+    parts: tuple[Any, ...] = ()  # the fields of the group, parameters too
+    nested: bool = False  # whether one of them is a group
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """(flat name, schema type) of each value."""
+        if self.group is None:
+            yield self.name, self.kind
+            return
+        if self.optional:
+            yield f"{self.name}_given", "bool"
+        for part in self.parts:
+            yield from part.names()
 
     def flatten(self, value: Any) -> Iterator[Any]:
+        """The values of the flat names."""
         if self.group is None:
             yield value
-        elif not self.optional:
-            yield from value
-        else:
-            yield value is not None
-            yield from (_ABSENT[kind] for _, kind in self.flat[1:]) if value is None else value
-
-    def collect(self, values: Sequence[Any]) -> Any:
-        values = [
-            tuple(value) if kind == "SymInt[]" else value
-            for (_, kind), value in zip(self.flat, values, strict=True)
-        ]
-        if self.group is None:
-            return values[0]
+            return
         if self.optional:
-            return self.group(*values[1:]) if values[0] else None
-        return self.group(*values)
+            yield value is not None
+        if value is None:
+            yield from (_ABSENT[kind] for part in self.parts for _, kind in part.names())
+        elif self.nested:
+            for part, field in zip(self.parts, value, strict=True):
+                yield from part.flatten(field)
+        else:
+            yield from value
+
+    def collect(self, values: Iterator[Any]) -> Any:
+        """The inverse of ``flatten``; takes what belongs to this parameter."""
+        if self.group is None:
+            value = next(values)
+            return tuple(value) if self.kind == "SymInt[]" else value
+        given = next(values) if self.optional else True
+        fields = [part.collect(values) for part in self.parts]
+        return self.group(*fields) if given else None
 
 
-def _fields(group: Any) -> dict[str, Any]:
-    return {name: typing.get_type_hints(group)[name] for name in group._fields}
-
-
-def _parameter(name: str, hint: Any) -> _Parameter:
+def _parameter(name: str, hint: Any, *, within_optional: bool = False) -> _Parameter:
     if hint in _SCHEMA_TYPES:
-        return _Parameter(name, None, False, ((name, _SCHEMA_TYPES[hint]),))
+        kind = _SCHEMA_TYPES[hint]
+        return _Parameter(name, "Tensor?" if kind == "Tensor" and within_optional else kind)
     optional = isinstance(hint, UnionType)
     group = (
         next(part for part in typing.get_args(hint) if part is not type(None)) if optional else hint
     )
-    kinds = {field: _SCHEMA_TYPES[of] for field, of in _fields(group).items()}
-    if optional:
-        kinds = {field: "Tensor?" if kind == "Tensor" else kind for field, kind in kinds.items()}
-    flat = [(f"{name}_{field}", kind) for field, kind in kinds.items()]
-    given = [(f"{name}_given", "bool")] if optional else []
-    return _Parameter(name, group, optional, (*given, *flat))
+    fields = typing.get_type_hints(group)
+    parts = tuple(
+        _parameter(f"{name}_{field}", fields[field], within_optional=optional or within_optional)
+        for field in group._fields
+    )
+    nested = any(part.group is not None for part in parts)
+    return _Parameter(name, "", group, optional, parts, nested)
 
 
 class Op(Generic[P, R]):
@@ -124,6 +139,7 @@ class Op(Generic[P, R]):
         mutates: tuple[str, ...],
         withheld: tuple[str, ...],
         run: Callable[..., Any] | None,
+        check: Callable[..., None] | None,
     ) -> None:
         hints = typing.get_type_hints(shapes)
         returned = hints.pop("return")
@@ -131,10 +147,11 @@ class Op(Generic[P, R]):
         self.__doc__ = shapes.__doc__
         self._shapes = shapes
         self._run = run
+        self._check = check
         self._differentiable = differentiable
         self._parameters = [_parameter(name, hint) for name, hint in hints.items()]
         self._defaults = [value.default for value in signature(shapes).parameters.values()]
-        self._flat = [pair for parameter in self._parameters for pair in parameter.flat]
+        self._flat = [pair for parameter in self._parameters for pair in parameter.names()]
         self._names = [name for name, _ in self._flat]
         self._tensors = [at for at, (_, kind) in enumerate(self._flat) if "Tensor" in kind]
         self._decides = [self._names.index(name) for name in decides]
@@ -154,7 +171,7 @@ class Op(Generic[P, R]):
         self._op.register_fake(self._fake_flat)
         self._formula: Gradients | None = None
         self._saves: tuple[str, ...] = ()
-        self._depends: list[int] = []
+        self._depends: Callable[[dict[str, Any]], tuple[str, ...]] = lambda _: ()
         self._direct: type[torch.autograd.Function] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -182,7 +199,9 @@ class Op(Generic[P, R]):
         return tuple(self._flatten(self._bind(args, kwargs)))
 
     def gradients(
-        self, saves: tuple[str, ...], depends: tuple[str, ...] | None = None
+        self,
+        saves: tuple[str, ...],
+        depends: Callable[[dict[str, Any]], tuple[str, ...]] | None = None,
     ) -> Callable[[Gradients], Gradients]:
         """Decorator of the backward. Its results have no derivative: to ask for one raises.
 
@@ -192,16 +211,14 @@ class Op(Generic[P, R]):
             saves: flat names of the arguments and fields of the result that it needs. Besides these
                 only inputs that need a gradient are kept, so a bank may be written to between
                 forward and backward.
-            depends: flat names of the inputs on which the gradients depend; None for all that need
-                one. A gradient is constant in the others.
+            depends: from the arguments that are no tensors, the flat names of the inputs on which
+                the gradients depend; None for all. A gradient is constant in the others.
         """
 
         def register(formula: Gradients) -> Gradients:
             self._formula = formula
             self._saves = saves
-            self._depends = [
-                at for at in self._tensors if depends is None or self._names[at] in depends
-            ]
+            self._depends = depends or (lambda _: tuple(self._names))
             self._op.register_autograd(self._backward, setup_context=self._set_up)
 
             def forward(ctx: Any, *flat: Any) -> Any:
@@ -221,13 +238,13 @@ class Op(Generic[P, R]):
         constants = [value for name, value in outputs.items() if name not in self._differentiable]
         ctx.mark_non_differentiable(*constants)
         ctx.set_materialize_grads(False)
-        known = dict(zip(self._names, inputs, strict=True))
-        ties = [inputs[at] for at in self._depends]
-        ties = [value for value in ties if value is not None and value.requires_grad]
-        known |= outputs
+        tensors = {self._names[at]: inputs[at] for at in self._tensors}
+        flat = zip(self._names, inputs, strict=True)
+        ctx.arguments = {name: value for name, value in flat if name not in tensors}
+        depends = (tensors.get(name) for name in self._depends(ctx.arguments))
+        ties = [value for value in depends if value is not None and value.requires_grad]
+        known = tensors | outputs
         ctx.save_for_backward(*(known[name] for name in self._saves), *ties)
-        tensors = {self._names[at] for at in self._tensors}
-        ctx.arguments = {name: known[name] for name in self._names if name not in tensors}
         ctx.dtypes = [value.dtype if isinstance(value, Tensor) else None for value in inputs]
 
     def _backward(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -237,7 +254,7 @@ class Op(Generic[P, R]):
         kept = ctx.saved_tensors
         values = ctx.arguments | dict(zip(self._saves, kept, strict=False))
         needs = zip(self._names, ctx.needs_input_grad, strict=True)
-        saved = Saved(values, frozenset(name for name, needed in needs if needed))
+        saved = Saved(self._parameters, values, frozenset(name for name, needed in needs if needed))
         with torch.no_grad():
             found = self._formula(saved, self._returned(*grads) if self._returned else grads[0])
         ties = (*grads, *kept[len(self._saves) :])
@@ -274,15 +291,13 @@ class Op(Generic[P, R]):
         return [flat for parameter, value in pairs for flat in parameter.flatten(value)]
 
     def _collect(self, flat: Sequence[Any]) -> list[Any]:
-        values, start = [], 0
-        for parameter in self._parameters:
-            end = start + len(parameter.flat)
-            values.append(parameter.collect(flat[start:end]))
-            start = end
-        return values
+        values = iter(flat)
+        return [parameter.collect(values) for parameter in self._parameters]
 
     def _execute(self, values: Sequence[Any], flat: Sequence[Any]) -> R:
         passed = [values[at] for at in self._passed]
+        if self._check is not None:
+            self._check(*passed)
         if self._run is not None:
             out: R = self._run(*passed)
             return out
@@ -311,6 +326,7 @@ def op(
     mutates: tuple[str, ...] = (),
     withheld: tuple[str, ...] = (),
     run: Callable[..., Any] | None = None,
+    check: Callable[..., None] | None = None,
 ) -> Callable[[Callable[P, R]], Op[P, R]]:
     """Decorator: an op from the function that gives the shapes of its results.
 
@@ -321,9 +337,10 @@ def op(
         mutates: flat names of the tensors that are written in place.
         withheld: parameters that only the gradients read; a backend does not get them.
         run: what runs, on every device; the op then has no ``backend`` and no ``decides``.
+        check: raises where the arguments of a real run do not fit each other; it may read values.
     """
 
     def describe(shapes: Callable[P, R]) -> Op[P, R]:
-        return Op(shapes, decides, differentiable, mutates, withheld, run)
+        return Op(shapes, decides, differentiable, mutates, withheld, run, check)
 
     return describe

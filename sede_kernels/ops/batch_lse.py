@@ -75,7 +75,7 @@ def _(saved: Saved, grad: BatchSums) -> dict[str, Tensor | None]:
             saved["key"],
             saved["scales"],
             saved["grad_scales"],
-            saved.take(Match, "match"),
+            saved.take("match"),
             saved["backend"],
         )
         # A side that came wide has no gradient of its own.

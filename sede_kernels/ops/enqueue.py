@@ -7,90 +7,32 @@ on, ``rejected`` counts it. ``count`` stays the number of filled slots.
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.registry import resolve
+from sede_kernels.ops._op import op
+from sede_kernels.types import RingState
 
-_STATE = ("rows", "row_scale", "ids", "ptr", "count", "rejected")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@torch.library.custom_op("sede::enqueue", mutates_args=_STATE)
-def enqueue(
-    rows: Tensor,
-    row_scale: Tensor | None,
-    ids: Tensor,
-    ptr: Tensor,
-    count: Tensor,
-    rejected: Tensor,
-    keys: Tensor,
-    key_ids: Tensor | None,
-    normalize: bool,
-    backend: str,
-) -> None:
-    """Rows (ptr + n) % K take the keys; without ids the slots are marked -2 (filled, anonymous)."""
-    _run(rows, row_scale, ids, ptr, count, rejected, keys, key_ids, normalize, backend)
-
-
-@enqueue.register_fake
-def _(
-    rows: Tensor,
-    row_scale: Tensor | None,
-    ids: Tensor,
-    ptr: Tensor,
-    count: Tensor,
-    rejected: Tensor,
-    keys: Tensor,
-    key_ids: Tensor | None,
-    normalize: bool,
-    backend: str,
-) -> None:
-    return None
-
-
-def write(
-    rows: Tensor,
-    row_scale: Tensor | None,
-    ids: Tensor,
-    ptr: Tensor,
-    count: Tensor,
-    rejected: Tensor,
-    keys: Tensor,
-    key_ids: Tensor | None,
-    normalize: bool,
-    backend: str,
-) -> None:
-    """``enqueue``, without the dispatcher for plain CPU tensors: it takes longer than the write."""
-    plain = type(rows) is Tensor and type(keys) is Tensor and rows.device.type == "cpu"
-    if not plain or torch.compiler.is_compiling():
-        enqueue(rows, row_scale, ids, ptr, count, rejected, keys, key_ids, normalize, backend)
-        return
-    _run(rows, row_scale, ids, ptr, count, rejected, keys, key_ids, normalize, backend)
-    # So that autograd sees when a tensor it saved was written to.
-    written = [rows, ids, ptr, count, rejected]
-    torch.autograd.graph.increment_version(written if row_scale is None else [*written, row_scale])
-
-
-def _run(
-    rows: Tensor,
-    row_scale: Tensor | None,
-    ids: Tensor,
-    ptr: Tensor,
-    count: Tensor,
-    rejected: Tensor,
-    keys: Tensor,
-    key_ids: Tensor | None,
-    normalize: bool,
-    backend: str,
-) -> None:
-    check_ring(rows, row_scale, ids, ptr, count, rejected)
-    if keys.ndim != 2 or keys.shape[1] != rows.shape[1] or keys.dtype not in _FLOATS:
+def _check_call(ring: RingState, keys: Tensor, key_ids: Tensor | None, normalize: bool) -> None:
+    check_ring(ring)
+    if keys.ndim != 2 or keys.shape[1] != ring.rows.shape[1] or keys.dtype not in _FLOATS:
         raise ValueError(
-            f"enqueue: keys must be floating (N, {rows.shape[1]}), "
+            f"enqueue: keys must be floating (N, {ring.rows.shape[1]}), "
             f"got {tuple(keys.shape)} {keys.dtype}."
         )
     if key_ids is not None:
-        _check("key_ids", key_ids, torch.int64, keys.shape[:1], rows.device)
-    run = resolve("enqueue", backend, rows, keys)
-    run(rows, row_scale, ids, ptr, count, rejected, keys, key_ids, normalize=normalize)
+        _check("key_ids", key_ids, torch.int64, keys.shape[:1], ring.rows.device)
+
+
+@op(
+    decides=("ring_rows", "keys"),
+    mutates=tuple(f"ring_{name}" for name in RingState._fields),
+    check=_check_call,
+)
+def enqueue(
+    ring: RingState, keys: Tensor, key_ids: Tensor | None, normalize: bool, backend: str
+) -> None:
+    """Rows (ptr + n) % K take the keys; without ids the slots are marked -2 (filled, anonymous)."""
 
 
 def _check(
@@ -103,10 +45,7 @@ def _check(
         )
 
 
-def check_ring(
-    rows: Tensor, row_scale: Tensor | None, ids: Tensor, ptr: Tensor, count: Tensor,
-    rejected: Tensor,
-) -> None:  # fmt: skip
+def check_ring(ring: RingState) -> None:
     """Refuse a ring whose buffers do not fit each other, whose pointer or count lie outside it.
 
     Values are read where that is free, on the CPU; a kernel elsewhere keeps any pointer inside.
@@ -114,6 +53,7 @@ def check_ring(
     Raises:
         ValueError: one sentence naming the buffer.
     """
+    rows, row_scale, ids, ptr, count, rejected = ring
     if rows.ndim != 2 or rows.dtype not in (*_FLOATS, torch.int8):
         raise ValueError(
             f"enqueue: rows of the bank must be (K, D), floating or int8, "

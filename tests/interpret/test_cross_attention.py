@@ -7,7 +7,9 @@ from torch.nn import functional as F
 
 from sede_kernels import AttentionErase, cross_attention_similarity
 from sede_kernels.errors import BackendUnavailableError
+from sede_kernels.ops.cross_attention import cross_attention_backward
 from sede_kernels.testing import assert_within_budget
+from sede_kernels.types import Attend, Fragments, Wanted
 
 DIRECTIONS = ["t2i", "i2t"]
 AGGREGATES = ["lse", "mean", "max", "sum"]
@@ -136,9 +138,9 @@ def test_fp16_keeps_small_gradients() -> None:
     v, e = regions.requires_grad_(), words.requires_grad_()
     results = []
     for factor in (1.0, 2.0**-30):
-        grads = torch.ops.sede.cross_attention_backward(
-            torch.full((3, 5), factor), torch.empty(0), v, e, None, None,
-            "t2i", 9.0, "lse", 6.0, "", 0.0, True, 1, True, True, True, "triton",
+        grads = cross_attention_backward(
+            torch.full((3, 5), factor), torch.empty(0), Fragments(v, e),
+            Attend("t2i", 9.0, "lse", 6.0, None), Wanted(True, True), "triton",
         )  # fmt: skip
         results.append([grad / factor for grad in grads])
     for large, small in zip(*results, strict=True):

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from sede_kernels import AttentionErase, cross_attention_pairs, cross_attention_similarity
 from sede_kernels.errors import BackendUnavailableError
+from sede_kernels.ops.cross_attention_pairs import cross_attention_pairs_backward
+from sede_kernels.types import Attend, Fragments, Wanted
 
 #: (B, N of regions, N of words, R, L, D): either side shared, none, and both padded sizes.
 SIZES = {
@@ -100,9 +102,9 @@ def test_fp16_keeps_small_gradients() -> None:
     regions, words, *_ = sides((2, 1, 3, 7, 6, 16))
     results = []
     for factor in (1.0, 2.0**-30):
-        grads = torch.ops.sede.cross_attention_pairs_backward(
-            torch.full((2, 3), factor), regions.half(), words.half(), None, None,
-            "t2i", 9.0, "lse", 6.0, "", 0.0, True, 1, True, True, True, "triton",
+        grads = cross_attention_pairs_backward(
+            torch.full((2, 3), factor), Fragments(regions.half(), words.half()),
+            Attend("t2i", 9.0, "lse", 6.0, None), Wanted(True, True), "triton",
         )  # fmt: skip
         results.append([grad / factor for grad in grads])
     for large, small in zip(*results, strict=True):

@@ -6,12 +6,13 @@ import torch
 
 from sede_kernels.backends.triton.enqueue import enqueue as triton_enqueue
 from sede_kernels.ops.enqueue import enqueue
+from sede_kernels.types import RingState
 
 
 def _bank(size, dim, dtype):
     scale = torch.full((size,), 9.0) if dtype == torch.int8 else None
     state = torch.zeros(size, dim, dtype=dtype), scale, torch.full((size,), -1)
-    return (*state, torch.tensor(0), torch.tensor(0), torch.tensor(0))
+    return RingState(*state, torch.tensor(0), torch.tensor(0), torch.tensor(0))
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ def test_matches_the_torch_backend(dtype, normalize):
             keys[0] = 0.0
         key_ids = oracle.ids(rows, step) if step != 2 else None
         for name, bank in banks.items():
-            enqueue(*bank, keys, key_ids, normalize, name)
+            enqueue(bank, keys, key_ids, normalize, name)
     for name, got, want in zip(
         ("rows", "scale", "ids", "ptr", "count", "rejected"),
         banks["triton"],
@@ -47,7 +48,7 @@ def test_matches_the_torch_backend(dtype, normalize):
 def test_unit_keys_are_stored_bit_for_bit():
     keys = oracle.matrix(3, 40, 1)
     bank = _bank(5, 40, torch.float32)
-    enqueue(*bank, keys, None, True, "triton")
+    enqueue(bank, keys, None, True, "triton")
     assert torch.equal(bank[0][:3], keys)
     assert bank[2].tolist() == [-2, -2, -2, -1, -1]
 
@@ -55,7 +56,7 @@ def test_unit_keys_are_stored_bit_for_bit():
 def test_int8_rounds_half_to_even():
     keys = torch.tensor([[127.0, 0.5, 1.5, -2.5, 126.5]])
     bank = _bank(1, 5, torch.int8)
-    enqueue(*bank, keys, None, False, "triton")
+    enqueue(bank, keys, None, False, "triton")
     assert bank[0].tolist() == [[127, 0, 2, -2, 126]]
     assert bank[1].tolist() == [1.0]
 
@@ -71,7 +72,7 @@ def test_a_key_that_is_not_finite_leaves_a_hole(dtype, normalize):
             keys[0, 4], keys[2, 19] = torch.nan, -torch.inf
         keys[3, 0] = 3e19 if step == 0 else 1e6
         for name, bank in banks.items():
-            enqueue(*bank, keys, oracle.ids(5, step).abs(), normalize, name)
+            enqueue(bank, keys, oracle.ids(5, step).abs(), normalize, name)
     for got, want in zip(banks["triton"], banks["torch"], strict=True):
         if got is not None:
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3 if dtype.itemsize > 1 else 1)
@@ -91,7 +92,7 @@ def test_a_damaged_pointer_writes_inside_the_ring():
         bank = _bank(4, 20, torch.float32)
         bank[3].fill_(value)
         with pytest.raises(ValueError, match=r"ptr of the bank must lie in \[0, 3\], got"):
-            enqueue(*bank, keys, None, True, "triton")
-        triton_enqueue(*bank, keys, None, normalize=True)
+            enqueue(bank, keys, None, True, "triton")
+        triton_enqueue(bank, keys, None, normalize=True)
         assert sorted(bank[2].tolist()) == [-2, -2, -2, -1]
         assert 0 <= int(bank[3]) < 4

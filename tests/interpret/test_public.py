@@ -18,7 +18,7 @@ from sede_kernels.backends.triton import enqueue as enqueue_module
 from sede_kernels.backends.triton import erase as erase_module
 from sede_kernels.backends.triton import hardest as hardest_module
 from sede_kernels.ops.bank_lse import bank_lse
-from sede_kernels.types import Bank, Match, Want
+from sede_kernels.types import Bank, Erase, Match, RingState, Want
 
 OPTIONS = [
     {"hardness": 3.0, "detach_weights": False, "margin": 0.3},
@@ -157,10 +157,8 @@ def test_the_host_never_waits(dtype):
         )
         hardest_module.hardest(query, full, ids, k=2)
         counters = [torch.tensor(5) for _ in range(3)]
-        enqueue_module.enqueue(*state, *counters, query, ids, normalize=True)
-        _, mask = erase_module.erase(
-            bank.float(), None, rule="mean", threshold=0.0, low=True, keep_min=1, renormalize=True
-        )
+        enqueue_module.enqueue(RingState(*state, *counters), query, ids, normalize=True)
+        _, mask = erase_module.erase(bank.float(), None, Erase("mean"))
         erase_module.erase_backward(bank.float(), bank.float(), mask, renormalize=True)
 
 

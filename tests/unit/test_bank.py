@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sede_kernels import FragmentBank, MemoryBank, reference
 from sede_kernels.ops.enqueue import enqueue as enqueue_op
+from sede_kernels.types import RingState
 from tests.conftest import CPU_BACKENDS, unit
 
 
@@ -21,8 +22,8 @@ def test_any_batch_size_wraps_like_one_by_one(size, batches, backend) -> None:
     total = 0
     for batch in batches:
         keys, key_ids = torch.randn(batch, 3, dtype=torch.float64), torch.randint(0, 99, (batch,))
-        state = (bank.rows, None, bank.ids, bank.ptr, bank.count, bank.rejected)
-        enqueue_op(*state, keys, key_ids, True, "torch" if backend == "cpu" else backend)
+        ring = RingState(bank.rows, None, bank.ids, bank.ptr, bank.count, bank.rejected)
+        enqueue_op(ring, keys, key_ids, True, "torch" if backend == "cpu" else backend)
         ptr = reference.enqueue(rows, ids, ptr, keys, key_ids, normalize=True)
         total += batch
     torch.testing.assert_close(bank.rows, rows)

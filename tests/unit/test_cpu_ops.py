@@ -16,7 +16,7 @@ from sede_kernels.backends.cpu.hardest import hardest
 from sede_kernels.backends.torch import batch_lse as blocked_batch
 from sede_kernels.backends.torch import enqueue as blocked_enqueue
 from sede_kernels.backends.torch import hardest as blocked_hardest
-from sede_kernels.types import Bank, Match, Want
+from sede_kernels.types import Bank, Match, RingState, Want
 
 pytestmark = pytest.mark.skipif(
     _native.unavailable_reason() is not None, reason="the native module is not built"
@@ -88,10 +88,10 @@ def test_batch_lse(isa: str, select: str, shape: tuple[int, int], dtype: torch.d
                     torch.testing.assert_close(a.double(), b, **tolerance)
 
 
-def ring(size: int, dim: int, dtype: torch.dtype) -> list[Tensor | None]:
+def ring(size: int, dim: int, dtype: torch.dtype) -> RingState:
     scale = torch.zeros(size) if dtype == torch.int8 else None
     rows = torch.zeros(size, dim, dtype=dtype)
-    return [rows, scale, torch.full((size,), -1), *(torch.tensor(0) for _ in range(3))]
+    return RingState(rows, scale, torch.full((size,), -1), *(torch.tensor(0) for _ in range(3)))
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_enqueue(isa: str, dtype: torch.dtype, normalize: bool, keys_dtype: torc
             keys[5, dim - 1], keys[6, 0] = torch.nan, -torch.inf
         keys = keys.to(keys_dtype)
         key_ids = None if step % 2 else torch.arange(total) + 100 * step
-        enqueue(*ours, keys, key_ids, normalize=normalize)
-        blocked_enqueue.enqueue(*theirs, keys, key_ids, normalize=normalize)
+        enqueue(ours, keys, key_ids, normalize)
+        blocked_enqueue.enqueue(theirs, keys, key_ids, normalize)
         assert torch.equal(ours[2], theirs[2])
         assert [int(counter) for counter in ours[3:]] == [int(counter) for counter in theirs[3:]]
         assert int(ours[4]) == int((ours[2] != -1).sum())
@@ -136,7 +136,7 @@ def test_enqueue_rounds_every_value_as_torch_does(isa: str, dtype: torch.dtype) 
     numbers = numbers[numbers.to(dtype).isfinite()]  # a row with any other becomes a hole
     keys = numbers[: numbers.shape[0] // 20 * 20].view(-1, 20)
     store = ring(keys.shape[0], 20, dtype)
-    enqueue(*store, keys, None, normalize=False)
+    enqueue(store, keys, None, normalize=False)
     assert torch.equal(store[0], keys.to(dtype))
     assert int(store[4]) == keys.shape[0] and int(store[5]) == 0
     largest = float(torch.finfo(dtype).max)
@@ -145,7 +145,7 @@ def test_enqueue_rounds_every_value_as_torch_does(isa: str, dtype: torch.dtype) 
     )
     for number, held in ((beyond[0, 0], True), (beyond[0, 1], False)):
         store = ring(1, 1, dtype)
-        enqueue(*store, number.view(1, 1), None, normalize=False)
+        enqueue(store, number.view(1, 1), None, normalize=False)
         assert (int(store[4]), int(store[5])) == (int(held), int(not held))
         assert bool(number.to(dtype).isfinite()) == held
 
@@ -154,8 +154,8 @@ def test_enqueue_into_strided_rows(isa: str) -> None:
     base = torch.zeros(12, 30)
     keys = unit(5, 10)
     store = ring(12, 10, torch.float32)
-    store[0] = base[:, ::3]
-    enqueue(*store, keys, None, normalize=False)
+    store = store._replace(rows=base[:, ::3])
+    enqueue(store, keys, None, normalize=False)
     assert torch.equal(base[:5, ::3], keys)
     assert base[:, 1::3].abs().sum() == 0
 

@@ -183,3 +183,29 @@ def test_a_write_is_seen_by_autograd_with_and_without_the_dispatcher() -> None:
             filled(store, 7, "x")
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             out.sum().backward()
+
+
+class Turn(NamedTuple):
+    angle: float
+    bend: Bend | None
+
+
+@op(decides=("query",))
+def nested(query: Tensor, turn: Turn, backend: str) -> Tensor:
+    """Groups may hold groups."""
+    return query.new_empty(())
+
+
+@pytest.mark.parametrize("bend", [None, Bend(2.0, (3, 4))], ids=["absent", "given"])
+@pytest.mark.parametrize("around", [contextlib.nullcontext, _Watching], ids=["direct", "op"])
+def test_groups_within_groups(bend, around, monkeypatch) -> None:
+    monkeypatch.setattr(
+        _op, "resolve", lambda *_: lambda query, turn: seen.append(turn) or query.clone()
+    )
+    assert str(torch.ops.sede.nested.default._schema) == (
+        "sede::nested(Tensor query, float turn_angle, bool turn_bend_given, "
+        "float turn_bend_factor, SymInt[] turn_bend_powers, str backend) -> Tensor"
+    )
+    with around():
+        nested(torch.ones(()), Turn(0.5, bend), "x")
+    assert seen == [Turn(0.5, bend)]

@@ -16,7 +16,7 @@ from sede_kernels import (
     weighted_info_nce,
 )
 from sede_kernels.backends import registry
-from sede_kernels.types import Bank, Match, Want
+from sede_kernels.types import Attend, Bank, Erase, Fragments, Match, RingState, Want
 from tests.conftest import unit
 
 
@@ -48,29 +48,22 @@ def test_opcheck(backend) -> None:
     )  # fmt: skip
     check(ops.hardest.hardest, query, Bank(bank), None, 3, backend)
     attention = torch.rand(4, 9).softmax(-1).requires_grad_()
-    opcheck(ops.erase.erase, (attention, None, "mean", 0.0, True, 1, True, backend))
-    opcheck(
-        ops.cross_attention.cross_attention,
-        (f32(3, 4, 6).requires_grad_(), f32(2, 5, 6).requires_grad_(), None, torch.tensor([3, 5]),
-         "t2i", 9.0, "lse", 6.0, "mean", 0.0, True, 1, True, False, backend),
-    )  # fmt: skip
-    opcheck(
-        ops.cross_attention_pairs.cross_attention_pairs,
-        (f32(3, 1, 4, 6).requires_grad_(), f32(3, 2, 5, 6).requires_grad_(), None, None,
-         "t2i", 9.0, "lse", 6.0, "mean", 0.0, True, 1, True, backend),
-    )  # fmt: skip
-    opcheck(  # sets of one size, so that all that is kept is written
-        ops.cross_attention.cross_attention,
-        (f32(16, 4, 6).requires_grad_(), f32(16, 5, 6).requires_grad_(), None, None,
-         "t2i", 9.0, "lse", 6.0, "", 0.0, True, 1, True, True, backend),
-    )  # fmt: skip
+    check(ops.erase.erase, attention, None, Erase("mean"), backend)
+    how = Attend("t2i", 9.0, "lse", 6.0, Erase("mean"))
+    sides = [Fragments(f32(3, 4, 6).requires_grad_(), f32(2, 5, 6).requires_grad_(), None,
+                       torch.tensor([3, 5]))]  # fmt: skip
+    # Sets of one size, so that all that is kept is written.
+    sides.append(Fragments(f32(16, 4, 6).requires_grad_(), f32(16, 5, 6).requires_grad_()))
+    check(ops.cross_attention.cross_attention, sides[0], how, False, backend)
+    check(ops.cross_attention.cross_attention, sides[1], how._replace(erase=None), True, backend)
+    pairs = Fragments(f32(3, 1, 4, 6).requires_grad_(), f32(3, 2, 5, 6).requires_grad_())
+    check(ops.cross_attention_pairs.cross_attention_pairs, pairs, how, backend)
     for dtype in (torch.float32, torch.int8):
         store = MemoryBank(8, 7, dtype=dtype)
-        opcheck(
-            ops.enqueue.enqueue,
-            (store.rows, store.row_scale, store.ids, store.ptr, store.count, store.rejected,
-             f32(3, 7), None, True, backend),
-        )  # fmt: skip
+        ring = RingState(
+            store.rows, store.row_scale, store.ids, store.ptr, store.count, store.rejected
+        )
+        check(ops.enqueue.enqueue, ring, f32(3, 7), None, True, backend)
 
 
 def test_compile_fullgraph_of_a_whole_step(backend) -> None:

@@ -25,12 +25,12 @@ from sede_kernels.backends.cpu.cross_attention_layout import (
     set_lengths,
 )
 from sede_kernels.backends.cpu.cross_attention_pairs import (
-    EraseOptions,
     Settings,
     cross_attention_pairs,
     cross_attention_pairs_backward,
     native_settings,
 )
+from sede_kernels.types import Attend, Attended, Fragments, SideGradients, Wanted
 
 _KEPT_ELEMENTS = 1 << 24  # of S, at most, for the backward: 64 MB
 _PARTIAL_ELEMENTS = 1 << 22  # of all partial Gram gradients of a group
@@ -51,14 +51,8 @@ class _Gram(NamedTuple):
 class _Plan:
     """Which side lies in lanes, and the blocks of S."""
 
-    def __init__(
-        self,
-        regions: Tensor,
-        words: Tensor,
-        region_lengths: Tensor | None,
-        word_lengths: Tensor | None,
-        direction: str,
-    ) -> None:
+    def __init__(self, sides: Fragments, direction: str) -> None:
+        regions, words, region_lengths, word_lengths = sides
         counts = set_lengths(regions, region_lengths), set_lengths(words, word_lengths)
         # The side whose padding to whole vectors costs less work.
         with_regions = padded_size(counts[0]) * int(counts[1].sum())
@@ -169,37 +163,19 @@ def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
     return most if most <= _KEPT_ELEMENTS else 0
 
 
-def cross_attention(
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-    kept: Tensor,
-) -> Tensor:
+def cross_attention(sides: Fragments, how: Attend, keep: bool) -> Attended:
     """See ``sede_kernels.ops.cross_attention``."""
-    sides = regions, words, region_lengths, word_lengths
-    options = {
-        "direction": direction,
-        "smoothing": smoothing,
-        "aggregate": aggregate,
-        "aggregate_scale": aggregate_scale,
-        "erase": erase,
-    }
+    regions, words = sides.regions, sides.words
+    kept = _native.empty(cross_attention_kept(regions, words) if keep else 0)
     out = _native.zeros(regions.shape[0], words.shape[0])
     if _chosen_pairs.all_chosen(regions):
         pairs = _chosen_pairs.all_of(regions, words)
     else:
-        settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
         with torch.autocast("cpu", enabled=False):
-            pairs = _all_pairs(_Plan(*sides, direction), settings, kept, out)
-    _chosen_pairs.write_similarities(cross_attention_pairs, pairs, sides, out, **options)
-    return out
+            plan = _Plan(sides, how.direction)
+            pairs = _all_pairs(plan, native_settings(how), kept, out)
+    _chosen_pairs.write_similarities(cross_attention_pairs, pairs, sides, how, out)
+    return Attended(out, kept)
 
 
 def _all_pairs(plan: _Plan, settings: Settings, kept: Tensor, out: Tensor) -> Tensor:
@@ -221,50 +197,29 @@ def _all_pairs(plan: _Plan, settings: Settings, kept: Tensor, out: Tensor) -> Te
 
 
 def cross_attention_backward(
-    grad: Tensor,
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-    kept: Tensor,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, kept: Tensor, sides: Fragments, how: Attend, wanted: Wanted
+) -> SideGradients:
     """See ``sede_kernels.ops.cross_attention``."""
-    sides = regions, words, region_lengths, word_lengths
-    options = {
-        "direction": direction,
-        "smoothing": smoothing,
-        "aggregate": aggregate,
-        "aggregate_scale": aggregate_scale,
-        "erase": erase,
-    }
+    regions, words = sides.regions, sides.words
     g = grad.to(torch.float32)
-    run = cross_attention_pairs_backward
     if _chosen_pairs.all_chosen(regions):
         pairs = _chosen_pairs.all_of(regions, words)
         d_regions, d_words = (
             _native.zeros(*(side.shape if asked else (0,)))
             for side, asked in zip((regions, words), wanted, strict=True)
         )
-        grads = d_regions, d_words
+        grads = SideGradients(d_regions, d_words)
     else:
-        settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
         with torch.autocast("cpu", enabled=False):
-            plan = _Plan(*sides, direction)
-            grads, pairs = _all_pairs_backward(plan, settings, kept, g, wanted)
-    _chosen_pairs.add_gradients(run, pairs, g, sides, grads, **options)
+            plan = _Plan(sides, how.direction)
+            grads, pairs = _all_pairs_backward(plan, native_settings(how), kept, g, wanted)
+    _chosen_pairs.add_gradients(cross_attention_pairs_backward, pairs, g, sides, how, grads)
     return grads
 
 
 def _all_pairs_backward(
-    plan: _Plan, settings: Settings, kept: Tensor, grad: Tensor, wanted: tuple[bool, bool]
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    plan: _Plan, settings: Settings, kept: Tensor, grad: Tensor, wanted: Wanted
+) -> tuple[SideGradients, Tensor]:
     """(gradients of regions and words, where wanted; the pairs (n, 2) that are not in them)."""
     lost = [_native.empty(0, 2, dtype=torch.int64)]
     for_lanes, for_rows = wanted if plan.lanes_are_regions else wanted[::-1]
@@ -280,7 +235,7 @@ def _all_pairs_backward(
     if d_rows is not None:
         d_row_sets = plan.rows.padded(0, plan.rows.valid.shape[0], d_rows)
     grads = (d_lane_sets, d_row_sets) if plan.lanes_are_regions else (d_row_sets, d_lane_sets)
-    return grads, torch.cat(lost)
+    return SideGradients(*grads), torch.cat(lost)
 
 
 def _group_backward(

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from sede_kernels.backends._chosen_pairs import all_chosen, shape_of
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.cpu.erase import RULE_CODES
+from sede_kernels.types import Attend, Erase, Fragments, SideGradients, Wanted
 
-EraseOptions = tuple[str, float, bool, int, bool]
 Settings = tuple[float, int, float, bool, int, float, bool, int, bool]
 
 #: Aggregate of csrc/kernels/cross_attention_api.h.
@@ -17,35 +17,27 @@ AGGREGATE_CODES = {"lse": 0, "mean": 1, "max": 2, "sum": 3}
 _WIDTH = 16  # the kernels take rows of whole vectors
 
 
-def native_settings(
-    smoothing: float, aggregate: str, aggregate_scale: float, erase: EraseOptions | None
-) -> Settings:
+def native_settings(how: Attend) -> Settings:
     """The settings as the native calls take them."""
-    rule, threshold, low, keep_min, renormalize = erase or ("mean", 0.0, True, 1, True)
+    erase = how.erase or Erase("mean")
     return (
-        smoothing,
-        AGGREGATE_CODES[aggregate],
-        aggregate_scale,
-        erase is not None,
-        RULE_CODES[rule],
-        threshold,
-        low,
-        keep_min,
-        renormalize,
+        how.smoothing,
+        AGGREGATE_CODES[how.aggregate],
+        how.aggregate_scale,
+        how.erase is not None,
+        RULE_CODES[erase.rule],
+        erase.threshold,
+        erase.side == "low",
+        erase.keep_min,
+        erase.renormalize,
     )
 
 
 class _Pairs:
     """The sides by their roles, fp32 and contiguous, each (B, N or 1, F, D) with its lengths."""
 
-    def __init__(
-        self,
-        regions: Tensor,
-        words: Tensor,
-        region_lengths: Tensor | None,
-        word_lengths: Tensor | None,
-        direction: str,
-    ) -> None:
+    def __init__(self, fragments: Fragments, direction: str) -> None:
+        regions, words, region_lengths, word_lengths = fragments
         self.shape = shape_of(regions, words)
         self.swap = direction == "i2t"
         self.contexts = all_chosen(regions)
@@ -80,43 +72,20 @@ def _dense(sets: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     return values, _native.counts("cross_attention_pairs", lengths, sets.shape[:2], most)
 
 
-def cross_attention_pairs(
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-) -> Tensor:
+def cross_attention_pairs(sides: Fragments, how: Attend) -> Tensor:
     """See ``sede_kernels.ops.cross_attention_pairs``."""
-    settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
-    pairs = _Pairs(regions, words, region_lengths, word_lengths, direction)
+    pairs = _Pairs(sides, how.direction)
     out = _native.zeros(*pairs.shape)
-    _native.module().cross_pairs(pairs.call(), settings, out.data_ptr())
+    _native.module().cross_pairs(pairs.call(), native_settings(how), out.data_ptr())
     return out
 
 
 def cross_attention_pairs_backward(
-    grad: Tensor,
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, sides: Fragments, how: Attend, wanted: Wanted
+) -> SideGradients:
     """See ``sede_kernels.ops.cross_attention_pairs``."""
-    settings: Settings = native_settings(smoothing, aggregate, aggregate_scale, erase)
-    pairs = _Pairs(regions, words, region_lengths, word_lengths, direction)
+    settings = native_settings(how)
+    pairs = _Pairs(sides, how.direction)
     g = grad.to(torch.float32).contiguous()
     grad_address = _native.address("grad", g, torch.float32, pairs.shape[0] * pairs.shape[1])
     asked = wanted[::-1] if pairs.swap else wanted
@@ -126,8 +95,8 @@ def cross_attention_pairs_backward(
     ]
     addresses = (d.data_ptr() if wants else 0 for d, wants in zip(grads, asked, strict=True))
     _native.module().cross_pairs_backward(pairs.call(), settings, grad_address, *addresses)
-    dim = regions.shape[3]
+    dim = sides.regions.shape[3]
     d_source, d_query = (
         d[..., :dim] if wants else d for d, wants in zip(grads, asked, strict=True)
     )
-    return (d_query, d_source) if pairs.swap else (d_source, d_query)
+    return SideGradients(*((d_query, d_source) if pairs.swap else (d_source, d_query)))

@@ -4,21 +4,12 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.cpu import _native
+from sede_kernels.types import RingState
 
 
-def enqueue(
-    rows: Tensor,
-    row_scale: Tensor | None,
-    ids: Tensor,
-    ptr: Tensor,
-    count: Tensor,
-    rejected: Tensor,
-    keys: Tensor,
-    key_ids: Tensor | None,
-    *,
-    normalize: bool,
-) -> None:
+def enqueue(ring: RingState, keys: Tensor, key_ids: Tensor | None, normalize: bool) -> None:
     """See ``sede_kernels.ops.enqueue``. One read of the keys, one write of their rows."""
+    rows, row_scale, ids, ptr, count, rejected = ring
     size, total = rows.shape[0], keys.shape[0]
     if size == 0 or total == 0:
         return

@@ -4,23 +4,15 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.cpu import _native
+from sede_kernels.types import Erase, Erased
 
 #: Rule of csrc/kernels/erase_api.h.
 RULE_CODES = {"mean": 0, "prob": 1, "absolute": 2, "relative": 3, "topk": 4, "quantile": 5}
 
 
-def erase(
-    attention: Tensor,
-    lengths: Tensor | None,
-    *,
-    rule: str,
-    threshold: float,
-    low: bool,
-    keep_min: int,
-    renormalize: bool,
-) -> tuple[Tensor, Tensor]:
+def erase(weights: Tensor, lengths: Tensor | None, how: Erase) -> Erased:
     """See ``sede_kernels.ops.erase``. Memory: the results and a few rows a thread."""
-    a = attention.contiguous()
+    a = weights.contiguous()
     fragments = a.shape[-1]
     rows = a.numel() // max(fragments, 1)
     counts = None
@@ -36,22 +28,20 @@ def erase(
         rows,
         fragments,
         _native.DTYPE_CODES[a.dtype],
-        RULE_CODES[rule],
-        threshold,
-        keep_min,
-        low,
-        renormalize,
+        RULE_CODES[how.rule],
+        how.threshold,
+        how.keep_min,
+        how.side == "low",
+        how.renormalize,
         out.data_ptr(),
         mask.data_ptr(),
     )
-    return out, mask
+    return Erased(out, mask)
 
 
-def erase_backward(
-    grad_out: Tensor, attention: Tensor, mask: Tensor, *, renormalize: bool
-) -> Tensor:
+def erase_backward(grad_out: Tensor, weights: Tensor, mask: Tensor, renormalize: bool) -> Tensor:
     """See ``sede_kernels.ops.erase``."""
-    a = attention.contiguous()
+    a = weights.contiguous()
     grad = _native.contiguous(grad_out, a.dtype)
     kept = mask.contiguous()
     out = _native.empty(*a.shape, dtype=a.dtype)

@@ -14,8 +14,6 @@ from sede_kernels.backends import _chosen_pairs
 from sede_kernels.backends.torch._blocks import compute_dtype
 from sede_kernels.backends.torch.cross_attention_block import (
     Block,
-    EraseOptions,
-    Options,
     attend,
     attend_backward,
     valid_sets,
@@ -24,6 +22,7 @@ from sede_kernels.backends.torch.cross_attention_pairs import (
     cross_attention_pairs,
     cross_attention_pairs_backward,
 )
+from sede_kernels.types import Attend, Attended, Fragments, SideGradients, Wanted
 
 # Elements of one block of S: about ten tensors of this size are alive in the backward.
 _BLOCK_ELEMENTS = 1 << 21
@@ -50,7 +49,7 @@ class _Sides(NamedTuple):
                 for q in range(0, Q, step_q):
                     yield slice(p, p + step_p), slice(q, q + step_q)
 
-    def attend(self, p: slice, q: slice, options: Options) -> tuple[Tensor, Block]:
+    def attend(self, p: slice, q: slice, how: Attend) -> tuple[Tensor, Block]:
         """Similarities of some sets, and the block for the backward."""
         source, query = self.source[p], self.query[q]
         s = (source.flatten(0, 1) @ query.flatten(0, 1).T).view(*source.shape[:2], *query.shape[:2])
@@ -60,17 +59,17 @@ class _Sides(NamedTuple):
             self.source_valid[p],
             query.unsqueeze(0),
             self.query_valid[q].unsqueeze(0),
-            options,
+            how,
             contexts=self.contexts,
         )
 
-    def backward(self, grad: Tensor, p: slice, q: slice, options: Options) -> tuple[Tensor, ...]:
+    def backward(self, grad: Tensor, p: slice, q: slice, how: Attend) -> tuple[Tensor, ...]:
         """(d_source, d_query) of a block from its gradients, and which pairs are not in them."""
         source, query = self.source[p], self.query[q]
-        _, block = self.attend(p, q, options)
+        _, block = self.attend(p, q, how)
         valid = self.source_valid[p].any(dim=1).unsqueeze(1) & self.query_valid[q].any(dim=1)
         g = grad.masked_fill(~valid | block.lost, 0.0)
-        of = attend_backward(g, block, source, options)
+        of = attend_backward(g, block, source, how)
         flat = of.ds.flatten(2).flatten(0, 1)
         d_source = (flat @ query.flatten(0, 1)).view_as(source) + of.source
         d_query = (flat.T @ source.flatten(0, 1)).view_as(query)
@@ -89,13 +88,8 @@ class _Sides(NamedTuple):
         return torch.cat(found)
 
 
-def _sides(
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    swap: bool,
-) -> _Sides:
+def _sides(fragments: Fragments, swap: bool) -> _Sides:
+    regions, words, region_lengths, word_lengths = fragments
     dtype = compute_dtype(regions, words)
     v = valid_sets(regions.to(dtype), region_lengths)
     e = valid_sets(words.to(dtype), word_lengths)
@@ -108,67 +102,35 @@ def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
     return 0
 
 
-def cross_attention(
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-    kept: Tensor,
-) -> Tensor:
+def cross_attention(sides: Fragments, how: Attend, keep: bool) -> Attended:
     """See ``sede_kernels.ops.cross_attention``. S lives in memory one block at a time."""
-    options = Options(smoothing, aggregate, aggregate_scale, erase)
-    given, swap = (regions, words, region_lengths, word_lengths), direction == "i2t"
-    with torch.autocast(regions.device.type, enabled=False):
-        sides = _sides(*given, swap)
-        out = sides.source.new_zeros((sides.source.shape[0], sides.query.shape[0]))
+    swap = how.direction == "i2t"
+    with torch.autocast(sides.regions.device.type, enabled=False):
+        roles = _sides(sides, swap)
+        out = roles.source.new_zeros((roles.source.shape[0], roles.query.shape[0]))
         marks = []
-        for p, q in sides.tiles():
-            out[p, q], block = sides.attend(p, q, options)
+        for p, q in roles.tiles():
+            out[p, q], block = roles.attend(p, q, how)
             marks.append((p, q, block.lost))
         out = out.T.contiguous() if swap else out
-        _chosen_pairs.write_similarities(
-            cross_attention_pairs,
-            sides.lost(marks, swap),
-            given,
-            out,
-            direction=direction,
-            **options.keywords(),
-        )
-    return out
+        pairs = roles.lost(marks, swap)
+        _chosen_pairs.write_similarities(cross_attention_pairs, pairs, sides, how, out)
+    return Attended(out, out.new_empty(0))
 
 
 def cross_attention_backward(
-    grad: Tensor,
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-    kept: Tensor,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, kept: Tensor, sides: Fragments, how: Attend, wanted: Wanted
+) -> SideGradients:
     """See ``sede_kernels.ops.cross_attention``."""
-    options = Options(smoothing, aggregate, aggregate_scale, erase)
-    given, swap = (regions, words, region_lengths, word_lengths), direction == "i2t"
-    with torch.autocast(regions.device.type, enabled=False):
-        sides = _sides(*given, swap)
-        g = grad.to(sides.source.dtype)
+    swap = how.direction == "i2t"
+    with torch.autocast(sides.regions.device.type, enabled=False):
+        roles = _sides(sides, swap)
+        g = grad.to(roles.source.dtype)
         by_source = g.T if swap else g
-        d_source, d_query = torch.zeros_like(sides.source), torch.zeros_like(sides.query)
+        d_source, d_query = torch.zeros_like(roles.source), torch.zeros_like(roles.query)
         marks = []
-        for p, q in sides.tiles():
-            d_p, d_q, mark = sides.backward(by_source[p, q], p, q, options)
+        for p, q in roles.tiles():
+            d_p, d_q, mark = roles.backward(by_source[p, q], p, q, how)
             d_source[p] += d_p
             d_query[q] += d_q
             marks.append((p, q, mark))
@@ -176,13 +138,6 @@ def cross_attention_backward(
         d_regions, d_words = (
             d if asked else d.new_empty(0) for d, asked in zip(both, wanted, strict=True)
         )
-        _chosen_pairs.add_gradients(
-            cross_attention_pairs_backward,
-            sides.lost(marks, swap),
-            g,
-            given,
-            (d_regions, d_words),
-            direction=direction,
-            **options.keywords(),
-        )
-    return d_regions, d_words
+        grads, pairs = SideGradients(d_regions, d_words), roles.lost(marks, swap)
+        _chosen_pairs.add_gradients(cross_attention_pairs_backward, pairs, g, sides, how, grads)
+    return grads

@@ -6,7 +6,7 @@ vectors cancel; or the contexts themselves, which keep them.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,28 +14,13 @@ from torch.nn import functional as F
 
 from sede_kernels.backends.torch.erase import erase as erase_rows
 from sede_kernels.backends.torch.erase import erase_backward
+from sede_kernels.types import Attend
 
 _NORM_EPS = 1e-8
 _COSINE_EPS = 1e-8
 _LEAK = 0.1
 #: |context|^2 as a^T G a counts while what cancelled in it was at most so many times as large.
 _CANCELLED = 16.0
-
-EraseOptions = tuple[str, float, bool, int, bool]
-
-
-@dataclass(frozen=True)
-class Options:
-    """The settings of one call."""
-
-    smoothing: float
-    aggregate: str
-    aggregate_scale: float
-    erase: EraseOptions | None
-
-    def keywords(self) -> dict[str, Any]:
-        """As the arguments of a call."""
-        return vars(self)
 
 
 @dataclass
@@ -84,7 +69,7 @@ def attend(
     source_valid: Tensor,
     query: Tensor,
     query_valid: Tensor,
-    options: Options,
+    how: Attend,
     *,
     contexts: bool,
 ) -> tuple[Tensor, Block]:
@@ -96,28 +81,20 @@ def attend(
         source_valid: (P, R).
         query: (P or 1, Q, L, D), zero beyond the lengths.
         query_valid: (P or 1, Q, L).
-        options: the settings.
+        how: the settings.
         contexts: form them, P Q L D elements, instead of the Gram matrices.
     """
     P, R, Q, L = s.shape
     clipped = F.leaky_relu(s, _LEAK).masked_fill(~query_valid.unsqueeze(1), 0.0)
     norm = clipped.square().sum(dim=3, keepdim=True).sqrt()
-    logits = clipped * (options.smoothing / (norm + _NORM_EPS))
+    logits = clipped * (how.smoothing / (norm + _NORM_EPS))
     logits = logits.masked_fill(~source_valid.view(P, R, 1, 1), -torch.inf)
     some = source_valid.any(dim=1).view(P, 1, 1, 1)
     softmax = logits.masked_fill(~some, 0.0).softmax(dim=1).masked_fill(~some, 0.0)
     a, mask = softmax, None
-    if options.erase is not None:
-        rule, threshold, low, keep_min, renormalize = options.erase
-        out, kept = erase_rows(
-            softmax.permute(0, 2, 3, 1),
-            source_valid.sum(dim=1).view(P, 1, 1).expand(P, Q, L),
-            rule=rule,
-            threshold=threshold,
-            low=low,
-            keep_min=keep_min,
-            renormalize=renormalize,
-        )
+    if how.erase is not None:
+        counts = source_valid.sum(dim=1).view(P, 1, 1).expand(P, Q, L)
+        out, kept = erase_rows(softmax.permute(0, 2, 3, 1), counts, how.erase)
         a, mask = out.permute(0, 3, 1, 2), kept.permute(0, 3, 1, 2)
     query_norm = query.norm(dim=3)
     context, gram_a = None, s.new_empty(0)
@@ -133,7 +110,7 @@ def attend(
         lost = (_cancels(square, flat_a, gram) & query_valid).any(dim=2)
         size = square.clamp(min=0.0).sqrt()  # rounding can leave a tiny negative square
     sim = dot / (query_norm * size).clamp(min=_COSINE_EPS)
-    total = _aggregate(sim, query_valid, options)
+    total = _aggregate(sim, query_valid, how)
     present = some.view(P, 1) & query_valid.any(dim=2)
     block = Block(
         s=s,
@@ -166,39 +143,39 @@ def _cancels(square: Tensor, a: Tensor, gram: Tensor) -> Tensor:
     return square * _CANCELLED < bound
 
 
-def _aggregate(sim: Tensor, valid: Tensor, options: Options) -> Tensor:
+def _aggregate(sim: Tensor, valid: Tensor, how: Attend) -> Tensor:
     if sim.shape[2] == 0:
         return sim.new_zeros(sim.shape[:2])
-    if options.aggregate == "lse":
-        logits = (options.aggregate_scale * sim).masked_fill(~valid, -torch.inf)
-        return logits.logsumexp(dim=2) / options.aggregate_scale
-    if options.aggregate == "max":
+    if how.aggregate == "lse":
+        logits = (how.aggregate_scale * sim).masked_fill(~valid, -torch.inf)
+        return logits.logsumexp(dim=2) / how.aggregate_scale
+    if how.aggregate == "max":
         return sim.masked_fill(~valid, -torch.inf).amax(dim=2)
     total = sim.masked_fill(~valid, 0.0).sum(dim=2)
-    return total / valid.sum(dim=2).clamp(min=1) if options.aggregate == "mean" else total
+    return total / valid.sum(dim=2).clamp(min=1) if how.aggregate == "mean" else total
 
 
-def _aggregate_grad(grad: Tensor, block: Block, options: Options) -> Tensor:
+def _aggregate_grad(grad: Tensor, block: Block, how: Attend) -> Tensor:
     """(P, Q, L): d total / d sim, times the incoming gradient; zero for empty sets."""
     valid = block.query_valid
-    if options.aggregate == "lse":
-        logits = (options.aggregate_scale * block.sim).masked_fill(~valid, -torch.inf)
+    if how.aggregate == "lse":
+        logits = (how.aggregate_scale * block.sim).masked_fill(~valid, -torch.inf)
         share = logits.masked_fill(~valid.any(dim=2, keepdim=True), 0.0).softmax(dim=2)
-    elif options.aggregate == "max":
+    elif how.aggregate == "max":
         masked = block.sim.masked_fill(~valid, -torch.inf)
         best = (masked == masked.amax(dim=2, keepdim=True)) & valid
         share = best.to(block.sim.dtype) / best.sum(dim=2, keepdim=True).clamp(min=1)
-    elif options.aggregate == "mean":
+    elif how.aggregate == "mean":
         share = torch.ones_like(block.sim) / valid.sum(dim=2, keepdim=True).clamp(min=1)
     else:
         share = torch.ones_like(block.sim)
     return (share * grad.unsqueeze(2)).masked_fill(~valid, 0.0)
 
 
-def attend_backward(grad: Tensor, block: Block, source: Tensor, options: Options) -> BlockGradient:
+def attend_backward(grad: Tensor, block: Block, source: Tensor, how: Attend) -> BlockGradient:
     """What the gradients (P, Q) of the similarities give; none may be of a lost pair."""
     P, R, Q, L = block.s.shape
-    g = _aggregate_grad(grad, block, options)
+    g = _aggregate_grad(grad, block, how)
     both = block.query_norm * block.size
     free = both > _COSINE_EPS
     d_dot = g / both.clamp(min=_COSINE_EPS)
@@ -219,15 +196,15 @@ def attend_backward(grad: Tensor, block: Block, source: Tensor, options: Options
         ds = d_dot.unsqueeze(1) * block.a
         d_gram = (flat_a * d_square.reshape(P, 1, Q * L)) @ flat_a.transpose(1, 2)
         d_source = 2 * (d_gram @ source)
-    if options.erase is not None and block.mask is not None:
+    if how.erase is not None and block.mask is not None:
         d_a = erase_backward(
             d_a.permute(0, 2, 3, 1),
             block.softmax.permute(0, 2, 3, 1),
             block.mask.permute(0, 2, 3, 1),
-            renormalize=options.erase[4],
+            renormalize=how.erase.renormalize,
         ).permute(0, 3, 1, 2)
     d_logits = block.softmax * (d_a - (block.softmax * d_a).sum(dim=1, keepdim=True))
-    ds = ds + _through_norm(options.smoothing * d_logits, block)
+    ds = ds + _through_norm(how.smoothing * d_logits, block)
     return BlockGradient(ds, d_source, own, pull)
 
 

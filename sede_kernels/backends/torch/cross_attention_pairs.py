@@ -7,25 +7,18 @@ from sede_kernels.backends._chosen_pairs import shape_of
 from sede_kernels.backends.torch._blocks import compute_dtype
 from sede_kernels.backends.torch.cross_attention_block import (
     Block,
-    EraseOptions,
-    Options,
     attend,
     attend_backward,
     valid_sets,
 )
+from sede_kernels.types import Attend, Fragments, SideGradients, Wanted
 
 
 class _Pairs:
     """The sides as (B N, F, D), with the roles of the direction."""
 
-    def __init__(
-        self,
-        regions: Tensor,
-        words: Tensor,
-        region_lengths: Tensor | None,
-        word_lengths: Tensor | None,
-        direction: str,
-    ) -> None:
+    def __init__(self, fragments: Fragments, direction: str) -> None:
+        regions, words, region_lengths, word_lengths = fragments
         dtype = compute_dtype(regions, words)
         self.shape = shape_of(regions, words)
         sides = [
@@ -39,71 +32,47 @@ class _Pairs:
             sides[::-1] if direction == "i2t" else sides
         )
 
-    def attend(self, options: Options) -> tuple[Tensor, Block]:
+    def attend(self, how: Attend) -> tuple[Tensor, Block]:
         """Similarities (B N, 1) and what the backward needs."""
         s = (self.source @ self.query.transpose(1, 2)).unsqueeze(2)
         query, valid = self.query.unsqueeze(1), self.query_valid.unsqueeze(1)
-        return attend(s, self.source, self.source_valid, query, valid, options, contexts=True)
+        return attend(s, self.source, self.source_valid, query, valid, how, contexts=True)
 
 
-def cross_attention_pairs(
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-) -> Tensor:
+def cross_attention_pairs(sides: Fragments, how: Attend) -> Tensor:
     """See ``sede_kernels.ops.cross_attention_pairs``."""
-    with torch.autocast(regions.device.type, enabled=False):
-        pairs = _Pairs(regions, words, region_lengths, word_lengths, direction)
+    with torch.autocast(sides.regions.device.type, enabled=False):
+        pairs = _Pairs(sides, how.direction)
         if pairs.source.numel() == 0 or pairs.query.numel() == 0:
             return pairs.source.new_zeros(pairs.shape)
-        options = Options(smoothing, aggregate, aggregate_scale, erase)
-        return pairs.attend(options)[0].view(pairs.shape)
+        return pairs.attend(how)[0].view(pairs.shape)
 
 
 def cross_attention_pairs_backward(
-    grad: Tensor,
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, sides: Fragments, how: Attend, wanted: Wanted
+) -> SideGradients:
     """See ``sede_kernels.ops.cross_attention_pairs``."""
-    with torch.autocast(regions.device.type, enabled=False):
-        pairs = _Pairs(regions, words, region_lengths, word_lengths, direction)
+    with torch.autocast(sides.regions.device.type, enabled=False):
+        pairs = _Pairs(sides, how.direction)
         source, query = pairs.source, pairs.query
         d_source, d_query = torch.zeros_like(source), torch.zeros_like(query)
         if source.numel() and query.numel():
-            options = Options(smoothing, aggregate, aggregate_scale, erase)
-            _, block = pairs.attend(options)
+            _, block = pairs.attend(how)
             present = pairs.source_valid.any(dim=1) & pairs.query_valid.any(dim=1)
             g = grad.to(source.dtype).flatten().masked_fill(~present, 0.0).unsqueeze(1)
-            of = attend_backward(g, block, source, options)
+            of = attend_backward(g, block, source, how)
             ds = of.ds.squeeze(2)
             d_source = ds @ query + of.source
             d_query = ds.transpose(1, 2) @ source + of.own.transpose(1, 2) * query
             if of.pull is not None:
                 d_query = d_query + of.pull.squeeze(1)
-        grads = (d_query, d_source) if direction == "i2t" else (d_source, d_query)
-        sides = zip((regions, words), grads, wanted, strict=True)
-        out = [
+        grads = (d_query, d_source) if how.direction == "i2t" else (d_source, d_query)
+        both = zip((sides.regions, sides.words), grads, wanted, strict=True)
+        d_regions, d_words = (
             _of_side(d, side, pairs.shape[1]) if asked else d.new_empty(0)
-            for side, d, asked in sides
-        ]
-    return out[0], out[1]
+            for side, d, asked in both
+        )
+    return SideGradients(d_regions, d_words)
 
 
 def _of_side(grad: Tensor, side: Tensor, pairs: int) -> Tensor:

@@ -4,24 +4,15 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.torch._blocks import compute_dtype
+from sede_kernels.types import RingState
 
 # A key this close to unit length (in squared norm) is stored as it came.
 _UNIT_TOLERANCE = 1e-6
 
 
-def enqueue(
-    rows: Tensor,
-    row_scale: Tensor | None,
-    ids: Tensor,
-    ptr: Tensor,
-    count: Tensor,
-    rejected: Tensor,
-    keys: Tensor,
-    key_ids: Tensor | None,
-    *,
-    normalize: bool,
-) -> None:
+def enqueue(ring: RingState, keys: Tensor, key_ids: Tensor | None, normalize: bool) -> None:
     """See ``sede_kernels.ops.enqueue``."""
+    rows, row_scale, ids, ptr, count, rejected = ring
     size, total = rows.shape[0], keys.shape[0]
     skipped = max(0, total - size)
     kept = keys[skipped:].to(compute_dtype(keys))

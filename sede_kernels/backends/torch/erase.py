@@ -5,42 +5,32 @@ from torch import Tensor
 
 from sede_kernels import reference
 from sede_kernels.backends.torch._blocks import compute_dtype
+from sede_kernels.types import Erase, Erased
 
 
-def erase(
-    attention: Tensor,
-    lengths: Tensor | None,
-    *,
-    rule: str,
-    threshold: float,
-    low: bool,
-    keep_min: int,
-    renormalize: bool,
-) -> tuple[Tensor, Tensor]:
+def erase(weights: Tensor, lengths: Tensor | None, how: Erase) -> Erased:
     """See ``sede_kernels.ops.erase``."""
     out, mask = reference.attention_erase(
-        attention.to(compute_dtype(attention)),
-        rule=rule,
-        threshold=threshold,
-        erase="low" if low else "high",
-        keep_min=keep_min,
+        weights.to(compute_dtype(weights)),
+        rule=how.rule,
+        threshold=how.threshold,
+        erase=how.side,
+        keep_min=how.keep_min,
         lengths=lengths,
-        renormalize=renormalize,
+        renormalize=how.renormalize,
     )
-    return out.to(attention.dtype).contiguous(), mask.contiguous()
+    return Erased(out.to(weights.dtype).contiguous(), mask.contiguous())
 
 
-def erase_backward(
-    grad_out: Tensor, attention: Tensor, mask: Tensor, *, renormalize: bool
-) -> Tensor:
+def erase_backward(grad_out: Tensor, weights: Tensor, mask: Tensor, renormalize: bool) -> Tensor:
     """See ``sede_kernels.ops.erase``."""
-    dtype = compute_dtype(attention)
+    dtype = compute_dtype(weights)
     grad = grad_out.to(dtype).masked_fill(~mask, 0.0)
     if renormalize:
-        kept = attention.to(dtype).masked_fill(~mask, 0.0)
+        kept = weights.to(dtype).masked_fill(~mask, 0.0)
         total = kept.sum(dim=-1, keepdim=True)
         total = torch.where(total == 0, torch.inf, total)
         inner = (grad * kept).sum(dim=-1, keepdim=True) / total
         # A row whose kept attention sums to zero was passed through unscaled.
         grad = torch.where(total == torch.inf, grad, ((grad - inner) / total).masked_fill(~mask, 0))
-    return grad.to(attention.dtype).contiguous()
+    return grad.to(weights.dtype).contiguous()

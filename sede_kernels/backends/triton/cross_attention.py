@@ -22,8 +22,7 @@ from sede_kernels.backends.triton.kernels.cross_attention import (
     _gram_bwd_kernel,
     _gram_kernel,
 )
-
-EraseOptions = tuple[str, float, bool, int, bool]
+from sede_kernels.types import Attend, Attended, Erase, Fragments, SideGradients, Wanted
 
 #: Padded sizes of a set start here: sources are columns of a tile, queries its rows.
 SMALLEST_SOURCE, SMALLEST_QUERY = 32, 16
@@ -102,8 +101,7 @@ def _constants(
     source: Side,
     query_bucket: Bucket,
     source_bucket: Bucket,
-    aggregate: str,
-    erase: EraseOptions | None,
+    how: Attend,
 ) -> dict[str, Any]:
     """Tile and options of one launch."""
     kind, cols = operand_kind(query.sets.dtype), source_bucket.block
@@ -112,14 +110,10 @@ def _constants(
     if not interpreting():
         config = launch.candidates(kernel, f"{kind}/{cols}", architecture)[0]
     sets, stride = packing(query.sets.shape[1], query_bucket.block, config.rows, cols, query.vary)
-    rule, _, low, _, renormalize = erase or ("", 0.0, True, 1, True)
     return {
         "QUERY_VARY": query.vary,
         "SOURCE_VARY": source.vary,
-        "AGGREGATE": aggregate,
-        "RULE": rule,
-        "LOW": low,
-        "RENORMALIZE": renormalize,
+        **how_constants(how),
         "PRECISION": tile_precision(kernel, kind, cols, architecture),
         "SETS": sets,
         "STRIDE": stride,
@@ -178,12 +172,22 @@ def _pairs(query: Side, source: Side) -> Iterator[tuple[Bucket, Bucket]]:
             yield query_bucket, source_bucket
 
 
-def threshold_numbers(
-    smoothing: float, scale: float, erase: EraseOptions | None, sources: int
-) -> tuple[float, float, int, int, int]:
+def how_constants(how: Attend) -> dict[str, Any]:
+    """Constants of the kernels: the aggregate and the rule, "" for none."""
+    erase = how.erase or Erase("")
+    return {
+        "AGGREGATE": how.aggregate,
+        "RULE": erase.rule,
+        "LOW": erase.side == "low",
+        "RENORMALIZE": erase.renormalize,
+    }
+
+
+def how_numbers(how: Attend, sources: int) -> tuple[float, float, int, int, int]:
     """Arguments of the kernels: smoothing, aggregate's scale, the threshold's halves, keep_min."""
-    _, threshold, _, keep_min, _ = erase or ("", 0.0, True, 1, True)
-    return (smoothing, scale, *double_halves(threshold), min(keep_min, sources))
+    erase = how.erase or Erase("")
+    halves = double_halves(erase.threshold)
+    return (how.smoothing, how.aggregate_scale, *halves, min(erase.keep_min, sources))
 
 
 def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
@@ -191,34 +195,24 @@ def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
     return 0
 
 
-def cross_attention(
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-    kept: Tensor,
-) -> Tensor:
+def cross_attention(sides: Fragments, how: Attend, keep: bool) -> Attended:
     """See ``sede_kernels.ops.cross_attention``. Memory: G and one norm a query."""
+    regions, words, region_lengths, word_lengths = sides
     out = regions.new_zeros((regions.shape[0], words.shape[0]), dtype=torch.float32)
+    found = Attended(out, out.new_empty(0))
     if regions.shape[1] == 0 or words.shape[1] == 0 or out.numel() == 0:
-        return out
-    sides = (words, word_lengths), (regions, region_lengths)
+        return found
+    roles = (words, word_lengths), (regions, region_lengths)
     by_source = out
-    if direction == "i2t":
-        sides, by_source = sides[::-1], out.T
+    if how.direction == "i2t":
+        roles, by_source = roles[::-1], out.T
     with on_device(regions):
-        query = _side(sides[0][0].contiguous(), sides[0][1], SMALLEST_QUERY)
-        source = _side(sides[1][0].contiguous(), sides[1][1], SMALLEST_SOURCE)
+        query = _side(roles[0][0].contiguous(), roles[0][1], SMALLEST_QUERY)
+        source = _side(roles[1][0].contiguous(), roles[1][1], SMALLEST_SOURCE)
         (Q, L, D), (P, R, _) = query.sets.shape, source.sets.shape
         norms, gram = _norms(query.sets), _gram(source)
         for buckets in _pairs(query, source):
-            constants = _constants("cross_attention", query, source, *buckets, aggregate, erase)
+            constants = _constants("cross_attention", query, source, *buckets, how)
             _cross_attention_fwd_kernel[(P * triton.cdiv(Q, constants["SETS"]),)](
                 query.sets,
                 source.sets,
@@ -239,10 +233,10 @@ def cross_attention(
                 D,
                 *by_source.stride(),
                 *(bucket.index for bucket in buckets),
-                *threshold_numbers(smoothing, aggregate_scale, erase, R),
+                *how_numbers(how, R),
                 **constants,
             )
-    return out
+    return found
 
 
 def _clean(sets: Tensor, lengths: Tensor | None, width: int = 1) -> Tensor:
@@ -273,56 +267,44 @@ def _range(grad: Tensor, dtype: torch.dtype) -> Tensor | None:
 
 
 def cross_attention_backward(
-    grad: Tensor,
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-    kept: Tensor,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, kept: Tensor, sides: Fragments, how: Attend, wanted: Wanted
+) -> SideGradients:
     """See ``sede_kernels.ops.cross_attention``. S is computed again; dS exists a chunk at a time.
 
     Each program writes its own part of every sum and the parts are added in a fixed order.
     """
-    swap = direction == "i2t"
-    sides = (words, word_lengths), (regions, region_lengths)
+    swap = how.direction == "i2t"
+    roles = (sides.words, sides.word_lengths), (sides.regions, sides.region_lengths)
     g = grad.to(torch.float32)
     if swap:
-        sides, g = sides[::-1], g.T
-    (queries, query_lengths), (sources, source_lengths) = sides
+        roles, g = roles[::-1], g.T
+    (queries, query_lengths), (sources, source_lengths) = roles
     for_sources, for_queries = wanted[::-1] if swap else wanted
     empty = torch.empty(0, dtype=torch.float32, device=grad.device)
     d_query = empty.new_zeros(queries.shape) if for_queries else empty
     d_source = empty.new_zeros(sources.shape) if for_sources else empty
     if queries.numel() and sources.numel():
-        with on_device(regions), torch.autocast(regions.device.type, enabled=False):
+        with on_device(g), torch.autocast(g.device.type, enabled=False):
             largest = _range(g, queries.dtype)
             g = g if largest is None else g / largest
             query = _side(_clean(queries, query_lengths), query_lengths, SMALLEST_QUERY)
             clean = _clean(sources, source_lengths, _WIDTH)
             norms = _norms(query.sets)
-            options = (smoothing, aggregate, aggregate_scale, erase)
             P, R, _ = sources.shape
             step = max(1, _CHUNK_ELEMENTS // (norms.numel() * clean.shape[1]))
             for first in range(0, P, step):
                 part = slice(first, first + step)
                 lengths = None if source_lengths is None else source_lengths[part]
                 source = _side(clean[part], lengths, SMALLEST_SOURCE)
-                wanted_of = (d_query, for_sources)
-                d_part = _chunk_backward(g[part], query, source, R, norms, *options, *wanted_of)
+                d_part = _chunk_backward(
+                    g[part], query, source, R, norms, how, d_query, for_sources
+                )
                 if d_part is not None:
                     d_source[part] = d_part[:, :R]
             if largest is not None:
                 d_query *= largest
                 d_source *= largest
-    return (d_query, d_source) if swap else (d_source, d_query)
+    return SideGradients(*((d_query, d_source) if swap else (d_source, d_query)))
 
 
 def _chunk_backward(
@@ -331,10 +313,7 @@ def _chunk_backward(
     source: Side,
     sources: int,
     norms: Tensor,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
+    how: Attend,
     d_query: Tensor,
     for_sources: bool,
 ) -> Tensor | None:
@@ -344,9 +323,7 @@ def _chunk_backward(
     d_scores, attention = query.sets.new_zeros((2, Q * L, P * W))
     d_norm, d_square = gram.new_zeros((2, P, Q * L))
     for buckets in _pairs(query, source):
-        constants = _constants(
-            "cross_attention_backward", query, source, *buckets, aggregate, erase
-        )
+        constants = _constants("cross_attention_backward", query, source, *buckets, how)
         _cross_attention_bwd_kernel[(P * triton.cdiv(Q, constants["SETS"]),)](
             grad,
             query.sets,
@@ -371,7 +348,7 @@ def _chunk_backward(
             D,
             *grad.stride(),
             *(bucket.index for bucket in buckets),
-            *threshold_numbers(smoothing, aggregate_scale, erase, sources),
+            *how_numbers(how, sources),
             **constants,
         )
     flat_query, flat_source = query.sets.view(Q * L, D), source.sets.view(P * W, D)

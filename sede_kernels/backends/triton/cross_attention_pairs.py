@@ -15,9 +15,9 @@ from sede_kernels.backends._chosen_pairs import shape_of
 from sede_kernels.backends.triton import interpreting, launch
 from sede_kernels.backends.triton._host import on_device, operand_kind, padded
 from sede_kernels.backends.triton.cross_attention import (
-    EraseOptions,
+    how_constants,
+    how_numbers,
     product_precision,
-    threshold_numbers,
 )
 from sede_kernels.backends.triton.kernels.cross_attention_pairs import (
     _pairs_bwd_kernel,
@@ -25,6 +25,7 @@ from sede_kernels.backends.triton.kernels.cross_attention_pairs import (
     _pairs_query_grad_kernel,
     _pairs_source_grad_kernel,
 )
+from sede_kernels.types import Attend, Fragments, SideGradients, Wanted
 
 #: Fragments that a set is padded to, either side.
 SMALLEST = 32
@@ -88,13 +89,8 @@ def tile_precision(name: str, kind: str, sources: int, architecture: str) -> str
     return "ieee" if plain and kind == "ieee" else product_precision(kind)
 
 
-def _call(
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    direction: str,
-) -> _Call:
+def _call(sides: Fragments, direction: str) -> _Call:
+    regions, words, region_lengths, word_lengths = sides
     sets, lengths = (words, regions), (word_lengths, region_lengths)
     if direction == "i2t":
         sets, lengths = sets[::-1], lengths[::-1]
@@ -102,84 +98,47 @@ def _call(
     return _Call(sets[0].contiguous(), sets[1].contiguous(), dense[0], dense[1])
 
 
-def _erasing(aggregate: str, erase: EraseOptions | None) -> dict[str, Any]:
-    rule, _, low, _, renormalize = erase or ("", 0.0, True, 1, True)
-    return {"AGGREGATE": aggregate, "RULE": rule, "LOW": low, "RENORMALIZE": renormalize}
-
-
-def cross_attention_pairs(
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-) -> Tensor:
+def cross_attention_pairs(sides: Fragments, how: Attend) -> Tensor:
     """See ``sede_kernels.ops.cross_attention_pairs``. Memory: the result."""
+    regions, words = sides.regions, sides.words
     shape = shape_of(regions, words)
     if regions.numel() == 0 or words.numel() == 0:
         return regions.new_zeros(shape, dtype=torch.float32)
     out = regions.new_empty(shape, dtype=torch.float32)
     with on_device(regions):
-        call = _call(regions, words, region_lengths, word_lengths, direction)
+        call = _call(sides, how.direction)
         _pairs_fwd_kernel[(out.numel(),)](
             *call.inputs,
             out,
             *call.sizes,
-            *threshold_numbers(smoothing, aggregate_scale, erase, call.source.shape[2]),
-            **_erasing(aggregate, erase),
+            *how_numbers(how, call.source.shape[2]),
+            **how_constants(how),
             **call.constants("cross_attention_pairs"),
         )
     return out
 
 
 def cross_attention_pairs_backward(
-    grad: Tensor,
-    regions: Tensor,
-    words: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    *,
-    direction: str,
-    smoothing: float,
-    aggregate: str,
-    aggregate_scale: float,
-    erase: EraseOptions | None,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
+    grad: Tensor, sides: Fragments, how: Attend, wanted: Wanted
+) -> SideGradients:
     """See ``sede_kernels.ops.cross_attention_pairs``. Memory: S and G of every pair in fp32.
 
     A side that pairs share gets their sum in one program, in order.
     """
-    call = _call(regions, words, region_lengths, word_lengths, direction)
-    for_query, for_source = wanted if direction == "i2t" else wanted[::-1]
+    call = _call(sides, how.direction)
+    swap = how.direction == "i2t"
+    for_query, for_source = wanted if swap else wanted[::-1]
     empty = grad.new_empty(0, dtype=torch.float32)
     d_query = empty.new_zeros(call.query.shape) if for_query else empty
     d_source = empty.new_zeros(call.source.shape) if for_source else empty
     if call.query.numel() and call.source.numel():
-        with on_device(regions):
-            _sides_backward(
-                grad.to(torch.float32).contiguous(),
-                call,
-                (smoothing, aggregate_scale, erase, call.source.shape[2]),
-                _erasing(aggregate, erase),
-                d_query,
-                d_source,
-            )
-    return (d_query, d_source) if direction == "i2t" else (d_source, d_query)
+        with on_device(grad):
+            _sides_backward(grad.to(torch.float32).contiguous(), call, how, d_query, d_source)
+    return SideGradients(*((d_query, d_source) if swap else (d_source, d_query)))
 
 
 def _sides_backward(
-    grad: Tensor,
-    call: _Call,
-    numbers: tuple[float, float, EraseOptions | None, int],
-    erasing: dict[str, Any],
-    d_query: Tensor,
-    d_source: Tensor,
+    grad: Tensor, call: _Call, how: Attend, d_query: Tensor, d_source: Tensor
 ) -> None:
     """Fill the gradients that are not empty."""
     count = grad.numel()
@@ -193,9 +152,9 @@ def _sides_backward(
         d_norm,
         d_gram,
         *call.sizes,
-        *threshold_numbers(*numbers),
+        *how_numbers(how, R),
         FOR_SOURCE=d_source.numel() > 0,
-        **erasing,
+        **how_constants(how),
         **call.constants("cross_attention_pairs_backward"),
     )
     constants = call.constants("cross_attention_pairs_grad")

@@ -8,6 +8,7 @@ from torch import Tensor
 from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._host import on_device
 from sede_kernels.backends.triton.kernels.erase import _erase_bwd_kernel, _erase_fwd_kernel
+from sede_kernels.types import Erase, Erased
 
 #: Fused multiply-add would move the interpolated quantile by a rounding step.
 EXACT = {"enable_fp_fusion": False}
@@ -34,54 +35,43 @@ def double_halves(value: float) -> tuple[int, int]:
     return high, low
 
 
-def erase(
-    attention: Tensor,
-    lengths: Tensor | None,
-    *,
-    rule: str,
-    threshold: float,
-    low: bool,
-    keep_min: int,
-    renormalize: bool,
-) -> tuple[Tensor, Tensor]:
+def erase(weights: Tensor, lengths: Tensor | None, how: Erase) -> Erased:
     """See ``sede_kernels.ops.erase``."""
-    out = torch.empty(attention.shape, dtype=attention.dtype, device=attention.device)
-    mask = torch.empty(attention.shape, dtype=torch.bool, device=attention.device)
-    if attention.numel() == 0:
-        return out, mask
-    rows = _rows(attention)
+    out = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
+    mask = torch.empty(weights.shape, dtype=torch.bool, device=weights.device)
+    if weights.numel() == 0:
+        return Erased(out, mask)
+    rows = _rows(weights)
     block_r, block_l, config = tile(rows.shape[1], rows.device)
-    with on_device(attention):
+    with on_device(weights):
         _erase_fwd_kernel[(-(-rows.shape[0] // block_r),)](
             rows,
             None if lengths is None else lengths.contiguous(),
             out,
             mask.view(torch.uint8),
             *rows.shape,
-            *double_halves(threshold),
-            min(keep_min, rows.shape[1]),
+            *double_halves(how.threshold),
+            min(how.keep_min, rows.shape[1]),
             HAS_LENGTHS=lengths is not None,
-            RULE=rule,
-            LOW=low,
-            RENORMALIZE=renormalize,
+            RULE=how.rule,
+            LOW=how.side == "low",
+            RENORMALIZE=how.renormalize,
             BLOCK_R=block_r,
             BLOCK_L=block_l,
             **config.options,
             **EXACT,
         )
-    return out, mask
+    return Erased(out, mask)
 
 
-def erase_backward(
-    grad_out: Tensor, attention: Tensor, mask: Tensor, *, renormalize: bool
-) -> Tensor:
+def erase_backward(grad_out: Tensor, weights: Tensor, mask: Tensor, renormalize: bool) -> Tensor:
     """See ``sede_kernels.ops.erase``."""
-    grad = torch.empty(attention.shape, dtype=attention.dtype, device=attention.device)
-    if attention.numel() == 0:
+    grad = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
+    if weights.numel() == 0:
         return grad
-    rows = _rows(attention)
+    rows = _rows(weights)
     block_r, block_l, config = tile(rows.shape[1], rows.device)
-    with on_device(attention):
+    with on_device(weights):
         _erase_bwd_kernel[(-(-rows.shape[0] // block_r),)](
             _rows(grad_out),
             rows,

@@ -86,20 +86,18 @@ class _Parameter(NamedTuple):
         for part in self.parts:
             yield from part.names()
 
-    def flatten(self, value: Any) -> Iterator[Any]:
+    def flatten(self, value: Any) -> Sequence[Any]:
         """The values of the flat names."""
         if self.group is None:
-            yield value
-            return
-        if self.optional:
-            yield value is not None
+            return (value,)
+        if not self.optional and not self.nested:
+            return value  # type: ignore[no-any-return]
+        found: list[Any] = [value is not None] if self.optional else []
         if value is None:
-            yield from (_ABSENT[kind] for part in self.parts for _, kind in part.names())
-        elif self.nested:
-            for part, field in zip(self.parts, value, strict=True):
-                yield from part.flatten(field)
-        else:
-            yield from value
+            return [*found, *(_ABSENT[kind] for part in self.parts for _, kind in part.names())]
+        for part, field in zip(self.parts, value, strict=True):
+            found.extend(part.flatten(field))
+        return found
 
     def collect(self, values: Iterator[Any]) -> Any:
         """The inverse of ``flatten``; takes what belongs to this parameter."""
@@ -178,21 +176,17 @@ class Op(Generic[P, R]):
         """Run the op: directly where nothing but autograd looks on, else through the dispatcher."""
         values = self._bind(args, kwargs)
         flat = self._flatten(values)
-        if torch.compiler.is_compiling() or not only_autograd_looks_on(
-            [flat[at] for at in self._tensors]
-        ):
+        tensors = [flat[at] for at in self._tensors]
+        if torch.compiler.is_compiling() or not only_autograd_looks_on(tensors):
             return self._wrap(self._op(*flat))
-        if torch.is_grad_enabled():
-            learned = any(flat[at] is not None and flat[at].requires_grad for at in self._tensors)
-            if learned and self._direct is not None:
-                return self._wrap(self._direct.apply(*flat))  # type: ignore[no-untyped-call]
+        if not torch.is_grad_enabled():
+            return self._run_directly(values, flat)
+        if self._direct is not None:
+            for tensor in tensors:
+                if tensor is not None and tensor.requires_grad:
+                    return self._wrap(self._direct.apply(*flat))  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            out = self._execute(values, flat)
-        if self._mutates:
-            # So that autograd sees when a tensor it saved was written to.
-            written = [flat[at] for at in self._mutates if flat[at] is not None]
-            torch.autograd.graph.increment_version(written)
-        return out
+            return self._run_directly(values, flat)
 
     def flat(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Any, ...]:
         """The arguments as ``torch.ops.sede`` takes them."""
@@ -277,7 +271,9 @@ class Op(Generic[P, R]):
             results = f"({results})"
         return f"({', '.join(parts)}) -> {results}"
 
-    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        if not kwargs and len(args) == len(self._parameters):
+            return args
         values = list(args)
         for at in range(len(args), len(self._parameters)):
             value = kwargs.get(self._parameters[at].name, self._defaults[at])
@@ -287,8 +283,13 @@ class Op(Generic[P, R]):
         return values
 
     def _flatten(self, values: Sequence[Any]) -> list[Any]:
-        pairs = zip(self._parameters, values, strict=True)
-        return [flat for parameter, value in pairs for flat in parameter.flatten(value)]
+        flat: list[Any] = []
+        for parameter, value in zip(self._parameters, values, strict=True):
+            if parameter.group is None:
+                flat.append(value)
+            else:
+                flat.extend(parameter.flatten(value))
+        return flat
 
     def _collect(self, flat: Sequence[Any]) -> list[Any]:
         values = iter(flat)
@@ -303,6 +304,14 @@ class Op(Generic[P, R]):
             return out
         deciding = [flat[at] for at in self._decides]
         out = resolve(self.name, values[-1], *deciding)(*passed)
+        return out
+
+    def _run_directly(self, values: Sequence[Any], flat: Sequence[Any]) -> R:
+        out = self._execute(values, flat)
+        if self._mutates:
+            # So that autograd sees when a tensor it saved was written to.
+            written = [flat[at] for at in self._mutates if flat[at] is not None]
+            torch.autograd.graph.increment_version(written)
         return out
 
     def _run_flat(self, *flat: Any) -> Any:

@@ -51,7 +51,7 @@ def check_transforms(name: str, *inputs: object) -> None:
                 raise _refusal(name, "forward-mode derivative (jvp, jacfwd)")
 
 
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def only_autograd_looks_on(tensors: Sequence[Tensor | None]) -> bool:
@@ -60,9 +60,11 @@ def only_autograd_looks_on(tensors: Sequence[Tensor | None]) -> bool:
     Not under a compiler or tracer, a transform, a dispatch mode or a profiler, and not for
     subclasses or tensors without data. The caller asks ``torch.compiler.is_compiling()`` first.
     """
+    for tensor in tensors:
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
+            return False
     return (
-        all(type(tensor) in _PLAIN and (tensor is None or not tensor.is_meta) for tensor in tensors)
-        and torch._C._len_torch_dispatch_stack() == 0
+        torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch._C._autograd._profiler_enabled()

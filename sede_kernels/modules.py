@@ -1,7 +1,7 @@
 """nn.Module twins of the functions, with the same keywords, and the two-bank SEDE loss."""
 
 import math
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,30 @@ class WeightedInfoNCE(nn.Module):
         shown = {"temperature": self.fixed_temperature, "hardness": self.hardness, **self.options}
         return ", ".join(f"{key}={value}" for key, value in shown.items())
 
+    @overload
+    def forward(
+        self,
+        query: Tensor,
+        positive: Tensor,
+        bank: Tensor | MemoryBank | BankView | None,
+        *,
+        query_ids: Tensor | None = None,
+        bank_ids: Tensor | None = None,
+        return_stats: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        query: Tensor,
+        positive: Tensor,
+        bank: Tensor | MemoryBank | BankView | None,
+        *,
+        query_ids: Tensor | None = None,
+        bank_ids: Tensor | None = None,
+        return_stats: Literal[True],
+    ) -> tuple[Tensor, InfoNCEStats]: ...
+
     def forward(
         self,
         query: Tensor,
@@ -143,17 +167,16 @@ class WeightedInfoNCE(nn.Module):
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """The loss of ``functional.weighted_info_nce`` for these tensors."""
-        return F.weighted_info_nce(
-            query,
-            positive,
-            bank,
-            temperature=self.temperature,
-            hardness=self.hardness_at_least_zero,
-            query_ids=query_ids,
-            bank_ids=bank_ids,
-            return_stats=return_stats,
+        options = {
+            "temperature": self.temperature,
+            "hardness": self.hardness_at_least_zero,
+            "query_ids": query_ids,
+            "bank_ids": bank_ids,
             **self.options,
-        )
+        }
+        if return_stats:
+            return F.weighted_info_nce(query, positive, bank, return_stats=True, **options)
+        return F.weighted_info_nce(query, positive, bank, **options)
 
 
 class AttentionErase(nn.Module):

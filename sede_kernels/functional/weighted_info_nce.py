@@ -1,5 +1,7 @@
 """Weighted InfoNCE against a memory bank."""
 
+from typing import Literal, overload
+
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
@@ -15,6 +17,54 @@ from sede_kernels.functional._info_nce import (
 from sede_kernels.functional._reference_stats import reference_stats
 
 NAME = "weighted_info_nce"
+
+
+@overload
+def weighted_info_nce(
+    query: Tensor,
+    positive: Tensor,
+    bank: Tensor | MemoryBank | BankView | None,
+    *,
+    temperature: float | Tensor = 0.07,
+    hardness: float | Tensor = 0.0,
+    normalize_weights: bool = True,
+    detach_weights: bool = True,
+    positive_focus: float = 0.0,
+    tau_plus: float = 0.0,
+    query_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    false_negatives: str = "mask",
+    margin: float | None = None,
+    in_batch_negatives: bool | Tensor = False,
+    unit_length: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def weighted_info_nce(
+    query: Tensor,
+    positive: Tensor,
+    bank: Tensor | MemoryBank | BankView | None,
+    *,
+    temperature: float | Tensor = 0.07,
+    hardness: float | Tensor = 0.0,
+    normalize_weights: bool = True,
+    detach_weights: bool = True,
+    positive_focus: float = 0.0,
+    tau_plus: float = 0.0,
+    query_ids: Tensor | None = None,
+    bank_ids: Tensor | None = None,
+    false_negatives: str = "mask",
+    margin: float | None = None,
+    in_batch_negatives: bool | Tensor = False,
+    unit_length: bool = False,
+    reduction: str = "mean",
+    backend: str = "auto",
+    return_stats: Literal[True],
+) -> tuple[Tensor, InfoNCEStats]: ...
 
 
 def weighted_info_nce(

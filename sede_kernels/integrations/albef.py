@@ -151,7 +151,7 @@ class RetrievalQueues(nn.Module):
         temp: float | Tensor,
         alpha: float,
     ) -> Tensor:
-        hard = weighted_info_nce(
+        loss = weighted_info_nce(
             query,
             key_m,
             bank,
@@ -160,7 +160,6 @@ class RetrievalQueues(nn.Module):
             false_negatives="positive",
             in_batch_negatives=True,
         )
-        loss = hard if isinstance(hard, Tensor) else hard[0]
         if not alpha:
             return loss
         inverse = 1.0 / torch.as_tensor(temp, dtype=loss.dtype, device=loss.device)

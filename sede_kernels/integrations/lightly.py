@@ -123,7 +123,7 @@ class NTXentLoss(nn.Module):
             if self.gather_distributed:
                 keys, known = gather_keys(keys, known)
             self.memory_bank.enqueue(keys, known)
-        return loss if isinstance(loss, Tensor) else loss[0]
+        return loss
 
     def _in_batch(self, views: Tensor, ids: Tensor | None) -> Tensor:
         """Both views of all other rows as negatives."""

@@ -140,7 +140,7 @@ class MoCoQueue(nn.Module):
         check_features(NAME, "k", k, tuple(q.shape))
         check_beside(NAME, "q", q, self.bank)
         known = ids_tensor(NAME, ids, q.shape[0], q.device)
-        loss = weighted_info_nce(
+        return weighted_info_nce(
             q,
             k,
             self.bank,
@@ -149,7 +149,6 @@ class MoCoQueue(nn.Module):
             query_ids=known,
             unit_length=True,
         )
-        return loss if isinstance(loss, Tensor) else loss[0]
 
     @torch.no_grad()
     def dequeue_and_enqueue(self, keys: Tensor, ids: Ids | None = None) -> None:

@@ -195,7 +195,7 @@ class Op(Generic[P, R]):
     def gradients(
         self,
         saves: tuple[str, ...],
-        depends: Callable[[dict[str, Any]], tuple[str, ...]] | None = None,
+        depends: tuple[str, ...] | Callable[[dict[str, Any]], tuple[str, ...]] | None = None,
     ) -> Callable[[Gradients], Gradients]:
         """Decorator of the backward. Its results have no derivative: to ask for one raises.
 
@@ -205,14 +205,16 @@ class Op(Generic[P, R]):
             saves: flat names of the arguments and fields of the result that it needs. Besides these
                 only inputs that need a gradient are kept, so a bank may be written to between
                 forward and backward.
-            depends: from the arguments that are no tensors, the flat names of the inputs on which
-                the gradients depend; None for all. A gradient is constant in the others.
+            depends: flat names of the inputs on which the gradients depend, or a function that
+                gives them from the arguments that are no tensors; None for all. A gradient is
+                constant in the others.
         """
 
         def register(formula: Gradients) -> Gradients:
             self._formula = formula
             self._saves = saves
-            self._depends = depends or (lambda _: tuple(self._names))
+            names = tuple(self._names) if depends is None else depends
+            self._depends = names if callable(names) else lambda _: names
             self._op.register_autograd(self._backward, setup_context=self._set_up)
 
             def forward(ctx: Any, *flat: Any) -> Any:

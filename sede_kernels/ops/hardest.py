@@ -33,7 +33,7 @@ def hardest_backward(grad_values: Tensor, bank: Bank, indices: Tensor) -> Tensor
 
 
 # Linear in the query: only the incoming gradient has a derivative of its own.
-@hardest.gradients(saves=("bank_rows", "bank_row_scale", "indices"), depends=lambda _: ())
+@hardest.gradients(saves=("bank_rows", "bank_row_scale", "indices"), depends=())
 def _(saved: Saved, grad: Ranked) -> dict[str, Tensor | None]:
     if "query" not in saved.needs:
         return {}

@@ -102,7 +102,7 @@ def info_nce_backward(
     depends=LEARNED,
 )  # fmt: skip
 def _(saved: Saved, grad: InfoNCE) -> dict[str, Tensor | None]:
-    rule = saved.take(InfoNCERule, "rule")
+    rule = saved.take("rule")
     needs = tuple(int(name in saved.needs) for name in LEARNED)
 
     def side(name: str) -> Side:
@@ -116,7 +116,7 @@ def _(saved: Saved, grad: InfoNCE) -> dict[str, Tensor | None]:
         saved["kept"],
         side("side"),
         side("other") if saved["other_given"] else None,
-        saved.take(Scalars, "scalars"),
+        saved.take("scalars"),
         rule,
         needs,
         saved["backend"],

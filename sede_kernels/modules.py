@@ -176,7 +176,8 @@ class WeightedInfoNCE(nn.Module):
         }
         if return_stats:
             return F.weighted_info_nce(query, positive, bank, return_stats=True, **options)
-        return F.weighted_info_nce(query, positive, bank, **options)
+        loss: Tensor = F.weighted_info_nce(query, positive, bank, **options)
+        return loss
 
 
 class AttentionErase(nn.Module):

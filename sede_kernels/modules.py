@@ -1,7 +1,7 @@
 """nn.Module twins of the functions, with the same keywords, and the two-bank SEDE loss."""
 
 import math
-from typing import Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,30 +131,6 @@ class WeightedInfoNCE(nn.Module):
         """The options that differ from nothing."""
         shown = {"temperature": self.fixed_temperature, "hardness": self.hardness, **self.options}
         return ", ".join(f"{key}={value}" for key, value in shown.items())
-
-    @overload
-    def forward(
-        self,
-        query: Tensor,
-        positive: Tensor,
-        bank: Tensor | MemoryBank | BankView | None,
-        *,
-        query_ids: Tensor | None = None,
-        bank_ids: Tensor | None = None,
-        return_stats: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        query: Tensor,
-        positive: Tensor,
-        bank: Tensor | MemoryBank | BankView | None,
-        *,
-        query_ids: Tensor | None = None,
-        bank_ids: Tensor | None = None,
-        return_stats: Literal[True],
-    ) -> tuple[Tensor, InfoNCEStats]: ...
 
     def forward(
         self,

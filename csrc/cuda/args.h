@@ -1,0 +1,144 @@
+// What the host hands to the kernels: plain structs, laid out alike on both sides.
+#pragma once
+
+#include <cstdint>
+
+namespace sede_cuda {
+
+using index_t = std::int64_t;
+
+// Codes of backends/cpu/_native.py and csrc/kernels/api.h.
+enum DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i8 = 4 };
+enum Select : int { keep = 0, mask = 1, positive = 2 };
+
+constexpr int kExponents = 3, kAccumulators = 2;
+constexpr index_t kEmpty = -1;  // the id of an empty slot
+
+// Elements data[r * row_stride + c * col_stride]; strides in elements.
+struct Matrix {
+  const void* data;
+  index_t rows, cols, row_stride, col_stride;
+  int dtype;
+};
+
+// Which columns count for a row.
+struct Match {
+  const index_t* query_ids;  // [B]
+  const index_t* bank_ids;   // [K]
+  const float* limit;        // [B]
+  int select;
+  int in_batch;  // the columns are the keys of the batch: never the row's own
+};
+
+// What a pass looks for. The first accumulators of the exponents keep a weighted sum of rows.
+struct Want {
+  const float* scales;    // [>= E]
+  int order[kExponents];  // exponent n of a kernel is scales[order[n]]
+  int exponents, accumulators;
+  int moments, hardest;
+};
+
+// Unfinished sums of S parts of a bank. Weights are relative to 2^ceil(c log2(e) peak).
+struct Partial {
+  float* peak;     // [S, B] the largest similarity that counts
+  float* total;    // [S, E, B] sums of weights
+  float* mass;     // [S, A, B] sums of the weights as the product with the rows took them
+  float* moment;   // [S, E, B] or null
+  float* acc;      // [S, A, B, D]
+  index_t* count;  // [S, B]
+  index_t* index;  // [S, B] or null
+  int parts;
+};
+
+// Finished sums, exponents in the caller's order.
+struct Sums {
+  float* lse;      // [E, B]
+  float* moment;   // [E, B] or null
+  float* acc;      // [A, B, D]
+  index_t* count;  // [B]
+  float* top;      // [B] or null
+  index_t* index;  // [B] or null
+};
+
+// One of the banks that a fused pass serves in a launch.
+struct Side {
+  const void* query;  // [B, D], rows of query_stride elements
+  const void* bank;   // [K, D], rows of bank_stride elements
+  Match match;
+  Partial out;
+};
+
+// Rows of a tile of the fused pass: as many as leave registers for D columns of O.
+constexpr int fused_columns(int dim) { return dim > 128 ? 32 : 64; }
+constexpr int kFusedWarps = 4, kFusedRows = 16 * kFusedWarps;
+
+struct Fused {
+  Side side[2];
+  Want want;
+  index_t rows, bank_rows, query_stride, bank_stride;
+  int dim;             // a multiple of 8
+  int tiles_per_part;
+};
+
+// s[r, c] = scale[c] query[r] . bank[c] of a chunk of the bank.
+struct Similarities {
+  Matrix query, bank;
+  const float* scale;  // [C] or null
+  float* s;            // [B, C]
+};
+
+// The weights of a chunk of similarities, and the sums with the chunk in them.
+struct Weigh {
+  const float* s;      // [B, C]
+  const float* scale;  // [C] or null: a weight is multiplied by it before it is rounded
+  index_t rows, cols, bank_rows, first;  // the chunk is columns first, first + 1, ... of the bank
+  Match match;
+  Want want;
+  Partial sums;   // of one part
+  float* shrink;  // [A, B] what the accumulators so far are multiplied by
+  void* weights;  // [A, B, C] in the operand dtype
+  int fresh;      // whether sums hold nothing yet
+};
+
+// out[r, d] = shrink[r] out[r, d] + sum_k weights[r, k] rows[d, k]; without shrink: no sum so far.
+struct Accumulate {
+  Matrix weights, rows;
+  const index_t* ids;   // [k] or null: a row of an empty slot may hold anything and counts as 0
+  const float* shrink;  // [r] or null
+  float* out;           // [r, d]
+  int fresh;            // whether out holds nothing yet
+};
+
+struct Finish {
+  Partial from;
+  Sums to;
+  Want want;
+  index_t rows, dim;
+  int scaled;  // weights carry the scale of 8-bit rows: the mean divides by the unrounded total
+};
+
+// Gradient weights of a chunk of in-batch keys: sum_e grad[e, r] exp(c_e s - lse[e, r]).
+struct Gradients {
+  const float* s;     // [B, C]
+  const float* lse;   // [E, B]
+  const float* grad;  // [E, B]
+  index_t rows, cols, first;
+  Match match;
+  const float* scales;  // [E]
+  int exponents;
+  void* weights;  // [B, C] in the operand dtype
+};
+
+// The k <= kMostTop largest so far, merged with a chunk of similarities; ties go to the lowest index.
+struct Top {
+  const float* s;  // [B, C]
+  index_t rows, cols, bank_rows, first;
+  Match match;
+  int k;
+  float* values;     // [B, k], falling
+  index_t* indices;  // [B, k], -1 where nothing counts
+  int fresh;         // whether values hold nothing yet
+};
+constexpr int kMostTop = 1024;
+
+}  // namespace sede_cuda

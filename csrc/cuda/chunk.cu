@@ -1,0 +1,144 @@
+// A pass over a chunk of the bank in steps, for matrices of any dtype, stride and width:
+// similarities to memory, their weights and sums a row, and the product of the weights with the rows.
+#include "device/match.cuh"
+#include "device/product.cuh"
+#include "device/reduce.cuh"
+
+namespace sede_cuda {
+
+template <class T>
+__device__ __forceinline__ void similarities(const Similarities& op) {
+  const index_t row = index_t(blockIdx.y) * kTile, col = index_t(blockIdx.x) * kTile;
+  Product<T> product;
+  multiply(product, op.query, op.bank, row, col);
+  product.each([&](int r, int c, float sum) {
+    if (row + r >= op.query.rows || col + c >= op.bank.rows) return;
+    const float scale = op.scale == nullptr ? 1.f : op.scale[col + c];
+    op.s[(row + r) * op.bank.rows + col + c] = sum * scale;
+  });
+}
+
+// One block a row.
+template <class T>
+__device__ __forceinline__ void weigh(const Weigh& op) {
+  constexpr int WARPS = kThreads / 32;
+  const index_t row = blockIdx.x, B = op.rows;
+  const float* s = op.s + row * op.cols;
+  const index_t own = op.match.query_ids == nullptr ? 0 : op.match.query_ids[row];
+  const float limit = op.match.limit == nullptr ? infinity() : op.match.limit[row];
+  const auto valid = [&](index_t col) {
+    return counts(op.match, row, op.first + col, op.bank_rows, own) &&
+           (op.match.limit == nullptr || s[col] <= limit);
+  };
+
+  float high = -infinity();
+  index_t first = INT64_MAX, count = 0;
+  for (index_t col = threadIdx.x; col < op.cols; col += kThreads)
+    if (valid(col)) {
+      ++count;
+      if (s[col] > high) {
+        high = s[col];
+        first = col;
+      }
+    }
+  const float chunk_peak = over_block<WARPS>(high, Larger());
+  first = over_block<WARPS>(high == chunk_peak ? first : INT64_MAX, Smaller());
+  count = over_block<WARPS>(count, Plus());
+  const float old_peak = op.fresh ? -infinity() : op.sums.peak[row], peak = fmaxf(old_peak, chunk_peak);
+  __syncthreads();  // every thread has read the old peak
+  if (threadIdx.x == 0) {
+    op.sums.peak[row] = peak;
+    op.sums.count[row] = count + (op.fresh ? 0 : op.sums.count[row]);
+    if (op.sums.index != nullptr) {
+      if (op.fresh) op.sums.index[row] = -1;
+      if (chunk_peak > old_peak) op.sums.index[row] = op.first + first;
+    }
+  }
+
+#pragma unroll 1
+  for (int e = 0; e < op.want.exponents; ++e) {
+    const float c2 = base2(op.want.scales[op.want.order[e]]), base = log2_base(peak, c2);
+    const bool kept = e < op.want.accumulators;
+    T* weights = kept ? static_cast<T*>(op.weights) + (e * B + row) * op.cols : nullptr;
+    float total = 0.f, mass = 0.f, moment = 0.f;
+    for (index_t col = threadIdx.x; col < op.cols; col += kThreads) {
+      const bool in = valid(col);
+      const float p = in ? exp2_fast(s[col] * c2 - base) : 0.f;
+      total += p;
+      if (in) moment += p * s[col];
+      if (!kept) continue;
+      const T weight = operand<T>(op.scale == nullptr ? p : p * op.scale[col]);
+      mass += number(weight);
+      weights[col] = weight;
+    }
+    total = over_block<WARPS>(total, Plus());
+    mass = over_block<WARPS>(mass, Plus());
+    moment = over_block<WARPS>(moment, Plus());
+    if (threadIdx.x != 0) continue;
+    const float shrink = rebase(old_peak, base, c2);
+    const index_t at = e * B + row;
+    const auto join = [&](float& sum, float more) {
+      sum = op.fresh ? more : sum * shrink + more;
+    };
+    join(op.sums.total[at], total);
+    if (op.want.moments) join(op.sums.moment[at], moment);
+    if (kept) {
+      join(op.sums.mass[at], mass);
+      op.shrink[at] = shrink;
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void accumulate(const Accumulate& op) {
+  const index_t row = index_t(blockIdx.y) * kTile, col = index_t(blockIdx.x) * kTile;
+  Product<T> product;
+  multiply(product, op.weights, op.rows, row, col, op.ids);
+  product.each([&](int r, int c, float sum) {
+    if (row + r >= op.weights.rows || col + c >= op.rows.rows) return;
+    float& out = op.out[(row + r) * op.rows.rows + col + c];
+    const float so_far = op.fresh ? 0.f : op.shrink == nullptr ? out : out * op.shrink[row + r];
+    out = so_far + sum;
+  });
+}
+
+// The gradient weights of a chunk of in-batch keys; one block a row.
+template <class T>
+__device__ __forceinline__ void gradients(const Gradients& op) {
+  const index_t row = blockIdx.x, B = op.rows;
+  const float* s = op.s + row * op.cols;
+  const index_t own = op.match.query_ids == nullptr ? 0 : op.match.query_ids[row];
+  const float limit = op.match.limit == nullptr ? infinity() : op.match.limit[row];
+  T* weights = static_cast<T*>(op.weights) + row * op.cols;
+  for (index_t col = threadIdx.x; col < op.cols; col += kThreads) {
+    const bool in = counts(op.match, row, op.first + col, B, own) &&
+                    (op.match.limit == nullptr || s[col] <= limit);
+    float weight = 0.f;
+    if (in)
+      for (int e = 0; e < op.exponents; ++e) {
+        const float exponent = op.scales[e], lse = op.lse[e * B + row];
+        weight = fmaf(op.grad[e * B + row], exp2_fast((s[col] * exponent - lse) * kLog2e), weight);
+      }
+    weights[col] = operand<T>(weight);
+  }
+}
+
+}  // namespace sede_cuda
+
+using namespace sede_cuda;
+
+#define SEDE_STEPS(name, T)                                                                    \
+  extern "C" __global__ void __launch_bounds__(kThreads) similarities_##name(Similarities op) { \
+    similarities<T>(op);                                                                       \
+  }                                                                                            \
+  extern "C" __global__ void __launch_bounds__(kThreads) weigh_##name(Weigh op) { weigh<T>(op); } \
+  extern "C" __global__ void __launch_bounds__(kThreads) accumulate_##name(Accumulate op) {     \
+    accumulate<T>(op);                                                                         \
+  }                                                                                            \
+  extern "C" __global__ void __launch_bounds__(kThreads) gradients_##name(Gradients op) {       \
+    gradients<T>(op);                                                                          \
+  }
+
+SEDE_STEPS(f32, float)
+SEDE_STEPS(bf16, Bf16)
+SEDE_STEPS(f16, F16)

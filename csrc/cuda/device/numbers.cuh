@@ -1,0 +1,77 @@
+// Elements of any dtype as floats, and floats as operands of a product.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "../args.h"
+
+namespace sede_cuda {
+
+using Bf16 = __nv_bfloat16;
+using F16 = __half;
+
+constexpr float kLog2e = 1.4426950408889634f;
+
+__device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
+
+template <class T>
+__device__ __forceinline__ T operand(float x);
+template <>
+__device__ __forceinline__ float operand<float>(float x) { return x; }
+template <>
+__device__ __forceinline__ Bf16 operand<Bf16>(float x) { return __float2bfloat16_rn(x); }
+template <>
+__device__ __forceinline__ F16 operand<F16>(float x) { return __float2half_rn(x); }
+
+__device__ __forceinline__ float number(float x) { return x; }
+__device__ __forceinline__ float number(Bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float number(F16 x) { return __half2float(x); }
+
+// Two operands in a register, the first in the low half.
+template <class T>
+__device__ __forceinline__ unsigned pack(float low, float high);
+template <>
+__device__ __forceinline__ unsigned pack<Bf16>(float low, float high) {
+  unsigned both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+template <>
+__device__ __forceinline__ unsigned pack<F16>(float low, float high) {
+  unsigned both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float element(const Matrix& m, index_t row, index_t col) {
+  const index_t at = row * m.row_stride + col * m.col_stride;
+  switch (m.dtype) {
+    case f32: return static_cast<const float*>(m.data)[at];
+    case bf16: return number(static_cast<const Bf16*>(m.data)[at]);
+    case f16: return number(static_cast<const F16*>(m.data)[at]);
+    default: return float(static_cast<const signed char*>(m.data)[at]);
+  }
+}
+
+// c log2(e), never 0: the smallest exponent still sends -inf to -inf and not to NaN.
+__device__ __forceinline__ float base2(float exponent) { return fmaxf(exponent * kLog2e, 1e-37f); }
+
+// The power of two that weights are divided by: an integer, so that to change it is exact; 0 for
+// rows in which nothing has counted yet.
+__device__ __forceinline__ float log2_base(float peak, float c2) {
+  return peak == -infinity() ? 0.f : ceilf(peak * c2);
+}
+
+// What sums relative to an old peak are multiplied by. The first peak meets sums that are 0.
+__device__ __forceinline__ float rebase(float old_peak, float base, float c2) {
+  return old_peak == -infinity() ? 1.f : exp2_fast(log2_base(old_peak, c2) - base);
+}
+
+}  // namespace sede_cuda

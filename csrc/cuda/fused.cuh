@@ -1,0 +1,270 @@
+// One pass over a bank of 16-bit rows of at most 256 columns: attention with K = V.
+//
+// A block holds ROWS queries and walks its part of the bank in tiles of COLS rows, two of them in
+// shared memory. The same tile gives S = Q M^T and, transposed by ldmatrix, O += P M; the registers
+// that hold S are those in which the next product wants P. A warp has 16 queries and all of O.
+#pragma once
+
+#include <climits>
+
+#include "device/match.cuh"
+#include "device/mma.cuh"
+#include "device/reduce.cuh"
+
+namespace sede_cuda {
+
+template <class T, int D, int WARPS, int E, bool FULL, bool ACC>
+struct FusedPass {
+  static constexpr int ROWS = 16 * WARPS, COLS = fused_columns(D), THREADS = 32 * WARPS;
+  static constexpr int CHUNKS = D / 8;  // of 16 bytes
+  static constexpr int ROW_BYTES = D * 2;
+  // Queries, two tiles of the bank, two tiles of its ids.
+  static constexpr int SHARED = ROWS * ROW_BYTES + 2 * COLS * ROW_BYTES + 2 * COLS * 8;
+
+  const Fused& op;
+  const Side& side;
+  unsigned queries, tiles, tile_ids;  // shared addresses
+  const index_t* ids_at;              // the same memory as tile_ids
+  int first_row;
+
+  // Chunks are swizzled, so that the eight rows of an ldmatrix lie in different banks.
+  static __device__ __forceinline__ unsigned at(unsigned tile, int row, int chunk) {
+    return tile + row * ROW_BYTES + (chunk ^ (row & 7)) * 16;
+  }
+
+  __device__ __forceinline__ void copy_queries() {
+    const T* query = static_cast<const T*>(side.query);
+    for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+      const int r = i / CHUNKS, c = i % CHUNKS;
+      const index_t row = first_row + r;
+      const bool inside = row < op.rows && c * 8 < op.dim;
+      copy16(at(queries, r, c), inside ? query + row * op.query_stride + c * 8 : query,
+             inside ? 16 : 0);
+    }
+  }
+
+  // Rows of empty slots may hold anything: zeros take their place.
+  __device__ __forceinline__ void copy_tile(int tile, int stage) {
+    const T* bank = static_cast<const T*>(side.bank);
+    const index_t* ids = side.match.bank_ids;
+    const index_t first = index_t(tile) * COLS;
+    const unsigned to = tiles + stage * COLS * ROW_BYTES;
+    for (int i = threadIdx.x; i < COLS * CHUNKS; i += THREADS) {
+      const int r = i / CHUNKS, c = i % CHUNKS;
+      const index_t row = first + r;
+      bool inside = row < op.bank_rows && c * 8 < op.dim;
+      if (inside && ids != nullptr && !side.match.in_batch) inside = ids[row] != kEmpty;
+      copy16(at(to, r, c), inside ? bank + row * op.bank_stride + c * 8 : bank, inside ? 16 : 0);
+    }
+    if (ids != nullptr && threadIdx.x < COLS) {
+      const index_t row = first + threadIdx.x;
+      const bool inside = row < op.bank_rows;
+      copy8(tile_ids + (stage * COLS + threadIdx.x) * 8, inside ? ids + row : ids, inside ? 8 : 0);
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = blockIdx.y;
+    const Match& match = side.match;
+    const bool row_ids = match.query_ids != nullptr, col_ids = match.bank_ids != nullptr;
+    const int all = int((op.bank_rows + COLS - 1) / COLS);
+    const int begin = part * op.tiles_per_part, end = min(begin + op.tiles_per_part, all);
+
+    // Element e of a quad of S lies in row e / 2 of these two and in column e % 2 of a pair.
+    index_t row[2], own[2];
+    float limit[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      row[r] = first_row + warp * 16 + lane / 4 + 8 * r;
+      const bool inside = row[r] < op.rows;
+      own[r] = row_ids && inside ? match.query_ids[row[r]] : 0;
+      limit[r] = FULL && match.limit != nullptr && inside ? match.limit[row[r]] : infinity();
+    }
+    float c2[E];
+#pragma unroll
+    for (int e = 0; e < E; ++e) c2[e] = base2(op.want.scales[op.want.order[e]]);
+
+    float o[ACC ? D / 8 : 1][4] = {};
+    float peak[2] = {-infinity(), -infinity()}, total[E][2] = {}, mass[2] = {}, moment[E][2] = {};
+    int count[2] = {}, index[2] = {-1, -1};  // of the peak
+
+    copy_queries();
+    if (begin < end) copy_tile(begin, 0);
+    commit_copies();
+#pragma unroll 1
+    for (int t = begin; t < end; ++t) {
+      const int stage = (t - begin) & 1;
+      if (t + 1 < end) copy_tile(t + 1, stage ^ 1);
+      commit_copies();
+      await_copies<1>();
+      __syncthreads();
+      const unsigned now = tiles + stage * COLS * ROW_BYTES;
+
+      float s[COLS / 8][4] = {};
+#pragma unroll 4
+      for (int k = 0; k < D / 16; ++k) {
+        unsigned a[4];
+        ldmatrix(a, at(queries, warp * 16 + lane % 16, k * 2 + lane / 16));
+#pragma unroll
+        for (int n = 0; n < COLS / 16; ++n) {
+          unsigned b[4];
+          ldmatrix(b, at(now, n * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
+          mma<T>(s[2 * n], a, b[0], b[1]);
+          mma<T>(s[2 * n + 1], a, b[2], b[3]);
+        }
+      }
+
+      float high[2] = {peak[0], peak[1]};
+      int found[2] = {INT_MAX, INT_MAX};  // the lowest column of a new peak
+#pragma unroll
+      for (int n = 0; n < COLS / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int in_tile = n * 8 + lane % 4 * 2 + e % 2, r = e / 2;
+          const index_t col = index_t(t) * COLS + in_tile;
+          const index_t id = col_ids ? ids_at[stage * COLS + in_tile] : 0;
+          bool in = counts(match.select, match.in_batch != 0, row_ids, col_ids, row[r], col,
+                           op.bank_rows, own[r], id);
+          if (FULL && match.limit != nullptr) in = in && s[n][e] <= limit[r];
+          count[r] += in;
+          s[n][e] = in ? s[n][e] : -infinity();
+          if (FULL && s[n][e] > high[r]) found[r] = int(col);
+          high[r] = fmaxf(high[r], s[n][e]);
+        }
+      float base[E][2], shrink[E][2];
+      bool moves = false;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float mine = high[r];
+        high[r] = over_lanes<4>(mine, Larger());
+        if (FULL) {
+          const int lowest = over_lanes<4>(mine == high[r] ? found[r] : INT_MAX, Smaller());
+          index[r] = high[r] > peak[r] ? lowest : index[r];
+        }
+#pragma unroll
+        for (int e = 0; e < E; ++e) {
+          base[e][r] = log2_base(high[r], c2[e]);
+          shrink[e][r] = rebase(peak[r], base[e][r], c2[e]);
+          total[e][r] *= shrink[e][r];
+          moment[e][r] *= shrink[e][r];
+        }
+        mass[r] *= shrink[0][r];
+        moves = moves || shrink[0][r] != 1.f;
+        peak[r] = high[r];
+      }
+      // To change the base of O takes as long as a tenth of a product: only when some row needs it.
+      if (ACC && __any_sync(kAllLanes, moves)) {
+#pragma unroll
+        for (int d = 0; d < D / 8; ++d)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) o[d][e] *= shrink[0][e / 2];
+      }
+#pragma unroll
+      for (int e = E - 1; e > 0; --e)
+#pragma unroll
+        for (int n = 0; n < COLS / 8; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) add(s[n][i], c2[e], base[e][i / 2], total[e][i / 2], moment[e][i / 2]);
+#pragma unroll
+      for (int n = 0; n < COLS / 16; ++n) {
+        unsigned p[4];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          float* v = s[2 * n + h];
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            v[i] = add(v[i], c2[0], base[0][i / 2], total[0][i / 2], moment[0][i / 2]);
+          if (!ACC) continue;
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            p[2 * h + r] = pack<T>(v[2 * r], v[2 * r + 1]);
+            mass[r] += sum_of_two<T>(p[2 * h + r]);
+          }
+        }
+        if (!ACC) continue;
+#pragma unroll
+        for (int d = 0; d < D / 16; ++d) {
+          unsigned b[4];
+          ldmatrix_transposed(b, at(now, n * 16 + lane % 16, d * 2 + lane / 16));
+          mma<T>(o[2 * d], p, b[0], b[1]);
+          mma<T>(o[2 * d + 1], p, b[2], b[3]);
+        }
+      }
+      __syncthreads();  // the next copy takes this tile's place
+    }
+    await_copies<0>();
+    write(part, row, peak, total, mass, moment, count, index, o);
+  }
+
+  // The weight of s, which joins the sums.
+  static __device__ __forceinline__ float add(float s, float c2, float base, float& total,
+                                              float& moment) {
+    const float p = exp2_fast(fmaf(s, c2, -base));
+    total += p;
+    if (FULL) moment += s == -infinity() ? 0.f : p * s;
+    return p;
+  }
+
+  template <class U>
+  static __device__ __forceinline__ float sum_of_two(unsigned both) {
+    U low, high;
+    *reinterpret_cast<unsigned short*>(&low) = (unsigned short)(both & 0xffff);
+    *reinterpret_cast<unsigned short*>(&high) = (unsigned short)(both >> 16);
+    return number(low) + number(high);
+  }
+
+  __device__ __forceinline__ void write(int part, const index_t (&row)[2], const float (&peak)[2],
+                                        float (&total)[E][2], float (&mass)[2],
+                                        float (&moment)[E][2], int (&count)[2], const int (&index)[2],
+                                        const float (&o)[ACC ? D / 8 : 1][4]) {
+    const int lane = threadIdx.x % 32;
+    const Partial& out = side.out;
+    const index_t B = op.rows;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        total[e][r] = over_lanes<4>(total[e][r], Plus());
+        if (FULL) moment[e][r] = over_lanes<4>(moment[e][r], Plus());
+      }
+      mass[r] = over_lanes<4>(mass[r], Plus());
+      count[r] = over_lanes<4>(count[r], Plus());
+      if (row[r] >= B) continue;
+      const index_t slot = index_t(part) * B + row[r];
+      if (lane % 4 == 0) {
+        out.peak[slot] = peak[r];
+        out.count[slot] = count[r];
+        if (FULL && out.index != nullptr) out.index[slot] = index[r];
+#pragma unroll
+        for (int e = 0; e < E; ++e) {
+          const index_t at = (index_t(part) * E + e) * B + row[r];
+          out.total[at] = total[e][r];
+          if (FULL && out.moment != nullptr) out.moment[at] = moment[e][r];
+        }
+        if (ACC) out.mass[slot] = mass[r];
+      }
+      if (!ACC) continue;
+#pragma unroll
+      for (int d = 0; d < D / 8; ++d) {
+        const int col = d * 8 + lane % 4 * 2;
+        if (col < op.dim)
+          *reinterpret_cast<float2*>(out.acc + slot * op.dim + col) =
+              make_float2(o[d][2 * r], o[d][2 * r + 1]);
+      }
+    }
+  }
+};
+
+template <class T, int D, int WARPS, int E, bool FULL, bool ACC>
+__device__ __forceinline__ void fused(const Fused& op) {
+  extern __shared__ __align__(128) unsigned char memory[];
+  using Pass = FusedPass<T, D, WARPS, E, FULL, ACC>;
+  const unsigned queries = shared_address(memory);
+  const unsigned tiles = queries + Pass::ROWS * Pass::ROW_BYTES;
+  const unsigned ids = tiles + 2 * Pass::COLS * Pass::ROW_BYTES;
+  Pass pass{op, op.side[blockIdx.z], queries, tiles, ids,
+            reinterpret_cast<const index_t*>(memory + (ids - queries)), int(blockIdx.x) * Pass::ROWS};
+  pass.run();
+}
+
+}  // namespace sede_cuda

@@ -1,0 +1,222 @@
+#include "bank.h"
+
+#include <algorithm>
+#include <string>
+
+namespace sede_cuda {
+namespace {
+
+constexpr index_t kTile = 64;
+constexpr unsigned kThreads = 128;
+constexpr index_t kChunkElements = index_t(1) << 22;  // similarities of a chunk in memory
+constexpr index_t kSmallestChunk = 1024;
+constexpr int kBlocksPerProcessor = 2, kFewestTiles = 4, kMaxParts = 64;
+constexpr int kWidestFused = 256;
+
+index_t blocks(index_t size, index_t block) { return (size + block - 1) / block; }
+
+unsigned grid_size(index_t size) { return unsigned(size); }
+
+// What the product multiplies: a half type only where no input loses bits by it.
+int operand_of(const Matrix& query, const Matrix& bank) {
+  const bool half = query.dtype == bf16 || query.dtype == f16;
+  return half && (bank.dtype == query.dtype || bank.dtype == i8) ? query.dtype : int(f32);
+}
+
+std::string suffix(int operand) {
+  return operand == bf16 ? "_bf16" : operand == f16 ? "_f16" : "_f32";
+}
+
+index_t operand_bytes(int operand) { return operand == f32 ? 4 : 2; }
+
+Matrix rows_from(const Matrix& m, index_t first, index_t count) {
+  Matrix part = m;
+  const index_t bytes = m.dtype == f32 ? 4 : m.dtype == i8 ? 1 : 2;
+  part.data = static_cast<const char*>(m.data) + first * m.row_stride * bytes;
+  part.rows = count;
+  return part;
+}
+
+Matrix transposed(const Matrix& m) {
+  return {m.data, m.cols, m.rows, m.col_stride, m.row_stride, m.dtype};
+}
+
+Partial partial(Scratch& scratch, int parts, index_t rows, index_t dim, const Want& want) {
+  const index_t E = want.exponents, A = want.accumulators;
+  Partial sums{};
+  sums.parts = parts;
+  sums.peak = scratch.take<float>(parts * rows);
+  sums.total = scratch.take<float>(parts * E * rows);
+  sums.mass = scratch.take<float>(parts * A * rows);
+  if (want.moments) sums.moment = scratch.take<float>(parts * E * rows);
+  sums.acc = scratch.take<float>(parts * A * rows * dim);
+  sums.count = scratch.take<index_t>(parts * rows);
+  if (want.hardest) sums.index = scratch.take<index_t>(parts * rows);
+  return sums;
+}
+
+void finish(const BankSide& side, const Want& want, const Partial& from, Stream stream) {
+  const Finish op{from, side.out, want, side.query.rows, side.query.cols,
+                  side.row_scale != nullptr};
+  launch(Image::finish, "finish_sums", {grid_size(op.rows)}, kThreads, 0, stream, &op);
+}
+
+bool vectors(const Matrix& m) {
+  return m.col_stride == 1 && m.row_stride % 8 == 0 &&
+         reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0;
+}
+
+// The fused pass reads rows of 16-bit elements as vectors of 16 bytes and keeps one sum of rows.
+bool fusable(const std::vector<BankSide>& sides, const Want& want) {
+  for (const BankSide& side : sides) {
+    const bool half = side.query.dtype == bf16 || side.query.dtype == f16;
+    if (!half || side.bank.dtype != side.query.dtype) return false;
+    if (!vectors(side.query) || !vectors(side.bank)) return false;
+    if (side.bank.row_stride != sides[0].bank.row_stride) return false;
+  }
+  const Matrix& bank = sides[0].bank;
+  return bank.cols > 0 && bank.cols % 8 == 0 && bank.cols <= kWidestFused &&
+         want.accumulators <= 1 && want.exponents >= 1 && bank.rows < (index_t(1) << 31) - kTile;
+}
+
+index_t fused_pass(const std::vector<BankSide>& sides, const Want& want, void* memory,
+                   Stream stream) {
+  const index_t B = sides[0].query.rows, K = sides[0].bank.rows, D = sides[0].bank.cols;
+  const int padded = D <= 64 ? 64 : D <= 128 ? 128 : 256;
+  const index_t row_blocks = blocks(B, kFusedRows), tiles = blocks(K, fused_columns(padded));
+  const index_t wanted = index_t(multiprocessors()) * kBlocksPerProcessor;
+  const index_t most = std::max<index_t>(1, std::min<index_t>(kMaxParts, tiles / kFewestTiles));
+  const index_t split = blocks(wanted, row_blocks * index_t(sides.size()));
+  const index_t tiles_per_part = blocks(tiles, std::min(split, most));
+  const int parts = int(blocks(tiles, tiles_per_part));
+
+  const bool limited = sides[0].match.limit != nullptr;
+  const bool full = want.moments || want.hardest || limited || want.exponents > 2;
+  const char* found = want.accumulators == 0 ? "_lse" : full ? "_full"
+                      : want.exponents == 2  ? "_two" : "_one";
+  Scratch scratch(memory);
+  Fused op{};
+  op.want = want;
+  op.rows = B;
+  op.bank_rows = K;
+  op.dim = int(D);
+  op.query_stride = sides[0].query.row_stride;
+  op.bank_stride = sides[0].bank.row_stride;
+  op.tiles_per_part = int(tiles_per_part);
+  for (size_t i = 0; i < sides.size(); ++i)
+    op.side[i] = {sides[i].query.data, sides[i].bank.data, sides[i].match,
+                  partial(scratch, parts, B, D, want)};
+  if (memory == nullptr) return scratch.used();
+  const unsigned columns = unsigned(fused_columns(padded));
+  const unsigned shared = unsigned(kFusedRows + 2 * columns) * unsigned(padded) * 2 + 2 * columns * 8;
+  launch(Image::fused, "fused" + suffix(sides[0].query.dtype) + found + "_" + std::to_string(padded),
+         {grid_size(row_blocks), unsigned(parts), unsigned(sides.size())}, 32 * kFusedWarps, shared,
+         stream, &op);
+  for (size_t i = 0; i < sides.size(); ++i) finish(sides[i], want, op.side[i].out, stream);
+  return scratch.used();
+}
+
+// Similarities of a chunk go to memory; steps make of them what is wanted.
+index_t chunk_columns(index_t rows, index_t bank_rows) {
+  const index_t fit = kChunkElements / std::max<index_t>(rows, 1) / kTile * kTile;
+  return std::min(bank_rows, std::max(kSmallestChunk, fit));
+}
+
+void similarities(const Matrix& query, const Matrix& chunk, const float* scale, float* s,
+                  int operand, Stream stream) {
+  const Similarities op{query, chunk, scale, s};
+  const Grid grid{grid_size(blocks(chunk.rows, kTile)), grid_size(blocks(query.rows, kTile))};
+  launch(Image::chunk, "similarities" + suffix(operand), grid, kThreads, 0, stream, &op);
+}
+
+void accumulate(const Accumulate& op, int operand, Stream stream) {
+  const Grid grid{grid_size(blocks(op.rows.rows, kTile)),
+                  grid_size(blocks(op.weights.rows, kTile))};
+  launch(Image::chunk, "accumulate" + suffix(operand), grid, kThreads, 0, stream, &op);
+}
+
+index_t chunked_pass(const BankSide& side, const Want& want, void* memory, Stream stream) {
+  const index_t B = side.query.rows, K = side.bank.rows, D = side.query.cols;
+  const index_t C = chunk_columns(B, K), A = want.accumulators;
+  const int operand = operand_of(side.query, side.bank);
+  Scratch scratch(memory);
+  float* s = scratch.take<float>(B * C);
+  char* weights = scratch.take<char>(A * B * C * operand_bytes(operand));
+  float* shrink = scratch.take<float>(A * B);
+  const Partial sums = partial(scratch, 1, B, D, want);
+  if (memory == nullptr) return scratch.used();
+  for (index_t first = 0; first < K; first += C) {
+    const index_t cols = std::min(C, K - first);
+    const Matrix chunk = rows_from(side.bank, first, cols);
+    const float* scale = side.row_scale == nullptr ? nullptr : side.row_scale + first;
+    similarities(side.query, chunk, scale, s, operand, stream);
+    const Weigh weigh{s, scale, B, cols, K, first, side.match, want, sums, shrink, weights,
+                      first == 0};
+    launch(Image::chunk, "weigh" + suffix(operand), {grid_size(B)}, kThreads, 0, stream, &weigh);
+    const bool ids = side.match.bank_ids != nullptr && !side.match.in_batch;
+    for (index_t a = 0; a < A; ++a) {
+      const Matrix weight{weights + a * B * cols * operand_bytes(operand), B, cols, cols, 1,
+                          operand};
+      accumulate({weight, transposed(chunk), ids ? side.match.bank_ids + first : nullptr,
+                  shrink + a * B, sums.acc + a * B * D, first == 0},
+                 operand, stream);
+    }
+  }
+  finish(side, want, sums, stream);
+  return scratch.used();
+}
+
+}  // namespace
+
+index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, void* scratch,
+                 Stream stream) {
+  if (fusable(sides, want)) return fused_pass(sides, want, scratch, stream);
+  index_t bytes = 0;  // one bank after the other, in the same memory
+  for (const BankSide& side : sides)
+    bytes = std::max(bytes, chunked_pass(side, want, scratch, stream));
+  return bytes;
+}
+
+index_t batch_lse_backward(const BatchGradient& op, void* memory, Stream stream) {
+  const index_t B = op.query.rows, C = chunk_columns(B, B);
+  const int operand = operand_of(op.query, op.key);
+  Scratch scratch(memory);
+  float* s = scratch.take<float>(B * C);
+  char* weights = scratch.take<char>(B * C * operand_bytes(operand));
+  if (memory == nullptr) return scratch.used();
+  for (index_t first = 0; first < B; first += C) {
+    const index_t cols = std::min(C, B - first);
+    const Matrix chunk = rows_from(op.key, first, cols);
+    similarities(op.query, chunk, nullptr, s, operand, stream);
+    const Gradients step{s, op.lse, op.grad, B, cols, first, op.match, op.scales, op.exponents,
+                         weights};
+    launch(Image::chunk, "gradients" + suffix(operand), {grid_size(B)}, kThreads, 0, stream, &step);
+    const Matrix weight{weights, B, cols, cols, 1, operand};
+    accumulate({weight, transposed(chunk), nullptr, nullptr, op.query_grad, first == 0}, operand,
+               stream);
+    accumulate({transposed(weight), transposed(op.query), nullptr, nullptr,
+                op.key_grad + first * op.key.cols, 1},
+               operand, stream);
+  }
+  return scratch.used();
+}
+
+index_t hardest(const Matrix& query, const Matrix& bank, const float* row_scale,
+                const Match& match, int k, float* values, index_t* indices, void* memory,
+                Stream stream) {
+  const index_t B = query.rows, K = bank.rows, C = chunk_columns(B, K);
+  const int operand = operand_of(query, bank);
+  Scratch scratch(memory);
+  float* s = scratch.take<float>(B * C);
+  if (memory == nullptr) return scratch.used();
+  for (index_t first = 0; first < K; first += C) {
+    const index_t cols = std::min(C, K - first);
+    const float* scale = row_scale == nullptr ? nullptr : row_scale + first;
+    similarities(query, rows_from(bank, first, cols), scale, s, operand, stream);
+    const Top op{s, B, cols, K, first, match, k, values, indices, first == 0};
+    launch(Image::hardest, "merge_top", {grid_size(B)}, kThreads, 0, stream, &op);
+  }
+  return scratch.used();
+}
+
+}  // namespace sede_cuda

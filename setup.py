@@ -1,7 +1,10 @@
-"""Builds the optional native module; all metadata is in pyproject.toml.
+"""Builds the optional native modules; all metadata is in pyproject.toml.
 
-SEDE_BUILD_CPU=auto (default): build it, and install pure Python where that fails.
-SEDE_BUILD_CPU=1: build it or fail. SEDE_BUILD_CPU=0: pure Python.
+SEDE_BUILD_CPU=auto (default): build the CPU kernels, and go without where that fails.
+SEDE_BUILD_CUDA=auto (default): build the CUDA kernels for this machine's GPUs where there are some
+and nvcc is found; on a machine without a GPU nothing.
+1: build or fail. 0: do not. SEDE_CUDA_ARCHS: the compute capabilities for SEDE_BUILD_CUDA=1, as
+"8.0;9.0;8.0+PTX"; without it all that csrc/cuda/CMakeLists.txt names.
 """
 
 import os
@@ -9,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import setuptools
 from setuptools import Extension, find_packages, setup
@@ -22,7 +26,7 @@ SUITE = "sede_kernels._bench"
 
 
 class BuildError(RuntimeError):
-    """The native module could not be built."""
+    """A native module could not be built."""
 
 
 def packages() -> list[str]:
@@ -32,36 +36,97 @@ def packages() -> list[str]:
     return [*library, SUITE, *(f"{SUITE}.{part}" for part in parts)]
 
 
-def choice() -> str:
-    """The value of SEDE_BUILD_CPU, checked."""
-    value = os.environ.get("SEDE_BUILD_CPU", "auto") or "auto"
-    if value not in CHOICES:
-        sys.exit(f"SEDE_BUILD_CPU must be one of {', '.join(CHOICES)}, got {value!r}.")
-    return value
+class Module(NamedTuple):
+    """A native module: what it is for, and what serves without it."""
+
+    variable: str  # the environment's choice
+    kernels: str
+    instead: str
+
+    @property
+    def choice(self) -> str:
+        """auto, 1 or 0, checked."""
+        value = os.environ.get(self.variable, "auto") or "auto"
+        if value not in CHOICES:
+            sys.exit(f"{self.variable} must be one of {', '.join(CHOICES)}, got {value!r}.")
+        return value
+
+
+CPU, CUDA = "sede_kernels._cpu", "sede_kernels._cuda"
+MODULES = {
+    CPU: Module("SEDE_BUILD_CPU", "native CPU kernels", "backend 'torch' serves instead"),
+    CUDA: Module("SEDE_BUILD_CUDA", "CUDA kernels", "backend 'triton' or 'torch' serves instead"),
+}
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler: below CUDA_HOME, or on the path."""
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
+
+
+def own_capabilities() -> str:
+    """Compute capabilities of this machine's GPUs, joined by semicolons."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ""
+    asked = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
+    said = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return ";".join(sorted(set(said.stdout.split()))) if said.returncode == 0 else ""
+
+
+def extensions() -> list[Extension]:
+    """The modules to build."""
+    names = [] if MODULES[CPU].choice == "0" else [CPU]
+    wanted = MODULES[CUDA].choice
+    if wanted == "1" or (wanted == "auto" and nvcc() and own_capabilities()):
+        names.append(CUDA)
+    return [Extension(name, sources=[]) for name in names]
+
+
+def cuda_options() -> list[str]:
+    """What CMake is told of the CUDA kernels."""
+    compiler = nvcc()
+    if compiler is None:
+        raise BuildError("nvcc not found: set CUDA_HOME or put it on the path")
+    options = ["-DSEDE_CUDA=ON", "-DSEDE_PYTHON=OFF", f"-DSEDE_NVCC={compiler}"]
+    own = own_capabilities() if MODULES[CUDA].choice == "auto" else ""
+    capabilities = os.environ.get("SEDE_CUDA_ARCHS") or own
+    return options + ([f"-DSEDE_CUDA_ARCHS={capabilities}"] if capabilities else [])
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake for the one module; ``auto`` turns a failure into a notice."""
+    """Runs CMake for each module; ``auto`` turns a failure into a notice."""
 
     def run(self) -> None:
         """Build, or explain why not."""
-        try:
-            super().run()
-        except BuildError as error:
-            if choice() == "1":
-                sys.exit(f"SEDE_BUILD_CPU=1: the native CPU kernels could not be built: {error}")
-            # The wheel then holds no native code: say so to whatever names and lists its files.
-            self.extensions = []
-            self.distribution.ext_modules = []
-            wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
-            if wheel is not None:
-                wheel.root_is_pure = True  # decided before the build: py3-none-any after all
-            boxed(f"sede-kernels: no native CPU kernels ({error}); backend 'torch' serves instead.")
+        super().run()
+        self.extensions = [ext for ext in self.extensions if ext.name not in self._failed]
+        self.distribution.ext_modules = self.extensions
+        wheel = self.distribution.get_command_obj("bdist_wheel", create=False)
+        if wheel is not None and not self.extensions:
+            # No native code after all: say so to whatever names the wheel (py3-none-any).
+            wheel.root_is_pure = True
+
+    def build_extensions(self) -> None:
+        """One module after the other; the failure of one is no reason to go without the other."""
+        self._failed: set[str] = set()
+        for ext in self.extensions:
+            try:
+                self.build_extension(ext)
+            except BuildError as error:
+                module = MODULES[ext.name]
+                if module.choice == "1":
+                    sys.exit(f"{module.variable}=1: the {module.kernels} could not be built: {error}")
+                self._failed.add(ext.name)
+                boxed(f"sede-kernels: no {module.kernels} ({error}); {module.instead}.")
 
     def build_extension(self, ext: Extension) -> None:
         """Configure, build and copy the module to where setuptools expects it."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve()
+        name = ext.name.rpartition(".")[2]
+        # The CPU module keeps the folder that clones have built it in so far.
+        build = Path(self.build_temp).resolve() / ("" if ext.name == CPU else name)
         build.mkdir(parents=True, exist_ok=True)
         cmake = shutil.which("cmake")
         if cmake is None:
@@ -70,14 +135,16 @@ class CMakeBuild(build_ext):
             cmake, "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release",
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_dir()}",
             f"-DSEDE_VERSION={self.distribution.get_version()}",
+            *(cuda_options() if ext.name == CUDA else []),
         ]  # fmt: skip
         ninja = shutil.which("ninja")
         if ninja:
             # The cache of an earlier isolated build names a ninja that is gone by now.
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         checked([*configure, *os.environ.get("SEDE_CMAKE_ARGS", "").split()])
-        checked([cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1)])
-        built = next(build.glob("_cpu*.so"), None)
+        jobs = str(os.cpu_count() or 1)
+        checked([cmake, "--build", str(build), "--target", name, "--parallel", jobs])
+        built = next(build.rglob(f"{name}*.so"), None)
         if built is None:
             raise BuildError(f"CMake left no module in {build}")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +189,6 @@ if int(setuptools.__version__.split(".")[0]) < SETUPTOOLS:
 setup(
     packages=packages(),
     package_dir={SUITE: "benchmarks"},
-    ext_modules=[] if choice() == "0" else [Extension("sede_kernels._cpu", sources=[])],
+    ext_modules=extensions(),
     cmdclass={"build_ext": CMakeBuild},
 )

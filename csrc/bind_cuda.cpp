@@ -12,6 +12,7 @@
 #include "cuda/launch/bank.h"
 #include "cuda/launch/driver.h"
 #include "cuda/launch/images.h"
+#include "cuda/launch/rows.h"
 
 namespace py = pybind11;
 
@@ -117,15 +118,68 @@ index_t call_hardest(Address stream, const MatrixTuple& query, const MatrixTuple
                             pointer<void>(scratch), pointer<void>(stream));
 }
 
+void call_enqueue(Address stream, const MatrixTuple& rows, Address row_scale, Address ids,
+                  Address ptr, Address count, Address rejected, const MatrixTuple& keys,
+                  Address key_ids, bool normalize) {
+  const char* name = "enqueue";
+  const Matrix ring = matrix(name, rows), from = matrix(name, keys);
+  fits(name, from, ring, row_scale);
+  require(ids != 0 && ptr != 0 && count != 0 && rejected != 0, name, "the ring has no counters");
+  const Enqueue op{const_cast<void*>(ring.data), ring.rows, ring.cols, ring.row_stride,
+                   ring.col_stride, ring.dtype, pointer<float>(row_scale), pointer<index_t>(ids),
+                   pointer<const index_t>(ptr), pointer<index_t>(count),
+                   pointer<index_t>(rejected), from, pointer<const index_t>(key_ids),
+                   std::max<index_t>(0, from.rows - ring.rows), normalize};
+  sede_cuda::enqueue(op, pointer<index_t>(ptr), from.rows, pointer<void>(stream));
+}
+
+int row_length(const char* op, const MatrixTuple& rows) {
+  const Matrix m = matrix(op, rows);
+  require(m.cols >= 1 && m.cols <= kBlockRow, op, "rows are too long or empty");
+  require(m.col_stride == 1 && m.row_stride == m.cols && m.dtype != i8, op,
+          "rows must be contiguous and floating");
+  return int(m.cols);
+}
+
+void call_erase(Address stream, const MatrixTuple& attention, Address lengths, Address out,
+                Address mask, int rule, double threshold, bool low, int keep_min,
+                bool renormalize) {
+  const char* name = "erase";
+  const int length = row_length(name, attention);
+  const Matrix rows = matrix(name, attention);
+  require(rule >= mean && rule <= quantile, name, "the code of the rule is unknown");
+  require(out != 0 && mask != 0, name, "a result has no address");
+  const Erase op{rows.data, pointer<const index_t>(lengths), pointer<void>(out),
+                 pointer<unsigned char>(mask), rows.rows, length, rows.dtype, rule, threshold,
+                 low, keep_min, renormalize};
+  sede_cuda::erase(op, pointer<void>(stream));
+}
+
+void call_erase_backward(Address stream, const MatrixTuple& grad_out, Address attention,
+                         Address mask, Address grad, bool renormalize) {
+  const char* name = "erase_backward";
+  const int length = row_length(name, grad_out);
+  const Matrix rows = matrix(name, grad_out);
+  require(attention != 0 && mask != 0 && grad != 0, name, "a tensor has no address");
+  const EraseBackward op{rows.data, pointer<const void>(attention),
+                         pointer<const unsigned char>(mask), pointer<void>(grad), rows.rows,
+                         length, rows.dtype, renormalize};
+  sede_cuda::erase_backward(op, pointer<void>(stream));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels on raw addresses; use sede_kernels.functional instead.";
   py::register_exception<DriverError>(m, "DriverError", PyExc_RuntimeError);
-  m.attr("most_top") = kMostTop;
+  m.attr("most_top") = int(kMostTop);
   m.def("architectures", [] { return std::string(image_architectures()); },
         "What the kernels were compiled for.");
   m.def("unavailable_reason", &unavailable_reason, "Why no kernel can run, or an empty text.");
+  m.attr("longest_row") = int(kBlockRow);
+  m.def("enqueue", &call_enqueue);
+  m.def("erase", &call_erase);
+  m.def("erase_backward", &call_erase_backward);
   // Each returns the bytes of scratch memory it needs, and runs when `scratch` is not 0.
   m.def("bank_lse", &call_bank_lse);
   m.def("batch_lse_backward", &call_batch_lse_backward);

@@ -12,7 +12,8 @@ enum DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i8 = 4 };
 enum Select : int { keep = 0, mask = 1, positive = 2 };
 
 constexpr int kExponents = 3, kAccumulators = 2;
-constexpr index_t kEmpty = -1;  // the id of an empty slot
+// The ids of an empty slot, and of a row whose key came without one.
+constexpr index_t kEmpty = -1, kAnonymous = -2;
 
 // Elements data[r * row_stride + c * col_stride]; strides in elements.
 struct Matrix {
@@ -140,5 +141,51 @@ struct Top {
   int fresh;         // whether values hold nothing yet
 };
 constexpr int kMostTop = 1024;
+
+// Keys skipped, skipped + 1, ... go to the slots from the ring's pointer on.
+struct Enqueue {
+  void* rows;  // [K, D] of row_dtype
+  index_t size, dim, row_stride, col_stride;
+  int row_dtype;
+  float* row_scale;     // [K] of 8-bit rows, or null
+  index_t* ids;         // [K]
+  const index_t* ptr;   // []
+  index_t* count;       // []
+  index_t* rejected;    // []
+  Matrix keys;          // [N, D]
+  const index_t* key_ids;  // [N] or null
+  index_t skipped;
+  int normalize;
+};
+
+enum Rule : int { mean = 0, prob = 1, absolute = 2, relative = 3, topk = 4, quantile = 5 };
+
+// Rows of attention, contiguous, of one dtype.
+struct Erase {
+  const void* attention;        // [N, L]
+  const index_t* lengths;       // [N] or null
+  void* out;                    // [N, L]
+  unsigned char* mask;          // [N, L], 1 where a fragment stays
+  index_t rows;
+  int length, dtype, rule;
+  double threshold;
+  int low, keep_min, renormalize;
+};
+
+struct EraseBackward {
+  const void* grad_out;       // [N, L]
+  const void* attention;      // [N, L]
+  const unsigned char* mask;  // [N, L]
+  void* grad;                 // [N, L]
+  index_t rows;
+  int length, dtype, renormalize;
+};
+// Rows of at most so many fragments have a warp each, four a block; longer ones a block each.
+constexpr int kWarpRow = 1024, kEraseWarps = 4, kBlockRow = 16384, kEraseThreads = 256;
+
+struct Advance {
+  index_t* ptr;
+  index_t keys, size;
+};
 
 }  // namespace sede_cuda

@@ -174,20 +174,22 @@ struct FusedPass {
 #pragma unroll
           for (int i = 0; i < 4; ++i)
             v[i] = add(v[i], c2[0], base[0][i / 2], total[0][i / 2], moment[0][i / 2]);
-          if (!ACC) continue;
+          if constexpr (ACC) {
 #pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            p[2 * h + r] = pack<T>(v[2 * r], v[2 * r + 1]);
-            mass[r] += sum_of_two<T>(p[2 * h + r]);
+            for (int r = 0; r < 2; ++r) {
+              p[2 * h + r] = pack<T>(v[2 * r], v[2 * r + 1]);
+              mass[r] += sum_of_two<T>(p[2 * h + r]);
+            }
           }
         }
-        if (!ACC) continue;
+        if constexpr (ACC) {
 #pragma unroll
-        for (int d = 0; d < D / 16; ++d) {
-          unsigned b[4];
-          ldmatrix_transposed(b, at(now, n * 16 + lane % 16, d * 2 + lane / 16));
-          mma<T>(o[2 * d], p, b[0], b[1]);
-          mma<T>(o[2 * d + 1], p, b[2], b[3]);
+          for (int d = 0; d < D / 16; ++d) {
+            unsigned b[4];
+            ldmatrix_transposed(b, at(now, n * 16 + lane % 16, d * 2 + lane / 16));
+            mma<T>(o[2 * d], p, b[0], b[1]);
+            mma<T>(o[2 * d + 1], p, b[2], b[3]);
+          }
         }
       }
       __syncthreads();  // the next copy takes this tile's place
@@ -243,13 +245,14 @@ struct FusedPass {
         }
         if (ACC) out.mass[slot] = mass[r];
       }
-      if (!ACC) continue;
+      if constexpr (ACC) {
 #pragma unroll
-      for (int d = 0; d < D / 8; ++d) {
-        const int col = d * 8 + lane % 4 * 2;
-        if (col < op.dim)
-          *reinterpret_cast<float2*>(out.acc + slot * op.dim + col) =
-              make_float2(o[d][2 * r], o[d][2 * r + 1]);
+        for (int d = 0; d < D / 8; ++d) {
+          const int col = d * 8 + lane % 4 * 2;
+          if (col < op.dim)
+            *reinterpret_cast<float2*>(out.acc + slot * op.dim + col) =
+                make_float2(o[d][2 * r], o[d][2 * r + 1]);
+        }
       }
     }
   }

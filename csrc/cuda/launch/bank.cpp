@@ -130,6 +130,7 @@ void similarities(const Matrix& query, const Matrix& chunk, const float* scale, 
 }
 
 void accumulate(const Accumulate& op, int operand, Stream stream) {
+  if (op.rows.rows == 0) return;  // rows of no columns
   const Grid grid{grid_size(blocks(op.rows.rows, kTile)),
                   grid_size(blocks(op.weights.rows, kTile))};
   launch(Image::chunk, "accumulate" + suffix(operand), grid, kThreads, 0, stream, &op);

@@ -37,7 +37,7 @@ FILES = {
     "cross_attention_pairs_backward": "cross_attention_pairs",
 }
 
-_AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("triton", "torch")}
+_AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("triton", "cuda", "torch")}
 _warned_of: set[str] = set()
 
 

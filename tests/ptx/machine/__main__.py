@@ -44,12 +44,13 @@ def _print_table() -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from tests.ptx.machine import driver
+    from tests.ptx.machine import cuda, driver
     from tests.ptx.machine.module import Options
 
     driver.install(options.arch, options.cores)
     driver.state.strict = not options.keep_going
     driver.state.options = Options(seed=options.seed, slice=options.slice, threads=options.threads)
+    cuda.install(options.arch, options.cores, driver.state.options)
     sys.argv = [options.script, *options.arguments]
     try:
         if options.module:
@@ -61,6 +62,13 @@ def _run(options: argparse.Namespace) -> None:
             runpy.run_path(options.script, run_name="__main__")
     finally:
         print(driver.state.statistics.summary(options.arch), file=sys.stderr)
+        launches, executed, kernels = cuda.report()
+        if launches:
+            print(
+                f"CUDA backend: {launches} launches of {len(kernels)} kernels, "
+                f"{executed / 1e6:.1f} M warp instructions",
+                file=sys.stderr,
+            )
         seen = {(name, str(fault)) for name, fault in driver.state.statistics.faults}
         for name, fault in sorted(seen):
             kind = fault.split("]")[0].lstrip("[")

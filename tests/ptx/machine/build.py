@@ -47,11 +47,12 @@ def digest(sanitize: str = "") -> str:
     return found.hexdigest()[:16]
 
 
-def _run(*command: str) -> None:
+def run(*command: str) -> None:
+    """Run a command of a build; on failure raise with the end of what it said."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
-            f"Building the PTX machine failed: {' '.join(command)}\n"
+            f"A build of the PTX machine failed: {' '.join(command)}\n"
             f"{(done.stdout + done.stderr)[-4000:]}"
         )
 
@@ -79,8 +80,8 @@ def library(sanitize: str = "") -> Path:
         options = [f"-DPTX_SANITIZE={sanitize}"]
         if shutil.which("ninja"):
             options.append("-GNinja")
-        _run(cmake, "-S", str(_FOLDER), "-B", str(folder / "build"), *options)
-        _run(cmake, "--build", str(folder / "build"), "--parallel", str(os.cpu_count() or 1))
+        run(cmake, "-S", str(_FOLDER), "-B", str(folder / "build"), *options)
+        run(cmake, "--build", str(folder / "build"), "--parallel", str(os.cpu_count() or 1))
         home.mkdir(exist_ok=True)
         os.replace(folder / "build" / _LIBRARY, home / _LIBRARY)
     return home / _LIBRARY

@@ -33,6 +33,13 @@ _SIGNATURES = {
     "ptx_statistics": (None, [_HANDLE, ctypes.POINTER(_LONG)]),
     "ptx_histogram": (ctypes.c_int, [_HANDLE, *_TEXT]),
     "ptx_table": (ctypes.c_int, [*_TEXT]),
+    "ptx_cuda_configure": (
+        None,
+        [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_uint32, _NUMBERS, ctypes.c_int],
+    ),
+    "ptx_cuda_forget": (None, []),
+    "ptx_cuda_buffer": (None, [_LONG, _LONG, ctypes.c_uint32, ctypes.c_char_p]),
+    "ptx_cuda_report": (ctypes.c_int, [ctypes.POINTER(_LONG), *_TEXT]),
 }
 
 

@@ -117,7 +117,9 @@ class CMakeBuild(build_ext):
             except BuildError as error:
                 module = MODULES[ext.name]
                 if module.choice == "1":
-                    sys.exit(f"{module.variable}=1: the {module.kernels} could not be built: {error}")
+                    sys.exit(
+                        f"{module.variable}=1: the {module.kernels} could not be built: {error}"
+                    )
                 self._failed.add(ext.name)
                 boxed(f"sede-kernels: no {module.kernels} ({error}); {module.instead}.")
 

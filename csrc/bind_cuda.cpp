@@ -177,6 +177,7 @@ PYBIND11_MODULE(_cuda, m) {
         "What the kernels were compiled for.");
   m.def("unavailable_reason", &unavailable_reason, "Why no kernel can run, or an empty text.");
   m.attr("longest_row") = int(kBlockRow);
+  m.def("set_chunk", &set_chunk, "Similarities that go to memory at a time, least columns.");
   m.def("enqueue", &call_enqueue);
   m.def("erase", &call_erase);
   m.def("erase_backward", &call_erase_backward);

@@ -8,8 +8,8 @@ namespace {
 
 constexpr index_t kTile = 64;
 constexpr unsigned kThreads = 128;
-constexpr index_t kChunkElements = index_t(1) << 22;  // similarities of a chunk in memory
-constexpr index_t kSmallestChunk = 1024;
+// Similarities of a chunk in memory, and the fewest columns of one.
+index_t chunk_elements = index_t(1) << 22, smallest_chunk = 1024;
 constexpr int kBlocksPerProcessor = 2, kFewestTiles = 4, kMaxParts = 64;
 constexpr int kWidestFused = 256;
 
@@ -118,8 +118,8 @@ index_t fused_pass(const std::vector<BankSide>& sides, const Want& want, void* m
 
 // Similarities of a chunk go to memory; steps make of them what is wanted.
 index_t chunk_columns(index_t rows, index_t bank_rows) {
-  const index_t fit = kChunkElements / std::max<index_t>(rows, 1) / kTile * kTile;
-  return std::min(bank_rows, std::max(kSmallestChunk, fit));
+  const index_t fit = chunk_elements / std::max<index_t>(rows, 1) / kTile * kTile;
+  return std::min(bank_rows, std::max(smallest_chunk, fit));
 }
 
 void similarities(const Matrix& query, const Matrix& chunk, const float* scale, float* s,
@@ -168,6 +168,11 @@ index_t chunked_pass(const BankSide& side, const Want& want, void* memory, Strea
 }
 
 }  // namespace
+
+void set_chunk(index_t elements, index_t columns) {
+  chunk_elements = elements;
+  smallest_chunk = columns;
+}
 
 index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, void* scratch,
                  Stream stream) {

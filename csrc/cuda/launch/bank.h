@@ -39,6 +39,9 @@ struct BankSide {
 index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, void* scratch,
                  Stream stream);
 
+// How many similarities go to memory at a time, but of at least so many columns. For tests.
+void set_chunk(index_t elements, index_t columns);
+
 struct BatchGradient {
   Matrix query, key;
   Match match;

@@ -16,7 +16,8 @@ _PACKAGE = Path(__file__).parents[2]
 def sources(root: Path) -> list[Path]:
     """Files of a checkout that say how Python calls the module; CMakeLists.txt takes the same."""
     csrc = root / "csrc"
-    return sorted([*csrc.glob("bind_*"), *csrc.glob("kernels/*api.h")])
+    bindings = [path for path in csrc.glob("bind_*") if "bind_cuda" not in path.name]
+    return sorted([*bindings, *csrc.glob("kernels/*api.h")])
 
 
 def digest(files: list[Path]) -> str:

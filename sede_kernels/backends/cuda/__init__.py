@@ -1,8 +1,8 @@
 """Backend ``cuda``: kernels compiled ahead, for NVIDIA GPUs of compute capability 8.0 and newer.
 
-They need no Triton and no CUDA toolkit where they run: the module ``sede_kernels._cuda`` holds their
-machine code and opens the driver when it is first asked for one. ``emulate`` is for tests: a driver
-that plays a GPU on CPU tensors.
+They need no Triton and no CUDA toolkit where they run: the module ``sede_kernels._cuda`` holds
+their machine code and opens the driver when it is first asked for one. ``emulate`` is for tests: a
+driver that plays a GPU on CPU tensors.
 """
 
 from collections.abc import Callable

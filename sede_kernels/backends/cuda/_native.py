@@ -30,6 +30,7 @@ def set_watch(watch: Watch | None) -> None:
     """See ``emulate`` of this package."""
     global _watch  # noqa: PLW0603
     _watch = watch
+    _import.cache_clear()  # the module may be found from here on
 
 
 def emulating() -> bool:
@@ -89,7 +90,7 @@ class Call:
         return address, rows, columns, row_stride, column_stride, DTYPE_CODES[tensor.dtype]
 
     def array(self, name: str, tensor: Tensor | None, dtype: torch.dtype, size: int) -> int:
-        """The address of ``size`` elements in ``dtype``, contiguous (a copy if need be); 0 for None.
+        """The address of ``size`` contiguous elements in ``dtype``, copied if need be; 0 for None.
 
         Raises:
             ValueError: the tensor has another size or is on another device.
@@ -114,7 +115,7 @@ class Call:
             function(stream, *arguments)
 
     def run(self, function: Callable[..., int], *arguments: Any) -> None:
-        """Call a function of the module on the current stream, with the scratch that it asks for."""
+        """Call a function of the module on the current stream, with the scratch it asks for."""
         with self._on_device() as stream:
             needed = function(stream, *arguments, 0)
             scratch = torch.empty(max(needed, 1), dtype=torch.uint8, device=self.device)

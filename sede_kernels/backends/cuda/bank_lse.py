@@ -41,8 +41,7 @@ def sums(
     sum; else three launches a chunk and one at the end.
     """
     exponents = scales.shape[0]
-    rows, dim = query.shape[-2:]
-    if rows == 0 or banks[0].rows.shape[0] == 0:
+    if query.shape[-2] == 0 or banks[0].rows.shape[0] == 0:
         return Sums.none(query, exponents, want)
     found = Sums.empty(query, exponents, want)
     call = _native.Call(query.device)

@@ -133,9 +133,7 @@ def configure(
 def install(architecture: str, cores: int = 4, options: Options | None = None) -> None:
     """Serve ``backend="cuda"`` on CPU tensors as on a GPU of this architecture, from here on."""
     configure(architecture, cores, options)
-    os.environ["SEDE_CUDA_DRIVER"] = str(
-        build.library(os.environ.get("SEDE_PTX_SANITIZE", ""))
-    )
+    os.environ["SEDE_CUDA_DRIVER"] = str(build.library(os.environ.get("SEDE_PTX_SANITIZE", "")))
     if "SEDE_CUDA_MODULE" not in os.environ:
         sys.meta_path.insert(0, _Finder(architecture))
     from sede_kernels.backends import cuda as backend

@@ -239,7 +239,8 @@ struct FusedPass {
         if (FULL && out.index != nullptr) out.index[slot] = index[r];
 #pragma unroll
         for (int e = 0; e < E; ++e) {
-          const index_t at = (index_t(part) * E + e) * B + row[r];
+          if (e >= op.want.exponents) break;  // a full pass is made for as many as there can be
+          const index_t at = (index_t(part) * op.want.exponents + e) * B + row[r];
           out.total[at] = total[e][r];
           if (FULL && out.moment != nullptr) out.moment[at] = moment[e][r];
         }

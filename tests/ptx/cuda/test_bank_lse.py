@@ -116,7 +116,7 @@ def test_a_nan_stays_in_its_row(dtype: torch.dtype) -> None:
 def test_extreme_exponents(dtype: torch.dtype, exponent: float) -> None:
     problem = Problem(9, 150, 64, dtype)
     found = bank_lse(problem.query, problem.bank, torch.tensor([exponent]), problem.match, FULL)
-    assert_sums(problem, found, expected(problem, (exponent,), FULL))
+    assert_sums(problem, found, expected(problem, (exponent,), FULL), exponent)
 
 
 def test_repeats_are_equal_to_the_bit() -> None:

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,8 +82,20 @@ def module_path(architecture: str) -> Path:
             cmake, "--build", name, "--target", "_cuda", "--parallel", str(os.cpu_count() or 1)
         )
         home.mkdir(exist_ok=True)
-        os.replace(Path(name) / "csrc" / "cuda" / built.name, built)
+        folder = Path(name) / "csrc" / "cuda"
+        names = [
+            entry
+            for text in sorted(folder.glob("*.ptx"))
+            for entry in re.findall(r"\.entry (\w+)\(", text.read_text())
+        ]
+        (home / "kernels.txt").write_text("\n".join(names))
+        os.replace(folder / built.name, built)
     return built
+
+
+def kernels(architecture: str) -> list[str]:
+    """The names of the kernels in the module."""
+    return (module_path(architecture).parent / "kernels.txt").read_text().split()
 
 
 class _Finder:

@@ -128,11 +128,11 @@ __device__ __forceinline__ void gradients(const Gradients& op) {
 using namespace sede_cuda;
 
 #define SEDE_STEPS(name, T)                                                                    \
-  extern "C" __global__ void __launch_bounds__(kThreads) similarities_##name(Similarities op) { \
+  extern "C" __global__ void __launch_bounds__(kThreads, 4) similarities_##name(Similarities op) { \
     similarities<T>(op);                                                                       \
   }                                                                                            \
   extern "C" __global__ void __launch_bounds__(kThreads) weigh_##name(Weigh op) { weigh<T>(op); } \
-  extern "C" __global__ void __launch_bounds__(kThreads) accumulate_##name(Accumulate op) {     \
+  extern "C" __global__ void __launch_bounds__(kThreads, 4) accumulate_##name(Accumulate op) {     \
     accumulate<T>(op);                                                                         \
   }                                                                                            \
   extern "C" __global__ void __launch_bounds__(kThreads) gradients_##name(Gradients op) {       \

@@ -15,7 +15,7 @@ namespace sede_cuda {
 
 template <class T, int D, int WARPS, int E, bool FULL, bool ACC>
 struct FusedPass {
-  static constexpr int ROWS = 16 * WARPS, COLS = fused_columns(D), THREADS = 32 * WARPS;
+  static constexpr int ROWS = 16 * WARPS, COLS = fused_columns(D, FULL && ACC), THREADS = 32 * WARPS;
   static constexpr int CHUNKS = D / 8;  // of 16 bytes
   static constexpr int ROW_BYTES = D * 2;
   // Queries, two tiles of the bank, two tiles of its ids.
@@ -71,7 +71,8 @@ struct FusedPass {
     const int begin = part * op.tiles_per_part, end = min(begin + op.tiles_per_part, all);
 
     // Element e of a quad of S lies in row e / 2 of these two and in column e % 2 of a pair.
-    index_t row[2], own[2];
+    int row[2];
+    index_t own[2];
     float limit[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -121,14 +122,14 @@ struct FusedPass {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int in_tile = n * 8 + lane % 4 * 2 + e % 2, r = e / 2;
-          const index_t col = index_t(t) * COLS + in_tile;
+          const int col = t * COLS + in_tile;
           const index_t id = col_ids ? ids_at[stage * COLS + in_tile] : 0;
           bool in = counts(match.select, match.in_batch != 0, row_ids, col_ids, row[r], col,
-                           op.bank_rows, own[r], id);
+                           int(op.bank_rows), own[r], id);
           if (FULL && match.limit != nullptr) in = in && s[n][e] <= limit[r];
           count[r] += in;
           s[n][e] = in ? s[n][e] : -infinity();
-          if (FULL && s[n][e] > high[r]) found[r] = int(col);
+          if (FULL && s[n][e] > high[r]) found[r] = col;
           high[r] = fmaxf(high[r], s[n][e]);
         }
       float base[E][2], shrink[E][2];
@@ -215,7 +216,7 @@ struct FusedPass {
     return number(low) + number(high);
   }
 
-  __device__ __forceinline__ void write(int part, const index_t (&row)[2], const float (&peak)[2],
+  __device__ __forceinline__ void write(int part, const int (&row)[2], const float (&peak)[2],
                                         float (&total)[E][2], float (&mass)[2],
                                         float (&moment)[E][2], int (&count)[2], const int (&index)[2],
                                         const float (&o)[ACC ? D / 8 : 1][4]) {

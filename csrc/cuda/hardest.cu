@@ -128,7 +128,7 @@ __device__ __forceinline__ void merge_top(const Top& op) {
 
 }  // namespace sede_cuda
 
-extern "C" __global__ void __launch_bounds__(sede_cuda::kTopThreads)
+extern "C" __global__ void __launch_bounds__(sede_cuda::kTopThreads, 8)
     merge_top(sede_cuda::Top op) {
   sede_cuda::merge_top(op);
 }

@@ -6,8 +6,9 @@
 namespace sede_cuda {
 
 // In a bank an id of -1 is an empty slot; in a batch it is unknown: a negative, never a positive.
+template <class Place>
 __device__ __forceinline__ bool counts(int select, bool in_batch, bool ids_of_rows,
-                                       bool ids_of_cols, index_t row, index_t col, index_t total,
+                                       bool ids_of_cols, Place row, Place col, Place total,
                                        index_t row_id, index_t col_id) {
   bool inside = col < total;
   if (in_batch) inside = inside && row != col;

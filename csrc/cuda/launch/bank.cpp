@@ -12,6 +12,7 @@ constexpr unsigned kThreads = 128;
 index_t chunk_elements = index_t(1) << 22, smallest_chunk = 1024;
 constexpr int kBlocksPerProcessor = 2, kFewestTiles = 4, kMaxParts = 64;
 constexpr int kWidestFused = 256;
+constexpr index_t kMostIndexed = (index_t(1) << 31) - 2 * kTile;  // a fused pass counts in int
 
 index_t blocks(index_t size, index_t block) { return (size + block - 1) / block; }
 
@@ -76,23 +77,26 @@ bool fusable(const std::vector<BankSide>& sides, const Want& want) {
   }
   const Matrix& bank = sides[0].bank;
   return bank.cols > 0 && bank.cols % 8 == 0 && bank.cols <= kWidestFused &&
-         want.accumulators <= 1 && want.exponents >= 1 && bank.rows < (index_t(1) << 31) - kTile;
+         want.accumulators <= 1 && want.exponents >= 1 && bank.rows < kMostIndexed &&
+         sides[0].query.rows < kMostIndexed;
 }
 
 index_t fused_pass(const std::vector<BankSide>& sides, const Want& want, void* memory,
                    Stream stream) {
   const index_t B = sides[0].query.rows, K = sides[0].bank.rows, D = sides[0].bank.cols;
   const int padded = D <= 64 ? 64 : D <= 128 ? 128 : 256;
-  const index_t row_blocks = blocks(B, kFusedRows), tiles = blocks(K, fused_columns(padded));
+  const bool limited = sides[0].match.limit != nullptr;
+  const bool full = want.moments || want.hardest || limited || want.exponents > 2;
+  const bool sums_rows = want.accumulators > 0;
+  const int columns = fused_columns(padded, full && sums_rows);
+  const index_t row_blocks = blocks(B, kFusedRows), tiles = blocks(K, columns);
   const index_t wanted = index_t(multiprocessors()) * kBlocksPerProcessor;
   const index_t most = std::max<index_t>(1, std::min<index_t>(kMaxParts, tiles / kFewestTiles));
   const index_t split = blocks(wanted, row_blocks * index_t(sides.size()));
   const index_t tiles_per_part = blocks(tiles, std::min(split, most));
   const int parts = int(blocks(tiles, tiles_per_part));
 
-  const bool limited = sides[0].match.limit != nullptr;
-  const bool full = want.moments || want.hardest || limited || want.exponents > 2;
-  const char* found = want.accumulators == 0 ? "_lse" : full ? "_full"
+  const char* found = !sums_rows ? "_lse" : full ? "_full"
                       : want.exponents == 2  ? "_two" : "_one";
   Scratch scratch(memory);
   Fused op{};
@@ -107,8 +111,7 @@ index_t fused_pass(const std::vector<BankSide>& sides, const Want& want, void* m
     op.side[i] = {sides[i].query.data, sides[i].bank.data, sides[i].match,
                   partial(scratch, parts, B, D, want)};
   if (memory == nullptr) return scratch.used();
-  const unsigned columns = unsigned(fused_columns(padded));
-  const unsigned shared = unsigned(kFusedRows + 2 * columns) * unsigned(padded) * 2 + 2 * columns * 8;
+  const unsigned shared = unsigned((kFusedRows + 2 * columns) * padded * 2 + 2 * columns * 8);
   launch(Image::fused, "fused" + suffix(sides[0].query.dtype) + found + "_" + std::to_string(padded),
          {grid_size(row_blocks), unsigned(parts), unsigned(sides.size())}, 32 * kFusedWarps, shared,
          stream, &op);

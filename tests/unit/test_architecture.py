@@ -129,9 +129,12 @@ def _switches() -> set[str]:
             words |= set(re.findall(r"(?<!\w)(?<!-D)SEDE_[A-Z_]*[A-Z]", text))
     for path in (ROOT / "csrc").rglob("*.cpp"):
         words |= set(re.findall(r'getenv\("(SEDE_\w+)"\)', path.read_text(encoding="utf-8")))
-    cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
-    options = re.findall(r"option\((SEDE_\w+)|set\((SEDE_\w+) .*CACHE", cmake)
-    return words | {one or other for one, other in options}
+    for path in (ROOT / "CMakeLists.txt", ROOT / "csrc" / "cuda" / "CMakeLists.txt"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            if option := re.match(r"\s*(?:option|find_program|set(?=.*CACHE))\((SEDE_\w+)", line):
+                words.add(option[1])
+    return words
 
 
 def test_one_table_has_every_environment_variable():

@@ -143,7 +143,7 @@ class _Stream:
         self._guard = torch.cuda.device(device)
 
     def __enter__(self) -> int:
-        self._guard.__enter__()
+        self._guard.__enter__()  # type: ignore[no-untyped-call]
         return int(torch.cuda.current_stream(self._device).cuda_stream)
 
     def __exit__(self, *error: Any) -> None:

@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     if nvcc is None or not SOURCES.is_dir():
         parser.error("this needs nvcc on the path and a clone of the sources")
     version = re.search(r"release [\d.]+, V[\d.]+", _run(nvcc, "--version"))
-    report = {
+    report: dict[str, Any] = {
         "compiler": f"nvcc {version[0] if version else 'of unknown version'}",
         "digest": digest(),
         "kernels": compile_all(nvcc, tuple(options.architectures)),

@@ -1,0 +1,49 @@
+"""The committed compile report of the CUDA kernels: of these sources, and without a spill."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sede_kernels.backends.cuda import compile_report
+
+ROOT = Path(__file__).parents[2]
+RECORD = ROOT / "records" / "compiler" / "cuda.json"
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    if not RECORD.is_file() or not (ROOT / "csrc" / "cuda").is_dir():
+        pytest.skip("no clone of the sources")
+    return json.loads(RECORD.read_text(encoding="utf-8"))
+
+
+def test_it_is_of_these_sources(report, monkeypatch):
+    monkeypatch.setattr(compile_report, "SOURCES", ROOT / "csrc" / "cuda")
+    assert report["digest"] == compile_report.digest()
+
+
+def test_no_kernel_spills_on_any_architecture(report):
+    rows = report["kernels"]
+    assert {row["architecture"] for row in rows} == set(compile_report.ARCHITECTURES)
+    assert [row for row in rows if row["spilled"] or row["stl"]] == []
+
+
+def test_fused_kernels_use_the_tensor_cores_and_asynchronous_copies(report):
+    fused = [row for row in report["kernels"] if row["kernel"].startswith("fused_")]
+    assert len(fused) == 24 * len(compile_report.ARCHITECTURES)
+    assert all(row["hmma"] and row["ldsm"] and row["ldgsts"] for row in fused)
+
+
+def test_what_the_assembler_says_is_read():
+    said = """ptxas info    : Function properties for one
+    24 bytes stack frame, 28 bytes spill stores, 36 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 24 bytes cumulative stack size, 96 bytes smem
+"""
+    expected = {"spilled": 64, "stack": 24, "registers": 255, "static_shared": 96}
+    assert compile_report.resources(said) == {"one": expected}
+    code = """ Function : one
+        /*0010*/                   HMMA.16816.F32.BF16 R4, R8, R2, RZ ;
+        /*0020*/              @!P0 STL [R1], R4 ;
+"""
+    assert compile_report.instructions(code) == {"one": {"HMMA": 1, "STL": 1}}

@@ -70,8 +70,8 @@ struct Side {
 };
 
 // Rows of a tile of the fused pass: as many as leave registers for D columns of O.
-constexpr int fused_columns(int dim, bool full) {
-  return dim <= 128 ? 64 : full ? 16 : 32;
+constexpr int fused_columns(int dim, int exponents, bool sums_rows) {
+  return dim <= 128 ? 64 : exponents > 1 && sums_rows ? 16 : 32;
 }
 constexpr int kFusedWarps = 4, kFusedRows = 16 * kFusedWarps;
 

@@ -222,7 +222,7 @@ __device__ __forceinline__ void erase_backward(const EraseBackward& op) {
 using namespace sede_cuda;
 
 #define SEDE_ERASE(name, Op)                                                            \
-  extern "C" __global__ void __launch_bounds__(32 * kEraseWarps) name##_warp(Op op) {   \
+  extern "C" __global__ void __launch_bounds__(32 * kEraseWarps, 4) name##_warp(Op op) {   \
     name<WarpGroup, kEraseWarps>(op);                                                   \
   }                                                                                     \
   extern "C" __global__ void __launch_bounds__(kEraseThreads) name##_block(Op op) {     \

@@ -15,7 +15,7 @@ namespace sede_cuda {
 
 template <class T, int D, int WARPS, int E, bool FULL, bool ACC>
 struct FusedPass {
-  static constexpr int ROWS = 16 * WARPS, COLS = fused_columns(D, FULL && ACC), THREADS = 32 * WARPS;
+  static constexpr int ROWS = 16 * WARPS, COLS = fused_columns(D, E, ACC), THREADS = 32 * WARPS;
   static constexpr int CHUNKS = D / 8;  // of 16 bytes
   static constexpr int ROW_BYTES = D * 2;
   // Queries, two tiles of the bank, two tiles of its ids.

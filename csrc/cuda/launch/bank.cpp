@@ -88,7 +88,7 @@ index_t fused_pass(const std::vector<BankSide>& sides, const Want& want, void* m
   const bool limited = sides[0].match.limit != nullptr;
   const bool full = want.moments || want.hardest || limited || want.exponents > 2;
   const bool sums_rows = want.accumulators > 0;
-  const int columns = fused_columns(padded, full && sums_rows);
+  const int columns = fused_columns(padded, full ? kExponents : want.exponents, sums_rows);
   const index_t row_blocks = blocks(B, kFusedRows), tiles = blocks(K, columns);
   const index_t wanted = index_t(multiprocessors()) * kBlocksPerProcessor;
   const index_t most = std::max<index_t>(1, std::min<index_t>(kMaxParts, tiles / kFewestTiles));

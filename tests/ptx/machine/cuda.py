@@ -22,8 +22,9 @@ from typing import Any
 from torch import Tensor
 
 from tests.ptx.machine import build
-from tests.ptx.machine.driver import SHARED_MEMORY, regions_of
+from tests.ptx.machine.driver import SHARED_MEMORY
 from tests.ptx.machine.library import machine
+from tests.ptx.machine.memory import spans_of
 from tests.ptx.machine.module import Options
 
 _ROOT = Path(__file__).parents[3]
@@ -115,8 +116,8 @@ def _watch(tensors: list[Tensor]) -> None:
     driver = machine()
     driver.ptx_cuda_forget()
     named = [(f"tensor {number}", tensor) for number, tensor in enumerate(tensors)]
-    for buffer in regions_of(named):
-        driver.ptx_cuda_buffer(buffer.address, buffer.bytes, 0, buffer.name.encode())
+    for start, end, name in spans_of(named):
+        driver.ptx_cuda_buffer(start, end - start, 0, name.encode())
 
 
 def report() -> tuple[int, int, list[str]]:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.cuda import _native
+from sede_kernels.types import Erase, Erased
 
 #: Rule of csrc/cuda/args.h.
 RULE_CODES = {"mean": 0, "prob": 1, "absolute": 2, "relative": 3, "topk": 4, "quantile": 5}
@@ -14,50 +15,40 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1, tensor.shape[-1])
 
 
-def erase(
-    attention: Tensor,
-    lengths: Tensor | None,
-    *,
-    rule: str,
-    threshold: float,
-    low: bool,
-    keep_min: int,
-    renormalize: bool,
-) -> tuple[Tensor, Tensor]:
+def erase(weights: Tensor, lengths: Tensor | None, how: Erase) -> Erased:
     """See ``sede_kernels.ops.erase``."""
-    out = torch.empty(attention.shape, dtype=attention.dtype, device=attention.device)
-    mask = torch.empty(attention.shape, dtype=torch.bool, device=attention.device)
-    if attention.numel() == 0:
-        return out, mask
-    rows = _rows(attention)
-    call = _native.Call(attention.device)
+    found = Erased(
+        torch.empty(weights.shape, dtype=weights.dtype, device=weights.device),
+        torch.empty(weights.shape, dtype=torch.bool, device=weights.device),
+    )
+    if weights.numel() == 0:
+        return found
+    rows = _rows(weights)
+    call = _native.Call(weights.device)
     call.launch(
         _native.module().erase,
         call.matrix(rows),
         call.array("lengths", lengths, torch.int64, rows.shape[0]),
-        call.result(out),
-        call.result(mask),
-        RULE_CODES[rule],
-        threshold,
-        low,
-        min(keep_min, rows.shape[1]),
-        renormalize,
+        *(call.result(result) for result in found),
+        RULE_CODES[how.rule],
+        how.threshold,
+        how.side == "low",
+        min(how.keep_min, rows.shape[1]),
+        how.renormalize,
     )
-    return out, mask
+    return found
 
 
-def erase_backward(
-    grad_out: Tensor, attention: Tensor, mask: Tensor, *, renormalize: bool
-) -> Tensor:
+def erase_backward(grad_out: Tensor, weights: Tensor, mask: Tensor, renormalize: bool) -> Tensor:
     """See ``sede_kernels.ops.erase``."""
-    grad = torch.empty(attention.shape, dtype=attention.dtype, device=attention.device)
-    if attention.numel() == 0:
+    grad = torch.empty(weights.shape, dtype=weights.dtype, device=weights.device)
+    if weights.numel() == 0:
         return grad
-    call = _native.Call(attention.device)
+    call = _native.Call(weights.device)
     call.launch(
         _native.module().erase_backward,
-        call.matrix(_rows(grad_out.to(attention.dtype))),
-        call.result(_rows(attention)),
+        call.matrix(_rows(grad_out.to(weights.dtype))),
+        call.result(_rows(weights)),
         call.result(_rows(mask)),
         call.result(grad),
         renormalize,

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import sede_kernels
 from sede_kernels import BackendUnavailableError, MemoryBank, functional
+from sede_kernels.types import RingState
 from tests.ptx.cuda.oracle import assert_close, unit
 from tests.ptx.machine import cuda
 
@@ -88,7 +89,8 @@ def test_a_damaged_pointer_stays_inside() -> None:
 
     rows, names = torch.zeros(5, 8), torch.full((5,), -1)
     ptr, count, rejected = (torch.tensor(value) for value in (-7, 0, 0))
-    enqueue(rows, None, names, ptr, count, rejected, unit(2, 8, 1), None, normalize=True)
+    ring = RingState(rows, None, names, ptr, count, rejected)
+    enqueue(ring, unit(2, 8, 1), None, True)
     assert names.tolist() == [-1, -1, -1, -2, -2] and int(ptr) == 0 and int(count) == 2
 
 

@@ -37,8 +37,9 @@ def _before_a_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     global _hook  # noqa: PLW0603
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if _expected.get(id(parameter)) is parameter:
-                _give_shape(optimizer.state.get(parameter, {}), parameter)
+            expected = _expected.get(id(parameter))
+            if expected is not None and expected is parameter:
+                _give_shape(optimizer.state.get(expected, {}), expected)
                 del _expected[id(parameter)]
     if not _expected and _hook is not None:
         _hook.remove()

@@ -86,6 +86,7 @@ def rank_main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     torch.save({name: train(name, [rank], 2) for name in NAMES}, f"{folder}/{rank}.pt")
+    dist.barrier()  # a rank that leaves first would break the connection of the other
     dist.destroy_process_group()
 
 

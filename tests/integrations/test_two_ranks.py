@@ -115,6 +115,7 @@ def rank_main(rank: int, folder: str) -> None:
         found[name] = everything(rows, 2)
     found["gathering"] = gathering(rank)
     torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()  # a rank that leaves first would break the connection of the other
     dist.destroy_process_group()
 
 

@@ -87,7 +87,6 @@ struct Tiles {
     if (few_alone()) {
       next = gather_sources(op, next, end, tile);
       if (tile.count > 0) next = take_columns();
-
     } else if (operands.columns) {
       copy(op.bank.cols);
       const BankTile<T> copied = coming;
@@ -148,10 +147,9 @@ struct Tiles {
     if (operands.columns) {
       const index_t columns = round_up(tile.count, W);
       if (few_alone())
-        for (index_t d = 0; d < op.bank.cols; d += kColumns) {
+        for (index_t d = 0; d == 0 || d < op.bank.cols; d += kColumns)
           operands.add_similarities(op.bank, d, d + kColumns < op.bank.cols ? d + kColumns : op.bank.cols,
                                     columns, few.rows, few.stride, few.count, few_rows, few_stride);
-        }
       else
         product(few.count, columns, few.rows, few.stride, 1, s, operands.s_step, few_rows,
                 few_stride, steps, false, ahead);

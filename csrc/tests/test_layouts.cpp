@@ -102,6 +102,7 @@ int main() {
               // Whole vectors and a rest; an odd D, and columns an odd number of elements apart.
               test_sums({query, bank, queries, 98, 19, in_columns, holes});
               test_sums({query, bank, queries, 67, 4, in_columns, holes});
+              test_sums({query, bank, queries, 40, 0, in_columns, holes});
               test_best({query, bank, queries, 70, 17, in_columns, holes}, 1 + queries);
             }
     // Several tiles.

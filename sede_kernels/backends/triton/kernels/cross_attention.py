@@ -307,6 +307,8 @@ def _gram_bwd_kernel(
         a = tl.load(attention + at, mask=there[:, None] & (index < W)[None, :], other=0.0)
         weight = tl.load(d_square + p * N + first + query, mask=there, other=0.0)
         weighted = (a.to(tl.float32) * weight[:, None]).to(a.dtype)
-        total = matmul(tl.trans(weighted), a, total, PRECISION)
+        # The sum is symmetric, and so ``a``, which is copied ahead, is the operand that a product
+        # reads from shared memory as a whole.
+        total = matmul(tl.trans(a), weighted, total, PRECISION)
     at, inside = _gram_tile(p, index, W8)
     tl.store(d_gram + at, total, mask=inside)

@@ -14,6 +14,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arch", default="sm_90", help="sm_80, sm_89 or sm_90")
     parser.add_argument("--every", action="store_true", help="every entry, not the first of a row")
     parser.add_argument("--only", default="", metavar="TEXT", help="problems whose name holds TEXT")
+    parser.add_argument("--skip", metavar="TEXT", help="leave out problems whose name holds TEXT")
     parser.add_argument("--write", type=Path, metavar="DIR", help="keep the lines in this folder")
     parser.add_argument("--json", action="store_true", help="print lines of the record")
     return parser
@@ -44,7 +45,7 @@ def main() -> int:
         if options.write and not outcome.harmful:
             record.write(options.write, [line])
 
-    run(options.arch, every=options.every, wanted=options.only, keep=keep)
+    run(options.arch, every=options.every, wanted=options.only, skip=options.skip, keep=keep)
     for text in wrong:
         print(text, file=sys.stderr)
     return 1 if wrong else 0

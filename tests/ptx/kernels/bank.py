@@ -13,6 +13,7 @@ from sede_kernels import MemoryBank, functional
 from sede_kernels.backends.triton import _chunks as _chunks_module
 from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton.bank_lse import _worth_one_launch, one_pass
+from sede_kernels.backends.triton.batch_lse import WIDEST_SLICE
 from sede_kernels.bank import BankView
 from tests.ptx.kernels.problem import Check, Problem, compared, floor_of, ids, same, tiles, unit
 
@@ -27,13 +28,23 @@ _HALF, _FULL = torch.bfloat16, torch.float32
 _DTYPE = {"half": _HALF, "tf32": _FULL, "ieee": _FULL}
 
 
-def stored(rows: int, dim: int, dtype: torch.dtype, empty: Tensor | None = None) -> BankView:
-    """A bank whose ``empty`` slots hold NaN and long rows in turn; of int8, one that was filled."""
+def stored(
+    rows: int,
+    dim: int,
+    dtype: torch.dtype,
+    empty: Tensor | None = None,
+    shortest: float = 0.2,
+) -> BankView:
+    """A bank whose rows grow to unit length, so that the largest similarity does, tile by tile.
+
+    The ``empty`` slots hold NaN and long rows in turn. One of int8 is as MemoryBank fills it.
+    """
     if dtype == torch.int8:
         bank = MemoryBank(rows, dim, dtype=dtype)
         bank.enqueue(unit(rows - 3, dim), ids(rows - 3))
         return bank.view()
-    view = BankView(unit(rows, dim, dtype=dtype), None, ids(rows))
+    grown = unit(rows, dim) * torch.linspace(shortest, 1.0, rows)[:, None]
+    view = BankView(grown.to(dtype), None, ids(rows))
     if empty is not None:
         view.ids[empty] = -1
         view.rows[empty] *= 3.0
@@ -75,7 +86,8 @@ def _of_variant(
     """What a row of the table serves: dtype of the queries, and banks."""
     dtype = torch.float16 if key.endswith("/full") else _HALF
     kept = torch.int8 if key in ("128/safe", "256/safe") else dtype
-    views = [stored(slots, dim, kept, empty) for _ in range(banks)]
+    shortest = 1.0 if key.endswith("/static") else 0.2  # which promises unit length
+    views = [stored(slots, dim, kept, empty, shortest) for _ in range(banks)]
     if key == "512/safe":
         views = [_strided(view) for view in views]
     return dtype, views
@@ -314,10 +326,12 @@ def problems() -> Iterator[Problem]:
         both = (("chunk_weights", key.partition("/")[0]), ("chunk_rows", key))
         yield Problem(f"chunks {key}", both, partial(_chunks, *fixed))
     half = (("chunk_weights", "half"), ("chunk_rows", "half"))
-    yield Problem("chunks parts", half, partial(_chunks, *rows["half"]), cores=64)
+    yield Problem("chunks half parts", half, partial(_chunks, *rows["half"]), cores=64)
     for kind in launch.table("batch_lse_backward"):
         table = (("batch_lse_backward", kind),)
-        yield Problem(f"batch_lse {kind}", table, partial(_batch, kind, 48))
+        # A gradient that one program holds, with columns of padding, and one that several do.
+        narrow = WIDEST_SLICE[kind] - 16
+        yield Problem(f"batch_lse {kind}", table, partial(_batch, kind, narrow))
         yield Problem(f"batch_lse {kind} wide", table, partial(_batch, kind, _LONG))
     for kind in launch.table("hardest"):
         table = (("hardest", kind),)

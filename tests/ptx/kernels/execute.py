@@ -18,7 +18,7 @@ from tests.ptx.kernels.problem import Check, Problem
 from tests.ptx.machine import driver
 
 #: Modules with a ``problems()`` each.
-MODULES = ("bank", "attention")
+MODULES = ("bank", "rows", "attention")
 #: Share of a kernel's instructions that a problem must reach.
 _LEAST_EXECUTED = 0.5
 
@@ -137,11 +137,18 @@ def _executed(statistics: driver.Statistics) -> dict[str, float]:
     return dict(sorted(shares.items()))
 
 
-def run(architecture: str, *, every: bool, wanted: str, keep: Callable[[Outcome], None]) -> None:
-    """Problems whose name holds ``wanted``, with the first entry of their rows or with each."""
+def run(
+    architecture: str,
+    *,
+    every: bool,
+    wanted: str,
+    skip: str | None,
+    keep: Callable[[Outcome], None],
+) -> None:
+    """Problems whose name holds ``wanted`` and not ``skip``; their first entries or each."""
     driver.install(architecture)
     driver.state.strict = False
     for problem in problems():
-        if wanted in problem.name:
+        if wanted in problem.name and (skip is None or skip not in problem.name):
             for entries in entries_of(problem, architecture)[: None if every else 1]:
                 keep(execute(problem, architecture, entries))

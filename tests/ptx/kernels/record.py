@@ -13,8 +13,10 @@ import triton
 from sede_kernels.backends.triton.compile_report.text import kernel_text
 from tests.ptx.kernels.execute import Outcome, entries_of, problems
 
-#: What the machine executes.
-ARCHITECTURES = ("sm_80", "sm_89", "sm_90")
+#: What the record is of.
+ARCHITECTURES = ("sm_80", "sm_90")
+#: Problems that it does not have yet, nor CI: they take longer than all others.
+LEFT_OUT = "cross_attention"
 FOLDER = Path(__file__).parents[3] / "records" / "ptx"
 
 
@@ -100,6 +102,7 @@ def _wanted() -> set[str]:
         key_of(line_of(Outcome(problem, architecture, entries)))
         for architecture in ARCHITECTURES
         for problem in problems()
+        if LEFT_OUT not in problem.name
         for entries in entries_of(problem, architecture)
     }
 

@@ -1,0 +1,46 @@
+"""The committed record of executed kernels is of the kernels and the tables as they are."""
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+import triton
+
+from tests.ptx.kernels import record
+from tests.ptx.machine.driver import TOLERATED
+
+LINES = record.load(record.FOLDER)
+VERSIONS = sorted({line["triton"] for line in LINES})
+AGAIN = "run python -m tests.ptx.kernels --every --write records/ptx for sm_80 and sm_90"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_digests_are_those_of_today(version):
+    lines = [line for line in LINES if line["triton"] == version]
+    stale = [record.key_of(line) for line in lines if record.digest(line) != line["digest"]]
+    assert stale == [], AGAIN
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_entry_is_there_and_nothing_else(version):
+    assert record.missing(LINES, version) == [], AGAIN
+    assert record.surplus(LINES, version) == [], AGAIN
+
+
+def test_the_installed_version_has_a_record():
+    assert triton.__version__ in VERSIONS, AGAIN
+
+
+@pytest.mark.parametrize("line", LINES, ids=record.key_of)
+def test_nothing_in_it_is_wrong(line):
+    assert line["worst_share_of_budget"] <= 1.0
+    assert set(line["faults"]) <= TOLERATED
+    assert line["warp_instructions"] > 0 and line["errors"]
+
+
+def test_another_kernel_or_entry_is_another_digest():
+    line = LINES[0]
+    for name, value in (("triton", "0.0"), ("architecture", "sm_1"), ("problem", "x")):
+        assert record.digest({**line, name: value}) != line["digest"]
+    assert record.digest({**line, "entries": [["bank_lse", "x", 1, 1, 1, 1]]}) != line["digest"]
+    other = next(each for each in LINES if each["kernels"] != line["kernels"])
+    assert record.digest({**line, "kernels": other["kernels"]}) != line["digest"]

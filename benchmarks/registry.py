@@ -15,6 +15,7 @@ from .operations.scan import MODELS as SCAN_MODELS
 from .operations.scan import Scan
 from .operations.steps import STEPS, TrainingStep, compares_fragments
 
+QUEUE = "info_nce_queue"
 WEIGHTED, ATTACHED, MASKED = "weighted_info_nce", "weighted_info_nce_attached", "info_nce_masked"
 
 OPERATIONS: dict[str, Operation] = {
@@ -22,6 +23,7 @@ OPERATIONS: dict[str, Operation] = {
     WEIGHTED: BankLoss(LossOptions(hardness=5.0)),
     ATTACHED: BankLoss(LossOptions(hardness=5.0, detach=False)),
     MASKED: BankLoss(LossOptions(masked=True)),
+    QUEUE: BankLoss(LossOptions(columns=True)),
     "info_nce_batch": BatchLoss(),
     "hardest": Hardest(),
     "enqueue": Enqueue(),
@@ -119,6 +121,33 @@ def cpu_quick() -> list[Case]:
     return cases
 
 
+def _cliffs() -> list[Case]:
+    """Where a kernel for large banks can fall behind eager: few queries, small banks, many k."""
+    kernel = ("sede cpu", "eager")
+    cases = [
+        _bank(op, dtype, (batch, slots, 256), kernel)
+        for op in ("info_nce", QUEUE)
+        for dtype in ("fp32", "bf16")
+        for slots in (4096, 65536)
+        for batch in ((1, 8, 32) if dtype == "fp32" else (8, 32))
+    ]
+    cases += [
+        _bank("info_nce", "fp32", (batch, slots, 256), kernel)
+        for slots in (64, 1024)
+        for batch in (1, 16, 64)
+    ]
+    cases += [
+        Case("hardest", FORWARD, "fp32", {"B": batch, "K": 4096, "D": 256, "k": k}, kernel)
+        for batch in (1, 8, 64)
+        for k in (1, 10, 100, 1000)
+    ]
+    cases += [
+        Case("info_nce_batch", BOTH, "fp32", {"B": batch, "D": 256}, kernel)
+        for batch in (8, 64, 256, 1024, 4096)
+    ]
+    return cases
+
+
 def cpu_full() -> list[Case]:
     """The quick cases with every peer, more K, half precision, all similarities, long rows."""
     cases = [_with_every_peer(case) for case in cpu_quick()]
@@ -139,7 +168,7 @@ def cpu_full() -> list[Case]:
     cases += [Case(f"pairs_{way}", BOTH, "fp32", PAIR_SIZES) for way in ("t2i", "i2t")]
     cases += [Case(f"erase_{rule}", BOTH, "fp32", LONG_ROWS) for rule in RULES]
     cases.append(Case("enqueue", FORWARD, "bf16", {"N": 128, "K": 65536, "D": 256}))
-    return _unique([*cases, *hosts.cases()])
+    return _unique([*cases, *_cliffs(), *hosts.cases()])
 
 
 def _with_every_peer(case: Case) -> Case:

@@ -29,11 +29,13 @@ class LossOptions:
         hardness: beta in cosine units.
         detach: whether the weights are constants.
         masked: whether ids mask false negatives.
+        columns: whether the bank lies as (D, K), as the queues of MoCo and ALBEF do.
     """
 
     hardness: float = 0.0
     detach: bool = True
     masked: bool = False
+    columns: bool = False
 
 
 def unit_rows(rows: int, dim: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -104,7 +106,10 @@ class BankLoss(Operation):
 
     def draw(self, case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
         """See ``draw_bank``."""
-        return draw_bank(case, device, generator)
+        inputs = draw_bank(case, device, generator)
+        if self.options.columns:
+            inputs["rows"] = inputs["rows"].T.contiguous().T
+        return inputs
 
     def truth(self, case: Case, inputs: Inputs) -> Outputs:
         """The closed form in fp64."""
@@ -193,29 +198,34 @@ class BankLoss(Operation):
             Variant("sede triton online", "ours", online, absent_backend("triton")),
             *plain.variants(self.options),
         ]
+        if self.options.columns:  # PyTorch's CPU attention reads wrong values of such rows
+            fused = ("attention V=K", "linear_cross_entropy")
+            found = [variant for variant in found if variant.name not in fused]
         if self.options == LossOptions():
             found += packages.variants(self.truth_of)
         return found
 
 
 class Hardest(Operation):
-    """The hardest negative of each query."""
+    """The hardest negatives of each query: one, or ``k`` where the case has that size."""
 
     def draw(self, case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
         """See ``draw_bank``."""
         return draw_bank(case, device, generator)
 
-    def _values(self, query: Tensor, bank: Tensor) -> Outputs:
+    def _values(self, query: Tensor, bank: Tensor, k: int) -> Outputs:
         step = max(1, _BLOCK // bank.shape[0])
-        return {"values": torch.cat([(q @ bank.T).amax(dim=1) for q in query.split(step)])}
+        parts = [(q @ bank.T).topk(k, dim=1).values for q in query.split(step)]
+        return {"values": torch.cat(parts)}
 
     def truth(self, case: Case, inputs: Inputs) -> Outputs:
-        """Largest similarity in fp64."""
-        return self._values(inputs["query"].double(), dense(inputs, torch.float64))
+        """Largest similarities in fp64."""
+        bank = dense(inputs, torch.float64)
+        return self._values(inputs["query"].double(), bank, plain.wanted(case))
 
     def yardstick(self, case: Case, inputs: Inputs) -> Outputs:
         """The same in the queries' dtype."""
-        return self._values(inputs["query"], dense(inputs, case.query_dtype))
+        return self._values(inputs["query"], dense(inputs, case.query_dtype), plain.wanted(case))
 
     def work(self, case: Case) -> Work:
         """One product with the bank."""
@@ -227,8 +237,8 @@ class Hardest(Operation):
         def run(turn: int) -> Outputs:
             i = sets[turn % len(sets)]
             bank = i["rows"] if i["bank"] is None else i["bank"]
-            values, _ = hardest_negatives(i["query"], bank, 1, backend=backend)
-            return {"values": values[:, 0]}
+            values, _ = hardest_negatives(i["query"], bank, plain.wanted(case), backend=backend)
+            return {"values": values}
 
         return run
 

@@ -263,25 +263,42 @@ def variants(options: Options) -> list[Variant]:
     return found
 
 
+def wanted(case: Case) -> int:
+    """How many hardest rows the case asks for."""
+    return int(case.sizes.get("k", 1))
+
+
+def _best(found: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row: a maximum is cheaper than a top-k of one."""
+    if k == 1:
+        value, index = found.max(dim=1, keepdim=True)
+    else:
+        value, index = found.topk(min(k, found.shape[1]), dim=1)
+    return value, index
+
+
 def _hardest(chunked: bool) -> Callable[[Case, list[Inputs]], Run]:
     def build(case: Case, sets: list[Inputs]) -> Run:
         step = max(512, _CHUNK_ELEMENTS["cpu"] // case.B) if chunked else case.K
+        k = wanted(case)
 
         @torch.no_grad()
         def run(turn: int) -> Outputs:
             i = sets[turn % len(sets)]
             query, rows = i["query"], i["rows"]
-            best = where = query.new_empty(0)
+            best = where = query.new_empty((case.B, 0))
             for start in range(0, case.K, step):
                 chunk = rows[start : start + step]
                 if i["row_scale"] is not None:
                     chunk = chunk * i["row_scale"][start : start + step, None]
-                value, index = (query @ chunk.to(query.dtype).T).max(dim=1)
+                found = query @ chunk.to(query.dtype).T
+                value, index = _best(found, k)
                 if start == 0:
                     best, where = value, index
                 else:
-                    where = torch.where(value > best, index + start, where)
-                    best = torch.maximum(value, best)
+                    both = torch.cat([best, value], dim=1)
+                    best, kept = _best(both, k)
+                    where = torch.cat([where, index + start], dim=1).gather(1, kept)
             return {"values": best}
 
         return run

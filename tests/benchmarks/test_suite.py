@@ -228,6 +228,24 @@ def test_inputs_differ_from_run_to_run_and_are_not_zero():
     assert torch.allclose(drawn[0]["rows"].norm(dim=1), torch.ones(64))
 
 
+def test_the_full_grid_holds_few_queries_small_banks_and_many_k():
+    by_op = {}
+    for case in GRIDS[("cpu", False)]():
+        by_op.setdefault(case.op, set()).add((case.dtype, *case.sizes.values()))
+    queue = {(t, b, k, 256) for t in ("fp32", "bf16") for b in (8, 32) for k in (4096, 65536)}
+    queue |= {("fp32", 1, k, 256) for k in (4096, 65536)}
+    assert queue <= by_op["info_nce_queue"] and queue <= by_op["info_nce"]
+    assert {("fp32", b, k, 256) for b in (1, 16, 64) for k in (64, 1024)} <= by_op["info_nce"]
+    assert {("fp32", b, 4096, 256, k) for b in (1, 8, 64) for k in (1, 1000)} <= by_op["hardest"]
+    assert {("fp32", b, 256) for b in (8, 64, 4096)} <= by_op["info_nce_batch"]
+
+
+def test_a_queue_lies_in_columns():
+    case = Case("info_nce_queue", BOTH, "fp32", {"B": 2, "K": 6, "D": 3})
+    rows = OPERATIONS[case.op].draw(case, CPU, _generator())["rows"]
+    assert rows.shape == (6, 3) and rows.stride() == (1, 6)
+
+
 @pytest.mark.parametrize(("key", "least"), [(("cuda", False), 300), (("cpu", True), 20)], ids=str)
 def test_grids_hold_the_promised_shapes(key, least):
     cases = GRIDS[key]()

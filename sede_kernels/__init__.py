@@ -21,6 +21,7 @@ from sede_kernels.functional import (
     symmetric_info_nce,
     weighted_info_nce,
 )
+from sede_kernels.ids import string_ids
 from sede_kernels.modules import (
     AttentionErase,
     CrossAttentionSimilarity,
@@ -28,6 +29,7 @@ from sede_kernels.modules import (
     WeightedInfoNCE,
 )
 from sede_kernels.momentum import MomentumEncoder
+from sede_kernels.sharded_bank import ShardedMemoryBank
 
 try:
     __version__ = version("sede-kernels")
@@ -44,6 +46,7 @@ __all__ = [
     "MomentumEncoder",
     "Recalls",
     "SEDELoss",
+    "ShardedMemoryBank",
     "WeightedInfoNCE",
     "__version__",
     "attention_erase",
@@ -53,6 +56,7 @@ __all__ = [
     "cross_attention_similarity",
     "hardest_negatives",
     "recall_at_k",
+    "string_ids",
     "symmetric_info_nce",
     "weighted_info_nce",
 ]

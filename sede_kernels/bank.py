@@ -14,7 +14,7 @@ from sede_kernels.ring import (
     Ring,
     ids_where,
 )
-from sede_kernels.types import ANONYMOUS, EMPTY, RingState
+from sede_kernels.types import ANONYMOUS, EMPTY, RingState, Shard
 
 __all__ = [
     "ANONYMOUS",
@@ -34,11 +34,13 @@ class BankView(NamedTuple):
         rows: (K, D), the bank's own.
         row_scale: (K,) of an int8 bank, else None.
         ids: (K,) int64, -1 for a slot that does not count.
+        shard: which part of the bank this is, where several ranks hold it.
     """
 
     rows: Tensor
     row_scale: Tensor | None
     ids: Tensor
+    shard: Shard | None = None
 
 
 class MemoryBank(Ring):
@@ -83,6 +85,7 @@ class MemoryBank(Ring):
     fixed: ClassVar[Mapping[str, torch.dtype]] = {**Ring.fixed, "row_scale": torch.float32}
 
     row_scale: Tensor | None
+    shard: Shard | None = None  # which part of it is here, where several ranks hold it
 
     def __init__(
         self,
@@ -168,8 +171,8 @@ class MemoryBank(Ring):
         """
         if flag is None:
             return self
-        rows, row_scale, ids = self.view()
-        return BankView(rows, row_scale, ids_where("MemoryBank.where", flag, ids))
+        view = self.view()
+        return view._replace(ids=ids_where("MemoryBank.where", flag, view.ids))
 
     def view(self) -> BankView:
         """Rows, scales and ids as they stand."""

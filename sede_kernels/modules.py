@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sede_kernels import first_version
@@ -19,6 +20,7 @@ from sede_kernels.checks import (
 )
 from sede_kernels.functional import InfoNCEStats
 from sede_kernels.functional.cross_attention import check_similarity, erase_settings
+from sede_kernels.sharded_bank import ShardedMemoryBank
 from sede_kernels.warmup import WarmUp
 
 
@@ -292,6 +294,8 @@ class SEDELoss(WarmUp):
             compiled graph. 0 costs nothing; else the pass over the batch stays, 2BBD FLOPs a side.
         in_batch_negatives: the other rows' keys are negatives too. Without them the first losses,
             against empty banks, are 0 and have no gradient.
+        sharded: the ranks of ``torch.distributed`` hold the banks together, K / W slots each; see
+            ``ShardedMemoryBank``, also for group and max_batch.
         loss_options: further keywords of ``WeightedInfoNCE``.
 
     Example:
@@ -311,11 +315,19 @@ class SEDELoss(WarmUp):
         dtype: torch.dtype = torch.float32,
         start_step: int = 0,
         in_batch_negatives: bool = True,
+        sharded: bool = False,
+        group: "dist.ProcessGroup | None" = None,
+        max_batch: int | None = None,
         **loss_options: Any,
     ) -> None:
         super().__init__(start_step)
-        self.image_bank = MemoryBank(size, dim, dtype=dtype)
-        self.text_bank = MemoryBank(size, dim, dtype=dtype)
+        check_bool("SEDELoss", "sharded", sharded)
+        if not sharded and not (group is None and max_batch is None):
+            raise ValueError("SEDELoss: group and max_batch are those of sharded=True.")
+        shared: dict[str, Any] = {"group": group, "max_batch": max_batch} if sharded else {}
+        kind = ShardedMemoryBank if sharded else MemoryBank
+        self.image_bank: MemoryBank = kind(size, dim, dtype=dtype, **shared)
+        self.text_bank: MemoryBank = kind(size, dim, dtype=dtype, **shared)
         self.nce = WeightedInfoNCE(in_batch_negatives=in_batch_negatives, **loss_options)
 
     def reset_parameters(self) -> None:

@@ -52,9 +52,6 @@ def _same_kind(a: torch.dtype, b: torch.dtype) -> bool:
     )
 
 
-_COUNTERS = ("ptr", "count", "rejected")
-
-
 class Ring(nn.Module):
     """K slots, each filled or empty, and where the next key goes; see the banks.
 
@@ -69,6 +66,8 @@ class Ring(nn.Module):
     fixed: ClassVar[Mapping[str, torch.dtype]] = dict.fromkeys(
         ("ids", "ptr", "count", "rejected"), torch.int64
     )
+
+    scalars: ClassVar[tuple[str, ...]] = ("ptr", "count", "rejected")
 
     rows: Tensor
     ids: Tensor
@@ -130,11 +129,12 @@ class Ring(nn.Module):
                 continue
             if buffer.dtype != dtype:
                 self._buffers[name] = self._as_said(name, buffer)
-            if buffer.shape != (() if name in _COUNTERS else slots):
+            shape = () if name in self.scalars else tuple(slots)
+            if buffer.shape != shape:
                 raise ValueError(
                     f"{type(self).__name__}: {name} of the bank must have shape "
-                    f"{() if name in _COUNTERS else tuple(slots)}, got {tuple(buffer.shape)}; put "
-                    "the right tensor there or make a new bank."
+                    f"{shape}, got {tuple(buffer.shape)}; put the right tensor there or make a "
+                    "new bank."
                 )
         if torch.compiler.is_compiling():
             return

@@ -37,6 +37,17 @@ class Bank(NamedTuple):
         return Bank(self.rows[start:stop], scale, ids)
 
 
+class Shard(NamedTuple):
+    """Which part of a bank that several ranks hold is here; without a group it stands alone."""
+
+    rank: int = 0
+    world: int = 1
+    offset: int = 0  # of the first row, among those of all ranks in rank order
+    size: int = 0  # K, the rows of all ranks
+    group: str = ""  # name of the process group; "" for no collective
+    max_batch: int = -1  # queries that every rank pads to; -1 to ask for the sizes first
+
+
 class Match(NamedTuple):
     """Which rows count for a query."""
 
@@ -155,6 +166,21 @@ class RingState(NamedTuple):
     ptr: Tensor  # () int64, the slot that is written next
     filled: Tensor  # () int64, how many slots are
     rejected: Tensor  # () int64, keys that were not stored
+
+
+class RankedRows(NamedTuple):
+    """The most similar rows of a bank that several ranks hold, and those rows if wanted."""
+
+    values: Tensor  # (B, k), descending
+    indices: Tensor  # (B, k) int64, among the rows of all ranks; the lowest first where equal
+    rows: Tensor  # (B, k, D), or (B, 0, D)
+
+    @classmethod
+    def empty(cls, query: Tensor, k: int, with_rows: bool) -> "RankedRows":
+        """Memory for the ranks of ``query`` (B, D)."""
+        found = Ranked.empty(query, k)
+        shape = (query.shape[0], k if with_rows else 0, query.shape[1])
+        return cls(*found, query.new_empty(shape, dtype=result_dtype(query)))
 
 
 class Erase(NamedTuple):

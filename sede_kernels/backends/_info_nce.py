@@ -36,6 +36,7 @@ class Passes(NamedTuple):
     batch_lse: Callable[..., BatchSums]
     batch_lse_backward: Callable[..., Any]
     batch_lse_kept: Callable[[Tensor, Tensor], int]
+    reduce: Callable[[Tensor, float, str], tuple[Tensor, Tensor]] = reduce
 
 
 class Exponents(NamedTuple):
@@ -143,6 +144,7 @@ def _bank_sums(
 
 
 def _finish(
+    passes: Passes,
     row: _Row,
     exponents: Exponents,
     rule: InfoNCERule,
@@ -154,7 +156,7 @@ def _finish(
     """Everything from the sums of the segments of one side; the first is the bank."""
     sums, more = RowSums.of(found), RowSums.of(extra) if extra else None
     losses = row_losses(rule, exponents.inverse, exponents.hardness, row.positive, sums, more)
-    weight, loss = reduce(losses.loss, rule.positive_focus, rule.reduction)
+    weight, loss = passes.reduce(losses.loss, rule.positive_focus, rule.reduction)
     if share != 1:
         weight, loss = weight * share, loss * share
     top, index = found[0].hardest, found[0].hardest_index
@@ -244,7 +246,7 @@ def _forward(passes: Passes, sides: list[Side], scalars: Scalars, rule: InfoNCER
                 False,
             )
             extra.append(_in_batch(batch, scalars.batch_at))
-        losses.append(_finish(row, exponents, rule, 1 / len(sides), found, extra, kept))
+        losses.append(_finish(passes, row, exponents, rule, 1 / len(sides), found, extra, kept))
     if len(losses) == 1:
         rest = [part.unsqueeze(0) for part in losses[0][1:]]
     else:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import FLOATS, check_dense, check_ids, check_same_device, shape_of
-from sede_kernels.types import Bank
+from sede_kernels.types import Bank, Shard
 
 
 def unpack_bank(
@@ -50,6 +50,19 @@ def unpack_bank(
     _check_scale(name, rows, tensors.row_scale)
     ids = check_ids(name, "bank_ids", tensors.ids, rows.shape[0])
     return Bank(rows, tensors.row_scale, ids)
+
+
+def shard_of(bank: Tensor | MemoryBank | BankView | None) -> Shard | None:
+    """Which part of the bank is here, where several ranks hold it."""
+    return bank.shard if isinstance(bank, MemoryBank | BankView) else None
+
+
+def training_shard(bank: Tensor | MemoryBank | BankView | None) -> Shard | None:
+    """``shard_of`` a loss: without a gradient it is validation, perhaps on one rank only."""
+    shard = shard_of(bank)
+    if shard is None or torch.is_grad_enabled():
+        return shard
+    return shard._replace(group="")
 
 
 def _check_scale(name: str, rows: Tensor, scale: Tensor | None) -> None:

@@ -22,6 +22,7 @@ from sede_kernels.checks import (
     check_temperature,
     scalar_parameter,
 )
+from sede_kernels.functional._bank_argument import training_shard
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,
     check_direction,
@@ -29,7 +30,7 @@ from sede_kernels.functional._info_nce import (
     check_pair,
 )
 from sede_kernels.ops.bank_lse import STATIC_LIMIT
-from sede_kernels.types import TABLE, InfoNCE, InfoNCERule, Scalars, Side
+from sede_kernels.types import TABLE, InfoNCE, InfoNCERule, Scalars, Shard, Side
 
 _AT = object()  # in the place of a number that a tensor holds
 _PLAIN = frozenset((float, int, str, bool, type(None), object))
@@ -137,7 +138,7 @@ def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
     if isinstance(bank, MemoryBank | BankView):
         if bank_ids is not None:
             return None
-        rows, row_scale, bank_ids = bank.view() if isinstance(bank, MemoryBank) else bank
+        rows, row_scale, bank_ids, _ = bank.view() if isinstance(bank, MemoryBank) else bank
     elif isinstance(bank, Tensor):
         rows = bank.detach() if bank.requires_grad else bank
     elif bank is None and keywords.in_batch_negatives is not False and isinstance(query, Tensor):
@@ -271,6 +272,11 @@ def fused(name: str, sides: tuple[Given, ...], keywords: Keywords, *, hardest: b
     scalars, rule = (_checked_once if known else _settings)(*values)
     if compiling or tau_at or beta_at or isinstance(batch, Tensor):
         scalars = _scalars(name, keywords, scalars, side.query, compiling)
+    shards = [training_shard(given.bank) or Shard() for given in sides]
+    if any(shard.world > 1 for shard in shards):
+        return ops.sharded.sharded_info_nce(
+            side, other, shards[0], shards[-1], scalars, rule, backend
+        )
     return ops.info_nce.loss_of(side, other, scalars, rule, backend)
 
 

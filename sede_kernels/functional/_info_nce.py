@@ -19,13 +19,14 @@ from sede_kernels.checks import (
     scalar_parameter,
     shape_of,
 )
-from sede_kernels.functional._bank_argument import unpack_bank
+from sede_kernels.functional._bank_argument import training_shard, unpack_bank
 from sede_kernels.functional._exponents import (
     Scalar,
 )
 from sede_kernels.functional._rows import Rows, rows_of
+from sede_kernels.ops.sharded import reduced, whole_bank
 from sede_kernels.ops.transforms import check_transforms
-from sede_kernels.types import Bank, Match, result_dtype
+from sede_kernels.types import Bank, Match, Shard, result_dtype
 
 
 class InfoNCEStats(NamedTuple):
@@ -77,6 +78,7 @@ class Direction(NamedTuple):
     positive: Rows
     bank: Bank
     ids: Tensor | None  # (B,)
+    shard: Shard | None = None  # where several ranks hold the bank
 
     def positive_similarity(self) -> Tensor:
         """s+ (B,) in the dtype of the results."""
@@ -182,14 +184,17 @@ def check_direction(
             )
         bank = query.detach()[:0]
     dtype = result_dtype(query)
-    tensors = unpack_bank(name, query, bank, bank_ids)
-    return Direction(rows_of(query, dtype), rows_of(positive, dtype), tensors, ids)
+    tensors, shard = unpack_bank(name, query, bank, bank_ids), training_shard(bank)
+    if shard is not None and options.backend == "reference":
+        tensors = whole_bank(tensors, shard)
+    return Direction(rows_of(query, dtype), rows_of(positive, dtype), tensors, ids, shard)
 
 
 def reference_loss(direction: Direction, options: Options) -> Tensor:
     """The specification of the loss, in plain autograd."""
-    query, positive, bank, ids = direction
-    return reference.weighted_info_nce(
+    query, positive, bank, ids, shard = direction
+    shared = shard is not None and shard.group != ""
+    loss = reference.weighted_info_nce(
         query.wide,
         positive.wide,
         bank.dense(query.wide.dtype),
@@ -197,12 +202,16 @@ def reference_loss(direction: Direction, options: Options) -> Tensor:
         hardness=options.hardness,
         normalize_weights=options.normalize_weights,
         detach_weights=options.detach_weights,
-        positive_focus=options.positive_focus,
+        positive_focus=0.0 if shared else options.positive_focus,
         tau_plus=options.tau_plus,
         query_ids=ids,
         bank_ids=bank.ids,
         false_negatives=options.false_negatives,
         margin=options.margin,
         in_batch_negatives=options.in_batch_negatives,
-        reduction=options.reduction,
+        reduction="none" if shared else options.reduction,
     )
+    if shard is None or not shared:
+        return loss
+    weight, _ = reduced(loss.detach(), options.positive_focus, options.reduction, shard)
+    return weight * loss if options.reduction == "none" else (weight * loss).sum()

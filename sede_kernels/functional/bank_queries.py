@@ -17,7 +17,7 @@ from sede_kernels.checks import (
     readable,
     shape_of,
 )
-from sede_kernels.functional._bank_argument import unpack_bank
+from sede_kernels.functional._bank_argument import shard_of, unpack_bank
 from sede_kernels.functional._exponents import Scalar, constants
 from sede_kernels.functional._rows import rows_of
 from sede_kernels.types import Match, Want, result_dtype
@@ -106,7 +106,9 @@ def bank_lse(
     name = "bank_lse"
     check_float_matrix(name, "query", query)
     chosen = check_backend(name, backend, query, scales)
-    tensors = unpack_bank(name, query, bank, bank_ids)
+    tensors, shard = unpack_bank(name, query, bank, bank_ids), shard_of(bank)
+    if shard is not None and chosen == "reference":
+        tensors = ops.sharded.whole_bank(tensors, shard)
     ids = check_ids(name, "query_ids", query_ids, query.shape[0])
     check_same_device(name, query, query_ids=ids)
     values = _scales_tensor(name, scales, query)
@@ -128,9 +130,14 @@ def bank_lse(
         part = values[start : start + step].contiguous()
         want = Want(tuple(range(part.shape[0])) if needs_query else (), moments=needs_scales)
         fixed = part.detach().clone()
-        found = ops.bank_lse.bank_lse(
-            rows.operand, tensors, part, fixed, Match(ids), want, rows.carrier, chosen
-        )
+        if shard is not None:
+            found = ops.sharded.sharded_lse(
+                rows.operand, tensors, part, fixed, Match(ids), want, rows.carrier, shard, chosen
+            )
+        else:
+            found = ops.bank_lse.bank_lse(
+                rows.operand, tensors, part, fixed, Match(ids), want, rows.carrier, chosen
+            )
         parts.append(found.lse)
     out = torch.cat(parts).T
     return out[:, 0] if scalar else out
@@ -182,7 +189,9 @@ def hardest_negatives(
     name = "hardest_negatives"
     check_float_matrix(name, "query", query)
     chosen = check_backend(name, backend, query)
-    tensors = unpack_bank(name, query, bank, bank_ids)
+    tensors, shard = unpack_bank(name, query, bank, bank_ids), shard_of(bank)
+    if shard is not None and chosen == "reference":
+        tensors = ops.sharded.whole_bank(tensors, shard)
     ids = check_ids(name, "query_ids", query_ids, query.shape[0])
     check_same_device(name, query, query_ids=ids)
     k = check_count(name, "k", k, least=1)
@@ -190,5 +199,9 @@ def hardest_negatives(
         dense = tensors.dense(query.dtype)
         values, indices = reference.hardest_negatives(query, dense, k, ids, tensors.ids)
         return values.to(result_dtype(query)), indices
+    if shard is not None:
+        wanted = torch.is_grad_enabled() and query.requires_grad
+        ranked = ops.sharded.sharded_hardest(query, tensors, ids, k, wanted, shard, chosen)
+        return ranked.values, ranked.indices
     found = ops.hardest.hardest(query, tensors, ids, k, chosen)
     return found.values, found.indices

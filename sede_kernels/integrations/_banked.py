@@ -3,9 +3,24 @@
 import torch
 from torch import Tensor, nn
 
-from sede_kernels.distributed import gather_with_grad
+from sede_kernels.bank import MemoryBank
+from sede_kernels.distributed import gather_keys, gather_with_grad
+from sede_kernels.sharded_bank import ShardedMemoryBank
 
-__all__ = ["gather_with_grad", "snapshot", "training_call"]
+__all__ = ["gather_with_grad", "make_bank", "snapshot", "store_of_all", "training_call"]
+
+
+def make_bank(size: int, dim: int, dtype: torch.dtype, sharded: bool) -> MemoryBank:
+    """A bank of this rank, or one that all ranks hold together."""
+    kind = ShardedMemoryBank if sharded else MemoryBank
+    return kind(size, dim, dtype=dtype)
+
+
+def store_of_all(bank: MemoryBank, keys: Tensor, ids: Tensor | None) -> None:
+    """Store the keys of all ranks, or those of this rank in its part of a sharded bank."""
+    if not isinstance(bank, ShardedMemoryBank):
+        keys, ids = gather_keys(keys, ids)
+    bank.enqueue(keys, ids)
 
 
 def training_call(module: nn.Module, *outputs: Tensor) -> bool:

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sede_kernels.bank import MemoryBank
-from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import weighted_info_nce
-from sede_kernels.integrations._banked import training_call
+from sede_kernels.integrations._banked import make_bank, store_of_all, training_call
 from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
@@ -34,6 +33,7 @@ class NTXentLoss(nn.Module):
         temperature: tau > 0.
         memory_bank_size: (K, D), or 0 for no bank.
         gather_distributed: store the keys of all ranks, so that all banks are equal.
+        sharded: all ranks hold the bank together, see ``ShardedMemoryBank``; needs a bank.
         bank_dtype: see ``MemoryBank``.
         hardness: beta >= 0 in cosine units; needs a bank.
 
@@ -55,17 +55,20 @@ class NTXentLoss(nn.Module):
         *,
         bank_dtype: torch.dtype = torch.float32,
         hardness: float = 0.0,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.temperature = check_real(NAME, "temperature", temperature, above=0.0)
         self.gather_distributed = check_switch(NAME, "gather_distributed", gather_distributed)
         self.hardness = check_real(NAME, "hardness", hardness, least=0.0)
+        shared = check_switch(NAME, "sharded", sharded)
         size, width = self._size(memory_bank_size, bank_dtype)
         self.memory_bank: MemoryBank | None = None
         if size:
-            self.memory_bank = MemoryBank(size, width, dtype=bank_dtype)
-        elif gather_distributed or hardness:
+            self.memory_bank = make_bank(size, width, bank_dtype, shared)
+        elif gather_distributed or hardness or shared:
             asked = "gather_distributed" if gather_distributed else "hardness"
+            asked = "sharded" if shared else asked
             raise ValueError(f"{NAME}: {asked} needs a bank; pass memory_bank_size=(K, D).")
 
     @staticmethod
@@ -121,8 +124,9 @@ class NTXentLoss(nn.Module):
         if training:
             keys = out1.detach()
             if self.gather_distributed:
-                keys, known = gather_keys(keys, known)
-            self.memory_bank.enqueue(keys, known)
+                store_of_all(self.memory_bank, keys, known)
+            else:
+                self.memory_bank.enqueue(keys, known)
         return loss
 
     def _in_batch(self, views: Tensor, ids: Tensor | None) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sede_kernels.bank import ANONYMOUS, EMPTY, MemoryBank
 from sede_kernels.checks import check_count
-from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import weighted_info_nce
+from sede_kernels.integrations._banked import make_bank, store_of_all
 from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
@@ -17,10 +17,12 @@ from sede_kernels.integrations._checks import (
     check_features,
     check_real,
     check_stored,
+    check_switch,
     described,
     ids_tensor,
     integers,
 )
+from sede_kernels.sharded_bank import ShardedMemoryBank
 
 NAME = "MoCoQueue"
 
@@ -43,7 +45,8 @@ class Columns(NamedTuple):
             ids: (K,) integers.
             ptr: next slot to write, a number or a tensor of one.
         """
-        name, (size, dim) = "load_host", bank.rows.shape
+        name, dim = "load_host", bank.rows.shape[1]
+        size = whole_size(bank)
         check_features(name, "the queue", columns, (dim, size))
         marks = integers(name, "the ids of the queue", ids, size, bank.rows.device)
         start = int(ptr) if isinstance(ptr, Tensor) and ptr.numel() == 1 else ptr
@@ -56,6 +59,11 @@ class Columns(NamedTuple):
     def load(self) -> None:
         """Fill the bank slot by slot."""
         bank, rows = self.bank, self.bank.rows
+        if isinstance(bank, ShardedMemoryBank):  # a whole one first, whose rows are then dealt
+            whole = MemoryBank(bank.size, rows.shape[1], dtype=rows.dtype, device=rows.device)
+            self._replace(bank=whole).load()
+            bank.load_state_dict(whole.state_dict())
+            return
         bank.clear()
         dtype = rows.dtype if rows.is_floating_point() else torch.float32
         bank.enqueue(self.columns.t().to(device=rows.device, dtype=dtype))
@@ -63,6 +71,11 @@ class Columns(NamedTuple):
         bank.ids.copy_(self.ids.masked_fill(bank.ids == EMPTY, EMPTY))
         bank.count.copy_((bank.ids != EMPTY).sum())
         bank.ptr.fill_(self.ptr)
+
+
+def whole_size(bank: MemoryBank) -> int:
+    """K, of all ranks together where they share the bank."""
+    return bank.size if isinstance(bank, ShardedMemoryBank) else bank.rows.shape[0]
 
 
 def entry(state: Mapping[str, Tensor], name: str, prefix: str) -> Tensor:
@@ -85,6 +98,8 @@ class MoCoQueue(nn.Module):
         T: temperature.
         dtype: of the stored keys, see ``MemoryBank``.
         hardness: beta >= 0 in cosine units.
+        sharded: all ranks hold the queue together, see ``ShardedMemoryBank``; keys are not
+            gathered, and ``queue`` is the part of this rank.
 
     Cost:
         One read of the queue a step; no (B, K) logits, no copy of the queue.
@@ -107,13 +122,15 @@ class MoCoQueue(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         hardness: float = 0.0,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         size = check_count(NAME, "K", K, least=1)
         _, width = check_bank_settings(NAME, size, dim, dtype, names=("K", "dim", "dtype"))
         self.temperature = check_real(NAME, "T", T, above=0.0)
         self.hardness = check_real(NAME, "hardness", hardness, least=0.0)
-        self.bank = MemoryBank(size, width, dtype=dtype)
+        shared = check_switch(NAME, "sharded", sharded)
+        self.bank = make_bank(size, width, dtype, shared)
 
     @property
     def queue(self) -> Tensor:
@@ -155,12 +172,12 @@ class MoCoQueue(nn.Module):
         """Store keys (N, D) of all ranks, any N; call it in training, after the loss.
 
         Args:
-            keys: (N, D) of this rank; gathered where ``torch.distributed`` runs.
+            keys: (N, D) of this rank; gathered where ``torch.distributed`` runs, unless sharded.
             ids: (N,) integers >= 0, or None.
         """
         check_stored(NAME, [("keys", keys, self.bank)])
         known = ids_tensor(NAME, ids, keys.shape[0], keys.device)
-        self.bank.enqueue(*gather_keys(keys, known))
+        store_of_all(self.bank, keys, known)
 
     def load_host(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         """Take over ``queue`` and ``queue_ptr`` of a MoCo checkpoint.
@@ -170,5 +187,5 @@ class MoCoQueue(nn.Module):
             prefix: what stands before the names, ``module.`` in MoCo's own checkpoints.
         """
         columns, ptr = (entry(state, name, prefix) for name in ("queue", "queue_ptr"))
-        anonymous = torch.full((self.bank.rows.shape[0],), ANONYMOUS)
+        anonymous = torch.full((whole_size(self.bank),), ANONYMOUS)
         Columns.checked(self.bank, columns, anonymous, ptr).load()

@@ -14,6 +14,7 @@ from sede_kernels.ops import (
     erase,
     hardest,
     info_nce,
+    sharded,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "erase",
     "hardest",
     "info_nce",
+    "sharded",
 ]

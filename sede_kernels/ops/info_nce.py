@@ -23,6 +23,7 @@ The weights of the rows in the loss are constants, so all of it is done in the f
 directions of ``symmetric_info_nce`` are two sides of one call.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ LEARNED = (
 )
 
 
-def _kept(side: Side, rule: InfoNCERule, backend: str) -> int:
+def kept_size(side: Side, rule: InfoNCERule, backend: str) -> int:
+    """Similarities of the batch that the forward keeps for the backward, of one side."""
     if not rule.keep or not rule.in_batch:
         return 0
     count = resolve("batch_lse_kept", backend, side.query, side.positive)
@@ -65,7 +67,7 @@ def info_nce(
 ) -> InfoNCE:
     """The loss of one side, or the mean of two whose queries agree in shape and dtype."""
     sides = 1 if other is None else 2
-    return InfoNCE.empty(side.query, sides, rule, _kept(side, rule, backend))
+    return InfoNCE.empty(side.query, sides, rule, kept_size(side, rule, backend))
 
 
 @op(decides=("side_query", "side_positive"))
@@ -82,6 +84,13 @@ def info_nce_backward(
     backend: str,
 ) -> InfoNCEGradients:
     """Gradients of the ``LEARNED`` that ``needs`` has a 1 for; the banks are not read."""
+    return gradients_like(grad, side, other, needs)
+
+
+def gradients_like(
+    grad: Tensor, side: Side, other: Side | None, needs: tuple[int, ...]
+) -> InfoNCEGradients:
+    """Memory for the gradients that are needed."""
     dtype = result_dtype(side.query)
     last = side if other is None else other
     like = (side.query, side.positive, last.query, last.positive)
@@ -93,35 +102,46 @@ def info_nce_backward(
     return InfoNCEGradients(*found, *scalar)
 
 
-@info_nce.gradients(
-    saves=(
-        "table", "query_grad", "kept",
-        "side_query", "side_positive", "side_ids", "other_query", "other_positive", "other_ids",
-        "scalars_temperature_at", "scalars_hardness_at", "scalars_margin_at", "scalars_batch_at",
-    ),
-    depends=LEARNED,
+#: What the backward needs of the arguments and the result.
+SAVES = (
+    "table", "query_grad", "kept",
+    "side_query", "side_positive", "side_ids", "other_query", "other_positive", "other_ids",
+    "scalars_temperature_at", "scalars_hardness_at", "scalars_margin_at", "scalars_batch_at",
 )  # fmt: skip
-def _(saved: Saved, grad: InfoNCE) -> dict[str, Tensor | None]:
-    rule = saved.take("rule")
-    needs = tuple(int(name in saved.needs) for name in LEARNED)
 
-    def side(name: str) -> Side:
-        query = saved[f"{name}_query"]
-        return Side(query, saved[f"{name}_positive"], query[:0], ids=saved[f"{name}_ids"])
 
-    found = info_nce_backward(
-        grad.loss,
-        saved["table"],
-        saved["query_grad"],
-        saved["kept"],
-        side("side"),
-        side("other") if saved["other_given"] else None,
-        saved.take("scalars"),
-        rule,
-        needs,
-        saved["backend"],
-    )
-    return {name: value for name, value, need in zip(LEARNED, found, needs, strict=True) if need}
+def formula_by(
+    backward: Callable[..., InfoNCEGradients],
+) -> Callable[[Saved, InfoNCE], dict[str, Tensor | None]]:
+    """The gradients of a loss whose backward op this is."""
+
+    def formula(saved: Saved, grad: InfoNCE) -> dict[str, Tensor | None]:
+        rule = saved.take("rule")
+        needs = tuple(int(name in saved.needs) for name in LEARNED)
+
+        def side(name: str) -> Side:
+            query = saved[f"{name}_query"]
+            return Side(query, saved[f"{name}_positive"], query[:0], ids=saved[f"{name}_ids"])
+
+        found = backward(
+            grad.loss,
+            saved["table"],
+            saved["query_grad"],
+            saved["kept"],
+            side("side"),
+            side("other") if saved["other_given"] else None,
+            saved.take("scalars"),
+            rule,
+            needs,
+            saved["backend"],
+        )
+        pairs = zip(LEARNED, found, needs, strict=True)
+        return {name: value for name, value, need in pairs if need}
+
+    return formula
+
+
+info_nce.gradients(saves=SAVES, depends=LEARNED)(formula_by(info_nce_backward))
 
 
 class _Loss(torch.autograd.Function):

@@ -36,6 +36,7 @@ _BOUNDS: dict[str, tuple[float, bool, float]] = {
     "grad_clip": (0, False, math.inf),
     "relations": (0, False, 1000),
     "threads": (0, True, 1024),
+    "workers": (0, True, 1024),
     "seed": (0, True, 2**63 - 1),
 }
 _LEAST_TEMPERATURE = 1e-6
@@ -104,6 +105,7 @@ class TrainConfig:
     patience: int = _option(0, "stop after so many epochs without a better dev rSum; 0: never")
     checkpoint_every: int = _option(200, "steps between checkpoints inside an epoch")
     threads: int = _option(0, "CPU threads of torch; 0: its own choice")
+    workers: int = _option(0, "processes that read batches ahead of the steps; 0: none")
     device: str = _option("cpu", "torch device")
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ from sede_kernels import jsonl
 from sede_kernels.momentum import MomentumEncoder
 from sede_kernels.training import changes, checkpoint, folder, state
 from sede_kernels.training.config import TrainConfig
-from sede_kernels.training.data.text import pad
+from sede_kernels.training.data.batches import Batch, Batches, read_ahead
 from sede_kernels.training.evaluate import Retrieval, summarize
 from sede_kernels.training.files import UserError, require, write_json, write_text
 from sede_kernels.training.limits import check_backend, enough_memory
@@ -92,6 +92,7 @@ class Trainer:
         )
         self.epoch = self.batch = self.step = 0
         self.loss_sum = self.seconds = 0.0
+        self.began, self.waited = 0.0, 0.0  # of this epoch, in this process
         self.best = {"rsum": -1.0, "epoch": -1.0}
         self.log: list[Record] = []
         self.kept = 0  # step of the newest checkpoint
@@ -127,16 +128,22 @@ class Trainer:
         return patience > 0 and self.epoch - 1 - self.best["epoch"] >= patience
 
     def _train_epoch(self) -> None:
+        self.began, self.waited = self.seconds, 0.0
         self.model.train()
         order = np.random.default_rng([self.config.seed, self.epoch]).permutation(
             len(self.train_part.captions)
         )
-        size = self.config.batch_size
+        config = self.config
+        words = self.corpus.words["train"]
+        batches = Batches(self.train_part, words, order, config.batch_size)
+        ahead = read_ahead(batches, self.batch, config.workers, config.device)
         title = f"{self.config.title} epoch {self.epoch + 1}/{self.config.epochs}"
         with tqdm(total=self.batches, initial=self.batch, desc=title, disable=None) as bar:
             while self.batch < self.batches:
                 started = time.perf_counter()
-                loss = self.train_step(order[self.batch * size : (self.batch + 1) * size])
+                batch = next(ahead)
+                self.waited += time.perf_counter() - started
+                loss = self.train_step(batch)
                 self.seconds += time.perf_counter() - started
                 self.loss_sum += loss
                 self.batch += 1
@@ -150,18 +157,10 @@ class Trainer:
                 if self.interrupted:
                     raise StoppedError
 
-    def train_step(self, captions: np.ndarray[Any, Any]) -> float:
-        """One update from some training captions; returns the loss."""
+    def train_step(self, batch: Batch) -> float:
+        """One update; returns the loss."""
         config = self.config
-        rows = self.train_part.image_of[captions]
-        regions = self.train_part.regions(rows).to(config.device)
-        words, lengths = pad([self.corpus.words["train"][c] for c in captions])
-        sentences = self.train_part.sentence_rows(captions)
-        text = tuple(
-            None if t is None else t.to(config.device) for t in (words, lengths, sentences)
-        )
-        ids = self.train_part.image_ids[rows].to(config.device)
-
+        regions, *text, ids = batch
         encoders = self.model.image_encoder, self.model.text_encoder
         for slow, encoder in zip(self.momentum, encoders, strict=False):
             slow.update(encoder)
@@ -230,14 +229,17 @@ class Trainer:
         }
         jsonl.append(self.out / "metrics.jsonl", record)
         self.log.append(record)
+        waiting = 100.0 * self.waited / max(self.seconds - self.began, 1e-9)
         writer.add_scalar("train/loss", loss, self.step)
+        writer.add_scalar("train/waiting_percent", waiting, self.step)
         writer.add_scalar("dev/rsum", dev.rsum, self.step)
         for way, recalls in (("i2t", dev.image_to_text), ("t2i", dev.text_to_image)):
             for cutoff, recall in zip((1, 5, 10), recalls, strict=True):
                 writer.add_scalar(f"dev/{way}_r{cutoff}", recall, self.step)
         tqdm.write(
             f"{self.config.title}  epoch {self.epoch + 1:2d}/{self.config.epochs}  "
-            f"loss {loss:.3f}  dev rSum {dev.rsum:.1f}  {self.seconds:.0f} s"
+            f"loss {loss:.3f}  dev rSum {dev.rsum:.1f}  {self.seconds:.0f} s, "
+            f"{waiting:.0f} % of it waiting for data"
         )
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
         self.save()

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("train_*.py"))
+#: That of many processes runs in tests/distributed.
+EXAMPLES = sorted(
+    set((ROOT / "examples").glob("train_*.py")) - {ROOT / "examples/train_distributed.py"}
+)
 RECIPES = (ROOT / "docs" / "integrations.md").read_text()
 IMPORTS = re.findall(r"^\+from (sede_kernels\.integrations\.\w+) import (.+)$", RECIPES, re.M)
 HOSTS = {

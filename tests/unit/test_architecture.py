@@ -11,15 +11,15 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 #: From the ground up: a room imports those of lower floors only.
 FLOORS = (
-    ("errors", "first_version", "jsonl", "types"),
+    ("errors", "first_version", "ids", "jsonl", "types"),
     ("reference", "testing"),
     ("backends",),
     ("ops",),
     ("checks",),
-    ("ring", "warmup"),
+    ("ring", "warmup", "resharding"),
     ("fragment_bank",),
     ("bank",),
-    ("functional",),
+    ("functional", "sharded_bank"),
     ("modules", "momentum", "distributed", "info"),
     ("integrations", "training"),
     ("study",),

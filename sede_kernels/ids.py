@@ -1,0 +1,42 @@
+"""Ids of strings that are the same on every rank and in every run."""
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+
+def string_ids(keys: Iterable[str], *, device: torch.device | str | None = None) -> Tensor:
+    """An id >= 0 for each string: the first 63 bits of its BLAKE2b digest.
+
+    Equal strings get equal ids on every rank, in every process and on every machine, which Python's
+    ``hash`` does not promise. Two of N different strings share an id with a chance of N^2 / 2^64:
+    5e-6 for ten million.
+
+    Args:
+        keys: N strings: file names, document keys.
+        device: of the result.
+
+    Returns:
+        (N,) int64, for ``ids`` of any bank or loss.
+
+    Raises:
+        TypeError: one string instead of several, or something else than strings.
+
+    Cost:
+        About a microsecond a string, on the host.
+
+    Example:
+        >>> string_ids(["cat.jpg", "dog.jpg", "cat.jpg"]).unique().numel()
+        2
+    """
+    if isinstance(keys, str):
+        raise TypeError("string_ids: keys must be several strings, got one; put it into a list.")
+    found = []
+    for key in keys:
+        if not isinstance(key, str):
+            raise TypeError(f"string_ids: keys must be strings, got {type(key).__name__} {key!r}.")
+        digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        found.append(int.from_bytes(digest, "big") >> 1)
+    return torch.tensor(found, dtype=torch.int64, device=device)

@@ -1,0 +1,162 @@
+"""The state of a bank that several ranks hold: how it is saved, and dealt anew to other ranks."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.shards import fetched, gather_into, group_of, together
+from sede_kernels.types import EMPTY, Shard
+
+#: A stamp is (number of the enqueue call << CALL_BITS) + place among its keys, from 1.
+CALL_BITS = 32
+ROWS = ("rows", "row_scale", "ids", "stamps")
+_LOAD = "load_state_dict of a sharded bank"
+
+
+def as_part(value: Tensor, shard: Shard) -> Tensor:
+    """The rows here as a DTensor over the rows of all ranks, ``Shard(0)``.
+
+    DTensor gives the first ranks the larger part and the last the rest; where the bank is dealt
+    more evenly, the part itself says where it belongs.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import Shard as Along
+    from torch.distributed.tensor._shards_wrapper import LocalShardsWrapper
+
+    mesh = DeviceMesh.from_group(group_of(shard), value.device.type)
+    shape = torch.Size((shard.size, *value.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
+    local: Tensor = value.detach()
+    if shard.size % shard.world not in (0, shard.world - 1):
+        at = (shard.offset, *(0 for _ in value.shape[1:]))
+        local = LocalShardsWrapper([local], [at])
+    part: Tensor = DTensor.from_local(
+        local, mesh, [Along(0)], run_check=False, shape=shape, stride=stride
+    )
+    return part
+
+
+def local_part(value: Tensor) -> Tensor:
+    """The rows here of ``as_part``; any other tensor as it is."""
+    if type(value) is Tensor or not hasattr(value, "to_local"):
+        return value
+    local: Any = value.to_local()
+    shards = getattr(local, "local_shards", None)
+    found: Tensor = local if shards is None else shards()[0]
+    return found
+
+
+def stamps_of_ring(ids: Tensor, ptr: int) -> Tensor:
+    """Stamps (K,) of a bank that kept none: one call stored everything, the pointer last."""
+    size = ids.shape[0]
+    age = (torch.arange(size, device=ids.device) - ptr) % size
+    filled = ids != EMPTY
+    return torch.where(filled, (1 << CALL_BITS) + age + 1, 0)
+
+
+def newest(stamps: Tensor) -> int:
+    """The slot after the one that was written last; 0 before any."""
+    size = stamps.shape[0]
+    latest = int(stamps.max()) if size else 0
+    return (int(stamps.argmax()) + 1) % size if latest else 0
+
+
+class _Deal(NamedTuple):
+    """Where the rows come from: the n-th, oldest first, goes to rank n % W, slot n // W."""
+
+    sources: Tensor  # (n,) their numbers among the rows of all ranks
+    steps: Tensor  # (n,) the calls that stored them
+
+
+def _deal(stamps: Tensor, saved_by: int) -> _Deal:
+    """The written rows by the call that stored them, then by rank, then by place."""
+    size = stamps.shape[0]
+    share, more = divmod(size, saved_by)
+    counts = torch.tensor([share + (rank < more) for rank in range(saved_by)])
+    rank = torch.repeat_interleave(torch.arange(saved_by), counts).to(stamps.device)
+    order = stamps.argsort(stable=True)
+    order = order[rank[order].argsort(stable=True)]
+    order = order[(stamps >> CALL_BITS)[order].argsort(stable=True)]
+    order = order[stamps[order] > 0]
+    return _Deal(order, stamps[order] >> CALL_BITS)
+
+
+def restored(given: Mapping[str, Tensor], shard: Shard, slots: int) -> dict[str, Tensor]:
+    """The buffers of one rank, of K_r slots, from a state dict that W or another number saved.
+
+    Args:
+        given: what the state dict holds, DTensors over these ranks or whole tensors.
+        shard: which part is here.
+        slots: K_r.
+
+    Raises:
+        ValueError: rows that are those of neither the whole bank nor this part.
+
+    Cost:
+        Dealt anew: one exchange of K stamps and one of the rows, unless the tensors are whole.
+    """
+    parts = {name: local_part(given[name]) for name in ROWS if name in given}
+    ids = parts["ids"]
+    whole = ids.shape[0] == shard.size
+    if not whole and ids.shape[0] != slots:
+        raise ValueError(
+            f"ids must hold the {slots} slots of this rank or all {shard.size}, got {ids.shape[0]}"
+        )
+    if "stamps" not in parts:
+        if not whole or "ptr" not in given:
+            raise ValueError("stamps are missing")
+        parts["stamps"] = stamps_of_ring(ids, int(given["ptr"]))
+    saved_by = int(given["dealt_to"]) if "dealt_to" in given else 1
+    step = given.get("step")
+    if step is None:
+        step = torch.ones((), dtype=torch.int64)
+    found = dict(parts)
+    if saved_by != shard.world:
+        found = _dealt(parts, shard, slots, saved_by, whole)
+    elif whole and slots != shard.size:
+        mine = slice(shard.offset, shard.offset + slots)
+        found = {name: value[mine] for name, value in parts.items()}
+    filled = found["ids"] != EMPTY
+    holes = (found["stamps"] > 0) & ~filled
+    counters = {"ptr": newest(found["stamps"]), "count": filled.sum(), "rejected": holes.sum()}
+    counters |= {"dealt_to": shard.world}
+    return {
+        **found,
+        "step": step,
+        **{name: torch.as_tensor(value, dtype=torch.int64) for name, value in counters.items()},
+    }
+
+
+def _dealt(
+    parts: dict[str, Tensor], shard: Shard, slots: int, saved_by: int, whole: bool
+) -> dict[str, Tensor]:
+    every = parts["stamps"] if whole else _gathered(parts["stamps"], shard)
+    deal = _deal(every, saved_by)
+    mine = deal.sources[shard.rank :: shard.world]
+    found = {}
+    for name, value in parts.items():
+        rows = value[mine] if whole else fetched(_LOAD, value, mine, shard)
+        room = torch.zeros((slots, *value.shape[1:]), dtype=value.dtype, device=value.device)
+        if name == "ids":
+            room.fill_(EMPTY)
+        room[: len(mine)] = rows
+        found[name] = room
+    place = torch.arange(1, len(mine) + 1, device=mine.device)
+    steps = deal.steps[shard.rank :: shard.world]
+    found["stamps"][: len(mine)] = (steps << CALL_BITS) + place
+    return found
+
+
+def _gathered(value: Tensor, shard: Shard) -> Tensor:
+    """(K,) from the (K_r,) of every rank."""
+    share, more = divmod(shard.size, shard.world)
+    padded = value.new_zeros(share + (more > 0))
+    padded[: value.shape[0]] = value
+    flat = padded.new_empty(shard.world * padded.shape[0])
+    with together(shard, _LOAD) as group:
+        gather_into(flat, padded, group)
+    every = flat.view(shard.world, -1)
+    return torch.cat([every[rank, : share + (rank < more)] for rank in range(shard.world)])

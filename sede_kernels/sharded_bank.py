@@ -1,0 +1,257 @@
+"""A memory bank that the ranks of a process group hold together, K / W slots each."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sede_kernels.backends.shards import fetched
+from sede_kernels.bank import BankView, MemoryBank
+from sede_kernels.checks import check_count
+from sede_kernels.resharding import CALL_BITS, ROWS, as_part, restored
+from sede_kernels.types import Shard
+
+
+class ShardedMemoryBank(MemoryBank):
+    """A ``MemoryBank`` of K slots of which each of W ranks holds K / W: the first K % W one more.
+
+    It stands wherever a bank does: ``weighted_info_nce``, ``symmetric_info_nce``, ``bank_lse``,
+    ``hardest_negatives``. Queries go to all ranks, each makes one pass over its rows, and the
+    partial sums come home; the backward communicates nothing. Every rank stores its own keys, so
+    ``enqueue`` communicates nothing either. Indices are those of the whole bank, rank after rank.
+
+    A reduced loss is scaled so that averaged gradients, as of ``DistributedDataParallel``, are
+    those of one process on the union of all batches: ``mean`` is W times the sum over this rank's
+    rows divided by the row weights of all ranks, ``sum`` is W times the sum here, ``none`` is not
+    scaled. In-batch negatives are those of this rank's batch.
+
+    Every rank of the group makes each call, in every step, with no rows where it has none. In
+    ``eval()`` mode a rank works alone on its own rows, so that validation on one rank cannot hang;
+    so does a loss under ``no_grad``.
+    Alone, or without ``torch.distributed`` initialised at construction, it is a ``MemoryBank``.
+
+    Args:
+        size: K >= W, the slots of all ranks together.
+        dim: D >= 1, length of a key.
+        group: process group; None for the default one.
+        dtype: as of ``MemoryBank``.
+        normalize: as of ``MemoryBank``.
+        max_batch: None: the ranks exchange the sizes of their batches first, which the host reads,
+            and calls that do not fit each other raise on all ranks. A number: batches are padded to
+            it, nothing is read on the host, and more rows raise before any exchange.
+        device: of the buffers.
+
+    Attributes:
+        rows, row_scale, ids, ptr, count, rejected: of this rank, as of ``MemoryBank``.
+        stamps: (K_r,) int64, when each row was stored; 0 for never.
+        step: () int64, calls of ``enqueue`` so far.
+        dealt_to: () int64, over how many ranks the rows are dealt.
+        size: K.
+
+    ``state_dict`` holds DTensors over K rows, for ``torch.distributed.checkpoint``; load them with
+    ``load_state_dict`` on every rank. With the same number of ranks each gets its rows back bit for
+    bit. With another all rows are dealt anew, oldest first, one rank after the other, so that what
+    was stored first is still overwritten first. ``rejected`` then counts the holes that are left.
+
+    Raises:
+        ValueError: fewer slots than ranks; use outside the group that it was made for.
+
+    Cost:
+        Of a loss: one exchange of the queries, one of E numbers a query for E exponents (none with
+        ``unit_length``), one of D + E + 1 numbers a query. Compute of a rank as with a whole bank
+        and its own batch: W times the queries, 1 / W of the rows.
+
+    Source:
+        Partial softmaxes merge by their log-sum-exps as in split attention; InsightFace's PartialFC
+        shards class centres, which need a gradient, in the same way.
+
+    Example:
+        >>> bank = ShardedMemoryBank(8, 2)
+        >>> bank.enqueue(torch.eye(2), torch.tensor([7, 8]))
+        >>> len(bank), bank.size
+        (2, 8)
+    """
+
+    fixed: ClassVar[Mapping[str, torch.dtype]] = {
+        **MemoryBank.fixed,
+        **dict.fromkeys(("stamps", "step", "dealt_to"), torch.int64),
+    }
+    scalars: ClassVar[tuple[str, ...]] = (*MemoryBank.scalars, "step", "dealt_to")
+
+    stamps: Tensor
+    step: Tensor
+    dealt_to: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        group: "dist.ProcessGroup | None" = None,
+        dtype: torch.dtype = torch.float32,
+        normalize: bool = True,
+        max_batch: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        name = "ShardedMemoryBank"
+        check_count(name, "size", size, least=1)
+        if max_batch is not None:
+            check_count(name, "max_batch", max_batch, least=1)
+        rank, world, label = 0, 1, ""
+        together = dist.is_available() and dist.is_initialized()
+        if together:
+            rank, world = dist.get_rank(group), dist.get_world_size(group)
+            members: Any = dist.group.WORLD if group is None else group
+            label = members.group_name if world > 1 else ""
+        if rank < 0:
+            raise ValueError(f"{name}: this process is not in the group; make it on its members.")
+        if size < world:
+            raise ValueError(f"{name}: size must be at least one slot a rank, {world}, got {size}.")
+        share, more = divmod(size, world)
+        super().__init__(
+            share + (rank < more), dim, dtype=dtype, normalize=normalize, device=device
+        )
+        self.size = size
+        self._together = together
+        offset = rank * share + min(rank, more)
+        batch = -1 if max_batch is None else max_batch
+        self.part = Shard(rank, world, offset, size, label, batch)
+        stamps = torch.zeros(self.rows.shape[0], dtype=torch.int64, device=device)
+        self.register_buffer("stamps", stamps)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("dealt_to", torch.full_like(self.step, world))
+
+    @property
+    def shard(self) -> Shard:  # type: ignore[override]
+        """Which part of the whole is here; without a group in ``eval()`` mode."""
+        return self.part if self.training else self.part._replace(group="")
+
+    def extra_repr(self) -> str:
+        """The whole, and which part of it is here."""
+        return f"size={self.size}, rank={self.part.rank} of {self.part.world}, " + (
+            super().extra_repr().replace("size", "slots", 1)
+        )
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor, ids: Tensor | None = None, *, backend: str = "auto") -> None:
+        """Write this rank's keys (N, D) into its slots; nothing is sent. See ``MemoryBank``.
+
+        Call it on every rank in every step, with no keys where there are none: the steps are
+        counted, so that a resumed run forgets in the same order.
+        """
+        before = self.ptr.clone()
+        super().enqueue(keys, ids, backend=backend)
+        slots, number = self.rows.shape[0], keys.shape[0]
+        kept = torch.arange(max(0, number - slots), number, device=self.stamps.device)
+        self.step.add_(1)
+        self.stamps.index_copy_(0, (before + kept) % slots, (self.step << CALL_BITS) + kept + 1)
+
+    @torch.no_grad()
+    def fetch(self, stored: Tensor, indices: Tensor) -> Tensor:
+        """What the ranks keep beside the rows of these indices; every rank calls it alike.
+
+        For banks of fragment sets: the means are searched here with ``hardest_negatives``, and the
+        sets that were found come from the ranks that hold them.
+
+        Args:
+            stored: (K_r, ...) of this rank, slot by slot: the rows or lengths of a ``FragmentBank``
+                of K_r sets that stores whenever this bank does.
+            indices: (B, k) int64 as ``hardest_negatives`` gives them, any B; -1 for none.
+
+        Returns:
+            (B, k, ...) in the dtype of ``stored``, 0 where the index is -1. No gradient.
+
+        Raises:
+            ValueError: ``stored`` does not have this rank's slots.
+
+        Cost:
+            Each row goes from its holder to who asked. Three exchanges; the host reads the counts.
+        """
+        slots = self.rows.shape[0]
+        if not isinstance(stored, Tensor) or stored.ndim < 1 or stored.shape[0] != slots:
+            came = tuple(stored.shape) if isinstance(stored, Tensor) else type(stored).__name__
+            raise ValueError(
+                f"ShardedMemoryBank.fetch: stored must have the {slots} slots of this rank first, "
+                f"got {came}."
+            )
+        self.view()
+        shard = self.shard
+        if not shard.group:
+            at = indices - self.part.offset
+            found = stored[at.clamp(0, slots - 1)]
+            known = (indices >= 0).view(*indices.shape, *(1 for _ in stored.shape[1:]))
+            return torch.where(known, found, torch.zeros((), dtype=found.dtype))
+        return fetched("fetch of a sharded bank", stored, indices, shard)
+
+    def view(self) -> BankView:
+        """Rows, scales and ids as they stand, and which part of the whole they are.
+
+        Raises:
+            ValueError: the process group is not the one that the bank was made for.
+        """
+        view = super().view()
+        if not torch.compiler.is_compiling():
+            self._check_group()
+        return view._replace(shard=self.shard)
+
+    def reset_parameters(self) -> None:
+        """Empty every slot and forget the steps."""
+        super().reset_parameters()
+        with torch.no_grad():
+            self.dealt_to.fill_(self.part.world)
+
+    def _check_group(self) -> None:
+        ready = dist.is_available() and dist.is_initialized()
+        if self.part.group and not ready:
+            raise ValueError(
+                f"ShardedMemoryBank: it is one of {self.part.world} parts, but torch.distributed "
+                "is not initialised; call init_process_group, or load its checkpoint into a new "
+                "bank."
+            )
+        if not self._together and ready and dist.get_world_size() > 1:
+            raise ValueError(
+                "ShardedMemoryBank: it was made before torch.distributed was initialised and holds "
+                "the whole bank; make it after init_process_group."
+            )
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in ("ptr", "count", "rejected"):  # differ from rank to rank; the stamps tell them
+            destination.pop(prefix + name, None)
+        if self.part.group:
+            for name in ROWS:
+                value = destination.get(prefix + name)
+                if value is not None:
+                    destination[prefix + name] = as_part(value, self.part)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        given = {
+            name: state_dict[prefix + name]
+            for name in self._buffers
+            if isinstance(state_dict.get(prefix + name), Tensor)
+        }
+        if "ids" in given:
+            try:
+                found = restored(given, self.part, self.rows.shape[0])
+            except ValueError as error:
+                where = f"ShardedMemoryBank {prefix[:-1]}".rstrip()
+                error_msgs.append(f"{where}: {error}; nothing of it was loaded.")
+                return
+            for name, value in found.items():
+                state_dict[prefix + name] = value
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

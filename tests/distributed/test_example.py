@@ -1,0 +1,106 @@
+"""The example of many processes: resumed after a kill, and on another number of processes."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "train_distributed.py"
+STEPS = 60
+
+pytestmark = pytest.mark.distributed
+
+
+def settings(out: Path) -> list[str]:
+    return [str(EXAMPLE), "--out", str(out), "--steps", str(STEPS)]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def environment(**more: object) -> dict[str, str]:
+    fixed = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
+    return {**os.environ, **fixed, **{name: str(value) for name, value in more.items()}}
+
+
+def losses(text: str) -> dict[int, list[str]]:
+    """What was printed for each step, in order."""
+    found: dict[int, list[str]] = {}
+    for step, loss in re.findall(r"^step (\d+) loss (\S+)$", text, re.M):
+        found.setdefault(int(step), []).append(loss)
+    return found
+
+
+def trained(out: Path, world: int) -> dict[int, list[str]]:
+    """The curve of an unbroken run."""
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, *settings(out)],
+            env=environment(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, MASTER_PORT=port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    said = [rank.communicate(timeout=200) for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks), said
+    return losses(said[0][0])
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, list[str]]]:
+    """The folder and the curve of two processes."""
+    out = tmp_path_factory.mktemp("unbroken")
+    return out, trained(out, 2)
+
+
+def test_it_learns(unbroken: tuple) -> None:
+    curve = [float(value) for (value,) in unbroken[1].values()]
+    assert len(curve) == STEPS
+    assert sum(curve[-10:]) < 0.8 * sum(curve[:10])
+
+
+def test_a_killed_rank_costs_nothing_but_time(unbroken: tuple, tmp_path: Path) -> None:
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+    agent = subprocess.Popen(
+        [sys.executable, *command, *settings(tmp_path / "run")],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert agent.stdout is not None
+    printed = []
+    for line in agent.stdout:
+        printed.append(line)
+        if line.startswith("step 25 ") and printed.count(line) == 1:
+            workers = psutil.Process(agent.pid).children()
+            workers[-1].send_signal(signal.SIGKILL)
+    assert agent.wait(timeout=200) == 0
+    found = losses("".join(printed))
+    assert len(found[25]) == 2, "the last checkpoint was that of step 20"
+    expected = unbroken[1]
+    assert sorted(found) == sorted(expected)
+    for step, values in found.items():
+        assert set(values) == set(expected[step]), step
+
+
+def test_it_goes_on_with_one_process(unbroken: tuple, tmp_path: Path) -> None:
+    """What two ranks saved after 20 steps: the same curve but for the order of sums."""
+    out, expected = unbroken
+    shutil.copytree(out / "step000020", tmp_path / "step000020")
+    found = trained(tmp_path, 1)
+    assert sorted(found) == list(range(20, STEPS))
+    for step, (value,) in found.items():
+        assert float(value) == pytest.approx(float(expected[step][0]), rel=1e-4), step

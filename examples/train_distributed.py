@@ -29,7 +29,14 @@ class TwoTowers(nn.Module):
         super().__init__()
         self.image = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, dim))
         self.text = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, dim))
-        self.loss = SEDELoss(bank_size, dim, sharded=True, hardness=5.0, learn_temperature=True)
+        self.loss = SEDELoss(
+            bank_size,
+            dim,
+            sharded=True,
+            in_batch_negatives=False,  # a rank's own batch depends on the number of ranks
+            hardness=5.0,
+            learn_temperature=True,
+        )
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """The loss of this rank's rows; what they hold is a negative from now on."""

@@ -36,7 +36,7 @@ class Passes(NamedTuple):
     batch_lse: Callable[..., BatchSums]
     batch_lse_backward: Callable[..., Any]
     batch_lse_kept: Callable[[Tensor, Tensor], int]
-    reduce: Callable[[Tensor, float, str], tuple[Tensor, Tensor]] = reduce
+    reduce: Callable[[Tensor, float, str], tuple[Value, Tensor]] = reduce
 
 
 class Exponents(NamedTuple):

@@ -96,7 +96,7 @@ def hardest(
     return RankedRows(values, indices, rows.contiguous())
 
 
-def _over_ranks(shard: Shard) -> Callable[[Tensor, float, str], tuple[Tensor, Tensor]]:
+def _over_ranks(shard: Shard) -> Callable[[Tensor, float, str], tuple[float | Tensor, Tensor]]:
     """The ``reduce`` of a loss whose mean is that of the rows of all ranks.
 
     A "mean" is W times the sum here over the row weights of all ranks, a "sum" W times the sum
@@ -105,7 +105,7 @@ def _over_ranks(shard: Shard) -> Callable[[Tensor, float, str], tuple[Tensor, Te
     if not shard.group:
         return reduce
 
-    def over_ranks(rows: Tensor, focus: float, reduction: str) -> tuple[Tensor, Tensor]:
+    def over_ranks(rows: Tensor, focus: float, reduction: str) -> tuple[float | Tensor, Tensor]:
         weight = torch.ones_like(rows)
         with together(shard, TOTAL) as group:
             if focus:
@@ -136,13 +136,13 @@ def _passes(side: Side, shards: dict[int, Shard], backend: str) -> Passes:
     def bank_lse(query: Tensor, bank: Bank, scales: Tensor, match: Match, want: Want) -> Sums:
         return lse(query, bank, scales, match, want, shards[id(bank.rows)], backend)
 
-    batch = (
+    lse_of, backward, kept = (
         resolve(name, backend, side.query, side.positive)
         for name in ("batch_lse", "batch_lse_backward", "batch_lse_kept")
     )
     shared = [shard for shard in shards.values() if shard.group]
     rows = _over_ranks(shared[0] if shared else Shard())
-    return Passes(bank_lse, in_two_passes(bank_lse), *batch, rows)
+    return Passes(bank_lse, in_two_passes(bank_lse), lse_of, backward, kept, rows)
 
 
 def info_nce(
@@ -179,7 +179,9 @@ def info_nce_backward(
     return run(grad, table, query_grad, kept, side, other, scalars, rule, needs)
 
 
-def reduced(rows: Tensor, focus: float, reduction: str, shard: Shard) -> tuple[Tensor, Tensor]:
+def reduced(
+    rows: Tensor, focus: float, reduction: str, shard: Shard
+) -> tuple[float | Tensor, Tensor]:
     """Constant weights (B,) of this rank's rows in the loss of all ranks, and the loss."""
     return _over_ranks(shard)(rows, focus, reduction)
 

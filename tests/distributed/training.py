@@ -1,6 +1,7 @@
 """One rank's part of training with sharded banks under DDP and FSDP2, beside one process."""
 
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +240,7 @@ def absent(rank: int, folder: Path) -> str:
     rows = torch.randn(3, DIM)
     store: Any = dist.distributed_c10d._get_default_store()
     if rank == 1:
-        store.wait(["over"])
+        store.wait(["over"], timedelta(seconds=100))
         return "skipped"
     try:
         weighted_info_nce(rows, rows, bank)

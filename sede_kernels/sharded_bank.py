@@ -13,6 +13,8 @@ from sede_kernels.checks import check_count
 from sede_kernels.resharding import CALL_BITS, ROWS, as_part, restored
 from sede_kernels.types import Shard
 
+_TOLD = ("ptr", "count", "rejected")
+
 
 class ShardedMemoryBank(MemoryBank):
     """A ``MemoryBank`` of K slots of which each of W ranks holds K / W: the first K % W one more.
@@ -122,6 +124,8 @@ class ShardedMemoryBank(MemoryBank):
         self.register_buffer("stamps", stamps)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("dealt_to", torch.full_like(self.step, world))
+        # They differ from rank to rank, and the stamps tell them.
+        self._non_persistent_buffers_set.update(_TOLD)
 
     @property
     def shard(self) -> Shard:  # type: ignore[override]
@@ -220,8 +224,6 @@ class ShardedMemoryBank(MemoryBank):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in ("ptr", "count", "rejected"):  # differ from rank to rank; the stamps tell them
-            destination.pop(prefix + name, None)
         if self.part.group:
             for name in ROWS:
                 value = destination.get(prefix + name)
@@ -250,8 +252,17 @@ class ShardedMemoryBank(MemoryBank):
                 where = f"ShardedMemoryBank {prefix[:-1]}".rstrip()
                 error_msgs.append(f"{where}: {error}; nothing of it was loaded.")
                 return
+            told = {name: found.pop(name) for name in _TOLD}
+            for name in _TOLD:
+                state_dict.pop(prefix + name, None)
             for name, value in found.items():
                 state_dict[prefix + name] = value
+        wrong = len(error_msgs)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if "ids" in given and len(error_msgs) == wrong and not self.rows.is_meta:
+            for name, value in told.items():
+                self._buffers[name] = value.to(self.rows.device)
+            self._unsettled = False
+            self._drop_non_finite()

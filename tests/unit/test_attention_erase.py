@@ -196,7 +196,11 @@ def test_property_keep_min_and_mass(values, rule, low, keep_min) -> None:
         ({"rule": "quantile", "threshold": 1.5}, ValueError, r"must be in \[0, 1\], got 1.5"),
         ({"erase": "middle"}, ValueError, "erase must be one of low, high"),
         ({"keep_min": 0}, ValueError, "keep_min must be an integer >= 1, got 0"),
-        ({"lengths": torch.tensor([1])}, ValueError, r"lengths must be \(2,\), got \(1,\)"),
+        (
+            {"lengths": torch.tensor([1])},
+            ValueError,
+            r"lengths must be \(2,\), one per row, got \(1,\)",
+        ),
         ({"lengths": torch.tensor([1, 9])}, ValueError, r"must lie in \[0, 4\], got 1 to 9"),
         ({"lengths": [1, 2]}, TypeError, "must be a torch.Tensor, got list"),
     ],

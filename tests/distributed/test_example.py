@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -81,6 +82,8 @@ def test_a_killed_rank_costs_nothing_but_time(unbroken: tuple, tmp_path: Path) -
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert agent.stdout is not None
+    watch = threading.Timer(150, agent.kill)  # rather a failure than a test that never ends
+    watch.start()
     printed = []
     for line in agent.stdout:
         printed.append(line)
@@ -88,6 +91,7 @@ def test_a_killed_rank_costs_nothing_but_time(unbroken: tuple, tmp_path: Path) -
             workers = psutil.Process(agent.pid).children()
             workers[-1].send_signal(signal.SIGKILL)
     assert agent.wait(timeout=200) == 0
+    watch.cancel()
     found = losses("".join(printed))
     assert len(found[25]) == 2, "the last checkpoint was that of step 20"
     expected = unbroken[1]

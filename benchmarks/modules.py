@@ -90,7 +90,7 @@ def _timed(trainer: Any, captions: "np.ndarray[Any, Any]") -> float:
     on_gpu = trainer.config.device != "cpu"
     clock = time.perf_counter if on_gpu else time.process_time
     started = clock()
-    trainer.train_step(captions)
+    trainer.train_step(trainer.batch_of(captions))
     if on_gpu:
         torch.cuda.synchronize()
     trainer.step += 1

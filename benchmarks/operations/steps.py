@@ -134,7 +134,7 @@ class TrainingStep(Operation):
 
     def _step(self, case: Case, trainer: Any, turn: int) -> Outputs:
         start = turn % 2 * case.B
-        loss = trainer.train_step(np.arange(start, start + case.B))
+        loss = trainer.train_step(trainer.batch_of(np.arange(start, start + case.B)))
         named = trainer.model.named_parameters()
         grads = {f"g.{name}": p.grad for name, p in named if p.grad is not None}
         return {"loss": torch.tensor(loss, dtype=torch.float64), **grads}

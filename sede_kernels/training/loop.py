@@ -157,6 +157,11 @@ class Trainer:
                 if self.interrupted:
                     raise StoppedError
 
+    def batch_of(self, captions: np.ndarray[Any, Any]) -> Batch:
+        """These captions of the training part and their images, on the device."""
+        words = self.corpus.words["train"]
+        return Batches(self.train_part, words, captions, len(captions))[0].to(self.config.device)
+
     def train_step(self, batch: Batch) -> float:
         """One update; returns the loss."""
         config = self.config

@@ -36,9 +36,9 @@ def test_the_header_names_files_and_backends(monkeypatch):
 
 
 def test_only_what_this_version_has_for_the_device_is_missing(monkeypatch):
-    _backends(monkeypatch, cpu=NOT_BUILT, triton="not installed", cuda="not part of this version")
+    _backends(monkeypatch, cpu=NOT_BUILT, triton="not installed", cuda="not in this build")
     assert measured.missing(CPU) == {"cpu": NOT_BUILT}
-    assert measured.missing(CUDA) == {"triton": "not installed"}
+    assert measured.missing(CUDA) == {"triton": "not installed", "cuda": "not in this build"}
     monkeypatch.setattr("sys.platform", "win32")
     assert measured.missing(CPU) == {}
 

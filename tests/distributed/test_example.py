@@ -74,30 +74,45 @@ def test_it_learns(unbroken: tuple) -> None:
     assert sum(curve[-10:]) < 0.8 * sum(curve[:10])
 
 
-def test_a_killed_rank_costs_nothing_but_time(unbroken: tuple, tmp_path: Path) -> None:
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2"]
+def by_torchrun(out: Path, kill_at: int | None) -> tuple[int, dict[int, list[str]]]:
+    """Exit status and curve of two processes; one of them is killed when a step was printed."""
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     agent = subprocess.Popen(
-        [sys.executable, *command, *settings(tmp_path / "run")],
+        [sys.executable, *command, *settings(out)],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     assert agent.stdout is not None
-    watch = threading.Timer(150, agent.kill)  # rather a failure than a test that never ends
+    workers: list[psutil.Process] = []
+
+    def end() -> None:  # rather a failure than a test that never ends
+        for process in [*psutil.Process(agent.pid).children(), agent]:
+            process.kill()
+
+    watch = threading.Timer(100, end)
     watch.start()
     printed = []
     for line in agent.stdout:
         printed.append(line)
-        if line.startswith("step 25 ") and printed.count(line) == 1:
+        if line.startswith(f"step {kill_at} ") and not workers:
             workers = psutil.Process(agent.pid).children()
             workers[-1].send_signal(signal.SIGKILL)
-    assert agent.wait(timeout=200) == 0
+    status = agent.wait(timeout=100)
     watch.cancel()
-    found = losses("".join(printed))
-    assert len(found[25]) == 2, "the last checkpoint was that of step 20"
+    return status, losses("".join(printed))
+
+
+def test_a_killed_rank_costs_nothing_but_time(unbroken: tuple, tmp_path: Path) -> None:
+    status, before = by_torchrun(tmp_path / "run", kill_at=25)
+    assert status != 0 and 25 in before and STEPS - 1 not in before
+    status, after = by_torchrun(tmp_path / "run", kill_at=None)
+    assert status == 0
+    assert min(after) in (10, 20), "it goes on from a checkpoint"
     expected = unbroken[1]
-    assert sorted(found) == sorted(expected)
-    for step, values in found.items():
-        assert set(values) == set(expected[step]), step
+    assert sorted(set(before) | set(after)) == sorted(expected)
+    for curve in (before, after):
+        for step, values in curve.items():
+            assert values == expected[step], step
 
 
 def test_it_goes_on_with_one_process(unbroken: tuple, tmp_path: Path) -> None:

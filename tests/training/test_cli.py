@@ -45,8 +45,8 @@ def test_unknown_names(capfd, tmp_path):
     assert "erase must be one of off, low, high" in fails(capfd, "train", "--erase", "middle")
     assert "is not a run" in fails(capfd, "eval", tmp_path)
     assert "is not a run" in fails(capfd, "train", "--resume", tmp_path)
-    said = fails(capfd, "train", "--resume", tmp_path, "--epochs", 3)
-    assert "--resume takes all settings from the run" in said
+    said = fails(capfd, "train", "--resume", tmp_path, "--batch-size", 3)
+    assert "--resume takes --batch-size from the run; what may be given with it is --data" in said
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "patience": ([], {"-1": "patience must be 0 or more", HUGE: "patience must be at most"}),
     "checkpoint_every": ([], {"0": "checkpoint_every must be above 0", HUGE: "at most"}),
     "threads": ([], {"-1": "threads must be 0 or more", "1025": "threads must be at most 1024"}),
+    "workers": ([], {"-1": "workers must be 0 or more", "1025": "workers must be at most 1024"}),
     "device": ([], dict.fromkeys(("", "meta", "cuda:99", "gpu", "\udcff"), "cannot be used here")),
 }
 

@@ -149,7 +149,7 @@ def test_every_model_takes_every_module(icons, tmp_path, name, modules):
     trainer.model.train()
     before = {n: p.clone() for n, p in trainer.model.named_parameters()}
     for start in (0, 30):
-        assert np.isfinite(trainer.train_step(np.arange(start, start + 30)))
+        assert np.isfinite(trainer.train_step(trainer.batch_of(np.arange(start, start + 30))))
         trainer.step += 1
     for parameter, value in trainer.model.named_parameters():
         assert value.grad is not None, parameter
@@ -170,7 +170,9 @@ def test_banks_fill_just_before_they_count(icons, tmp_path, name):
         for trainer in (with_bank, without):
             torch.manual_seed(step)  # dropout
             trainer.model.train()
-            losses.append(trainer.train_step(np.arange(10 * step, 10 * step + 10)))
+            losses.append(
+                trainer.train_step(trainer.batch_of(np.arange(10 * step, 10 * step + 10)))
+            )
             trainer.step += 1
         assert (losses[0] == losses[1]) == (step < 5), step
         filled.append(int(with_bank.objective.image_bank.count))
@@ -189,7 +191,7 @@ def test_online_keys_are_the_models_own_encodings(icons, tmp_path, name):
     trainer.model.train()
     encoded = []
     trainer.model.image_encoder.register_forward_hook(lambda *call: encoded.append(call[2]))
-    trainer.train_step(np.arange(10))
+    trainer.train_step(trainer.batch_of(np.arange(10)))
     (images,) = encoded
     expected = images.vector if name == "vse" else images.fragments
     stored = trainer.objective.image_bank.rows

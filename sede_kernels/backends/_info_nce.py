@@ -285,11 +285,14 @@ def _scaled(
     for scales, start, match, kept in calls:
         count = scales.shape[0]
         weight = table[start + 2 : start + 2 + count] * grad
+        lse = table[start : start + count]
         if scalars.batch_at is not None:
+            # Beside sums that the batch is not in, e^{c s - L} may overflow: of L = inf it is 0.
             weight = torch.where(scalars.batch_at, weight, 0.0)
+            lse = torch.where(scalars.batch_at, lse, torch.inf)
         more_query, more_positive = passes.batch_lse_backward(
             weight,
-            table[start : start + count],
+            lse,
             kept,
             side.query,
             side.positive,

@@ -165,3 +165,17 @@ def test_an_expanded_gradient_of_the_rows(backend) -> None:
     assert torch.equal(got, want)
     (strided,) = torch.autograd.grad(rows, query, torch.ones(8, dtype=torch.float64)[::2])
     assert torch.equal(strided, want)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_a_batch_that_does_not_count_yet_has_no_gradient(backend: str) -> None:
+    """With a small temperature e^{s / tau} of the batch is beyond fp32 beside an empty bank."""
+    query = torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    key = torch.tensor([[1.0], [1.0]], requires_grad=True)
+    loss = weighted_info_nce(
+        query, key, MemoryBank(1, 1), temperature=0.01,
+        in_batch_negatives=torch.tensor(False), backend=backend,
+    )  # fmt: skip
+    assert loss == 0
+    for grad in torch.autograd.grad(loss, (query, key)):
+        assert torch.equal(grad, torch.zeros_like(grad))

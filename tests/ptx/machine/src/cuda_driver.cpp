@@ -1,5 +1,5 @@
-// The few entry points of the CUDA driver that csrc/cuda/launch/driver.cpp asks for. Modules are PTX
-// texts; a launch runs on the machine, and its faults are the text of the error that it returns.
+// The few entry points of the CUDA driver that csrc/cuda/launch/driver.cpp asks for. Modules are
+// PTX texts; a launch runs on the machine, and its faults are the text of the error it returns.
 #include <cstring>
 #include <set>
 

@@ -137,7 +137,7 @@ def resolve(op: str, backend: str, *tensors: Tensor, **options: Any) -> Callable
                 break
         else:
             raise BackendUnavailableError(f"{op}: no backend can serve this call.\n{_report()}")
-        if name != order[0]:
+        if name == "torch" and name != order[0]:  # compiled kernels are no step down
             _warn_once(order[0], name)
     else:
         reason = _refusal(name, op, tensors, options)

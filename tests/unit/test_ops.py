@@ -1,5 +1,8 @@
 """torch.library contracts: opcheck, full-graph compile, autocast, double backward, registry."""
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -163,3 +166,19 @@ def test_auto_takes_the_next_backend_when_the_first_refuses(
     assert chosen.__module__.endswith("backends.torch.bank_lse")
     with pytest.raises(BackendUnavailableError, match="refused for this test"):
         registry.resolve("bank_lse", "cpu", query, query)
+
+
+@pytest.mark.parametrize(("able", "warns"), [("cuda", False), ("torch", True)])
+def test_auto_warns_only_where_no_kernels_serve(monkeypatch, able, warns):
+    from sede_kernels.backends import registry
+
+    monkeypatch.setattr(registry, "_warned_of", set())
+    monkeypatch.setattr(registry, "_refusal", lambda name, *_: None if name == able else "missing")
+    monkeypatch.setattr(registry, "_function", lambda name, op: name)
+    monkeypatch.setattr(registry, "unavailable_reason", lambda name: "missing")
+    monkeypatch.delenv("SEDE_BACKEND", raising=False)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert registry.resolve("bank_lse", "auto", on_gpu) == able
+    assert len(caught) == int(warns)

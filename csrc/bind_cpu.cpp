@@ -10,6 +10,7 @@
 #include "bind_checks.h"
 #include "bind_fragments.h"
 #include "bind_info_nce.h"
+#include "bind_tensors.h"
 #include "dispatch.h"
 #include "drivers.h"
 #include "parallel.h"
@@ -188,6 +189,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("set_pool_threads", &sede::set_pool_threads, py::arg("threads"),
         "Threads of the pool; 0: as many as torch_get_num_threads says.");
   m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("threads"), py::arg("ms"));
+  m.def("set_dtypes", &set_dtypes, "The dtypes of torch in the order of their codes.");
   m.def("bank_lse", &bank_lse);
   m.def("batch_lse", &batch_lse);
   m.def("batch_lse_backward", &batch_lse_backward);

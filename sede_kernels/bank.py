@@ -1,9 +1,10 @@
 """Memory banks: ring buffers of past keys with their ids, as modules whose state survives."""
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sede_kernels import ops
@@ -173,6 +174,13 @@ class MemoryBank(Ring):
             return self
         view = self.view()
         return view._replace(ids=ids_where("MemoryBank.where", flag, view.ids))
+
+    def glance(self) -> tuple[Tensor, Tensor | None, Tensor] | None:
+        """Rows, scales and ids for a caller that checks them; None where the bank has to look."""
+        if self._unsettled or (self._looks_left and dist.is_available() and dist.is_initialized()):
+            return None
+        held: Any = self._buffers
+        return held["rows"], held["row_scale"], held["ids"]
 
     def view(self) -> BankView:
         """Rows, scales and ids as they stand."""

@@ -151,19 +151,16 @@ def check_backend(name: str, backend: str, *inputs: object) -> str:
 
     Kernels do not serve every transform of the differentiable ``inputs``: those are refused here.
     """
-    try:
-        chosen = registry.requested(backend)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    chosen = requested(name, backend)
     if chosen != "reference":
         check_transforms(name, *inputs)
     return chosen
 
 
-def requested_reference(name: str, backend: str) -> bool:
-    """Whether the specification itself is asked for, ``SEDE_BACKEND`` applied."""
+def requested(name: str, backend: str) -> str:
+    """The requested backend's name alone; "reference" for the specification itself."""
     try:
-        return registry.requested(backend) == "reference"
+        return registry.requested(backend)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 

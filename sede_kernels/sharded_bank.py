@@ -189,6 +189,9 @@ class ShardedMemoryBank(MemoryBank):
             return torch.where(known, found, torch.zeros((), dtype=found.dtype))
         return fetched("fetch of a sharded bank", stored, indices, shard)
 
+    def glance(self) -> None:
+        """None: the group is to be looked at too."""
+
     def view(self) -> BankView:
         """Rows, scales and ids as they stand, and which part of the whole they are.
 

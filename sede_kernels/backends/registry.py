@@ -111,8 +111,8 @@ def requested(backend: str) -> str:
     return name
 
 
-def resolve(op: str, backend: str, *tensors: Tensor, **options: Any) -> Callable[..., Any]:
-    """The function of the backend that serves ``op`` on these tensors.
+def serving(op: str, backend: str, *tensors: Tensor, **options: Any) -> str:
+    """Name of the backend that serves ``op`` on these tensors.
 
     Args:
         op: key of ``FILES``.
@@ -145,10 +145,40 @@ def resolve(op: str, backend: str, *tensors: Tensor, **options: Any) -> Callable
             raise BackendUnavailableError(
                 f"{op}: backend {name!r} was asked for but {reason}. Backends here:\n{_report()}"
             )
+    return name
+
+
+def resolve(op: str, backend: str, *tensors: Tensor, **options: Any) -> Callable[..., Any]:
+    """The function of the backend that serves ``op`` on these tensors; see ``serving``."""
+    return function_of(serving(op, backend, *tensors, **options), op)
+
+
+def function_of(name: str, op: str) -> Callable[..., Any]:
+    """The function of ``op`` in the backend of this name, which is able.
+
+    Raises:
+        BackendUnavailableError: it has none.
+    """
     function = _function(name, op)
     if function is None:
         raise BackendUnavailableError(f"{op}: backend {name!r} has no {op} kernel.")
     return function
+
+
+def native_look(op: str, function: str) -> Callable[..., bool] | None:
+    """The native function that says at one look whether the arguments of ``op`` fit, or None.
+
+    Args:
+        op: key of ``FILES``.
+        function: its name, in the file of that op in backend ``cpu``.
+    """
+    return None if unavailable_reason("cpu") is not None else _look(op, function)
+
+
+@cache
+def _look(op: str, function: str) -> Callable[..., bool] | None:
+    module = importlib.import_module(f"sede_kernels.backends.{PACKAGES['cpu']}.{FILES[op]}")
+    return getattr(module, function, None)
 
 
 def _warn_once(first: str, name: str) -> None:
@@ -162,7 +192,7 @@ def _warn_once(first: str, name: str) -> None:
         f"{first!r}: {reason}. Install what is missing, or set SEDE_BACKEND={name} to choose "
         f"{name!r} without this warning.",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

@@ -5,6 +5,7 @@ whatever does not fit goes through the checks of ``_info_nce``, which convert it
 wrong.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ from sede_kernels import ops
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import (
     FLOATS,
-    check_backend,
     check_flag,
     check_hardness,
     check_info_nce,
@@ -30,6 +30,7 @@ from sede_kernels.functional._info_nce import (
     check_pair,
 )
 from sede_kernels.ops.bank_lse import STATIC_LIMIT
+from sede_kernels.ops.transforms import check_transforms
 from sede_kernels.types import TABLE, InfoNCE, InfoNCERule, Scalars, Shard, Side
 
 _AT = object()  # in the place of a number that a tensor holds
@@ -135,23 +136,36 @@ def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
     """The side where nothing about its tensors has to be converted or refused."""
     query, positive, bank, ids, bank_ids, _ = given
     row_scale = None
-    if isinstance(bank, MemoryBank | BankView):
+    if isinstance(bank, MemoryBank):
         if bank_ids is not None:
             return None
-        rows, row_scale, bank_ids, _ = bank.view() if isinstance(bank, MemoryBank) else bank
+        rows, row_scale, bank_ids = bank.glance() or bank.view()[:3]
     elif isinstance(bank, Tensor):
         rows = bank.detach() if bank.requires_grad else bank
     elif bank is None and keywords.in_batch_negatives is not False and isinstance(query, Tensor):
         rows = query.detach()[:0]
+    elif isinstance(bank, BankView) and bank_ids is None:
+        rows, row_scale, bank_ids, _ = bank
     else:
         return None
-    if not (isinstance(query, Tensor) and isinstance(positive, Tensor)):
+    if ids is None and keywords.false_negatives == "positive":
         return None
+    side = Side(query, positive, rows, row_scale, bank_ids, ids)
+    if not torch.compiler.is_compiling() and ops.info_nce.fits(side):
+        return side
+    return side if _fits(side) else None
+
+
+def _fits(side: Side) -> bool:
+    """Whether nothing about the tensors of a side has to be converted or refused, on any device."""
+    query, positive, rows, row_scale, bank_ids, ids = side
+    if not (isinstance(query, Tensor) and isinstance(positive, Tensor)):
+        return False
     try:
         shape, device, size = query.shape, query.device, rows.shape[:1]
         alike = positive.shape == shape
     except RuntimeError:  # nested tensors have no shape
-        return None
+        return False
     if not (
         len(shape) == 2
         and alike
@@ -165,7 +179,7 @@ def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
         and rows.device == device
         and (row_scale is None) == (rows.dtype != torch.int8)
     ):
-        return None
+        return False
     for of, length in ((ids, shape[:1]), (bank_ids, size)):
         if of is not None and not (
             isinstance(of, Tensor)
@@ -173,14 +187,10 @@ def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
             and of.shape == length
             and of.device == device
         ):
-            return None
-    if ids is None and keywords.false_negatives == "positive":
-        return None
-    if row_scale is not None and not (
+            return False
+    return row_scale is None or (
         row_scale.dtype == torch.float32 and row_scale.shape == size and row_scale.device == device
-    ):
-        return None
-    return Side(query, positive, rows, row_scale, bank_ids, ids)
+    )
 
 
 def _checked(name: str, given: Given, keywords: Keywords) -> Side:
@@ -234,21 +244,48 @@ def _scalar(name: str, argument: str, value: Tensor, like: Tensor) -> Tensor:
     return found
 
 
-def fused(name: str, sides: tuple[Given, ...], keywords: Keywords, *, hardest: bool) -> InfoNCE:
-    """The weighted InfoNCE of one side, or the mean of two, by the kernels.
+def _one_shape(seen: list[Side | None]) -> bool:
+    one, other = seen
+    return (
+        one is not None
+        and other is not None
+        and one.query.shape == other.query.shape
+        and one.query.device == other.query.device
+    )
+
+
+def fused(
+    name: str,
+    sides: tuple[Given, ...],
+    keywords: Keywords,
+    *,
+    hardest: bool,
+    check: Callable[[], None] | None = None,
+) -> InfoNCE:
+    """The weighted InfoNCE of one side, or the mean of two of one dtype, by the kernels.
+
+    ``keywords.backend`` has gone through ``requested``. ``check`` says what is wrong between two
+    sides; it runs unless they are seen to fit.
 
     Raises:
         ValueError, TypeError: one sentence on what was expected and what came.
         BackendUnavailableError, NotImplementedError: as ``weighted_info_nce`` says.
     """
-    checked = [_at_a_glance(given, keywords) or _checked(name, given, keywords) for given in sides]
+    seen = [_at_a_glance(given, keywords) for given in sides]
+    if check is not None and not _one_shape(seen):
+        check()
+    checked: list[Side] = []
+    whole = True  # no bank is shared between ranks
+    for one, given in zip(seen, sides, strict=True):
+        checked.append(one or _checked(name, given, keywords))
+        whole = whole and getattr(given.bank, "shard", None) is None
     side, other = checked[0], checked[1] if len(checked) > 1 else None
     compiling = torch.compiler.is_compiling()
     temperature, hardness, batch = keywords.temperature, keywords.hardness, keywords[8]
     learned: list[Any] = [side.query, side.positive]
     if other is not None:
         learned += (other.query, other.positive)
-    backend = check_backend(name, keywords.backend, temperature, hardness, *learned)
+    check_transforms(name, temperature, hardness, *learned)
     tau_at, beta_at = isinstance(temperature, Tensor), isinstance(hardness, Tensor)
     query_grad = scalar_grad = keep = False
     if torch.is_grad_enabled():
@@ -272,12 +309,12 @@ def fused(name: str, sides: tuple[Given, ...], keywords: Keywords, *, hardest: b
     scalars, rule = (_checked_once if known else _settings)(*values)
     if compiling or tau_at or beta_at or isinstance(batch, Tensor):
         scalars = _scalars(name, keywords, scalars, side.query, compiling)
-    shards = [training_shard(given.bank) or Shard() for given in sides]
-    if any(shard.world > 1 for shard in shards):
-        return ops.sharded.sharded_info_nce(
-            side, other, shards[0], shards[-1], scalars, rule, backend
-        )
-    return ops.info_nce.loss_of(side, other, scalars, rule, backend)
+    if whole:
+        return ops.info_nce.info_nce(side, other, scalars, rule, keywords.backend)
+    first, last = (training_shard(given.bank) or Shard() for given in (sides[0], sides[-1]))
+    if first.world == last.world == 1:
+        return ops.info_nce.info_nce(side, other, scalars, rule, keywords.backend)
+    return ops.sharded.sharded_info_nce(side, other, first, last, scalars, rule, keywords.backend)
 
 
 def stats_of(found: InfoNCE, side: int) -> InfoNCEStats:

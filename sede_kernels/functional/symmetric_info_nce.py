@@ -5,7 +5,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.checks import check_same_device, requested_reference
+from sede_kernels.checks import check_same_device, requested
 from sede_kernels.functional._fused import Given, Keywords, fused, stats_of
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,
@@ -146,10 +146,14 @@ def symmetric_info_nce(
         >>> round(loss.item(), 4)
         0.5514
     """
-    check_pair(NAME, image, text, ("image", "text"))
-    check_pair(NAME, image, text_key, ("image", "text_key"))
-    check_pair(NAME, text, image_key, ("text", "image_key"))
-    check_same_device(NAME, image, text=text)
+    chosen = requested(NAME, backend)
+
+    def check() -> None:
+        check_pair(NAME, image, text, ("image", "text"))
+        check_pair(NAME, image, text_key, ("image", "text_key"))
+        check_pair(NAME, text, image_key, ("text", "image_key"))
+        check_same_device(NAME, image, text=text)
+
     keywords = Keywords(
         temperature,
         hardness,
@@ -162,13 +166,16 @@ def symmetric_info_nce(
         in_batch_negatives,
         unit_length,
         reduction,
-        backend,
+        chosen,
     )
     sides = (
         Given(image, text_key, text_bank, ids, None, ("image", "text_key", "ids")),
         Given(text, image_key, image_bank, ids, None, ("text", "image_key", "ids")),
     )
-    if requested_reference(NAME, backend):
+    mixed = getattr(image, "dtype", None) != getattr(text, "dtype", None)
+    if mixed or chosen == "reference":
+        check()
+    if chosen == "reference":
         options = check_options(NAME, image, **keywords._asdict())
         directions = [check_direction(NAME, *given[:5], options, ids_name="ids") for given in sides]
         losses = [reference_loss(direction, options) for direction in directions]
@@ -177,9 +184,9 @@ def symmetric_info_nce(
             return loss
         first, second = (reference_stats(direction, options) for direction in directions)
         return loss, (first, second)
-    if image.dtype != text.dtype:
+    if mixed:
         one, other = (fused(NAME, (side,), keywords, hardest=return_stats) for side in sides)
         loss = (one.loss + other.loss) / 2
         return (loss, (stats_of(one, 0), stats_of(other, 0))) if return_stats else loss
-    found = fused(NAME, sides, keywords, hardest=return_stats)
+    found = fused(NAME, sides, keywords, hardest=return_stats, check=check)
     return (found.loss, (stats_of(found, 0), stats_of(found, 1))) if return_stats else found.loss

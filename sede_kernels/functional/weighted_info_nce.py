@@ -5,7 +5,7 @@ from typing import Literal, overload
 from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.checks import requested_reference
+from sede_kernels.checks import requested
 from sede_kernels.functional._fused import Given, Keywords, fused, stats_of
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,
@@ -149,6 +149,7 @@ def weighted_info_nce(
         >>> round(loss.item(), 4)
         0.5514
     """
+    chosen = requested(NAME, backend)
     keywords = Keywords(
         temperature,
         hardness,
@@ -161,9 +162,9 @@ def weighted_info_nce(
         in_batch_negatives,
         unit_length,
         reduction,
-        backend,
+        chosen,
     )
-    if requested_reference(NAME, backend):
+    if chosen == "reference":
         check_pair(NAME, query, positive)
         options = check_options(NAME, query, **keywords._asdict())
         direction = check_direction(NAME, query, positive, bank, query_ids, bank_ids, options)

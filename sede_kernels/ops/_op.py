@@ -13,8 +13,9 @@ one value on both sides and is flattened for torch: ``bank`` becomes ``bank_rows
     def _(saved: Saved, grad: Sums) -> dict[str, Tensor | None]: ...
 
 An eager call goes to the backend without torch's dispatcher, whose work costs more than a small
-kernel: with gradients through a ``torch.autograd.Function`` of the same forward and backward. Under
-a compiler, a transform, a mode or a profiler it is the op that runs.
+kernel: with gradients through a ``torch.autograd.Function`` of the same forward and backward, or
+through what the op has instead (``Op.directly``). Under a compiler, a transform, a mode or a
+profiler it is the op that runs.
 """
 
 import typing
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
-from sede_kernels.ops.transforms import once, only_autograd_looks_on
+from sede_kernels.ops.transforms import goes_directly, once
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,6 +87,12 @@ class _Parameter(NamedTuple):
         for part in self.parts:
             yield from part.names()
 
+    def tensors(self) -> tuple[int, ...] | None:
+        """Indices of the fields that hold tensors; () for a tensor itself, None without any."""
+        if self.group is None:
+            return () if "Tensor" in self.kind else None
+        return tuple(at for at, part in enumerate(self.parts) if part.tensors() is not None) or None
+
     def flatten(self, value: Any) -> Sequence[Any]:
         """The values of the flat names."""
         if self.group is None:
@@ -126,6 +133,11 @@ def _parameter(name: str, hint: Any, *, within_optional: bool = False) -> _Param
     return _Parameter(name, "", group, optional, parts, nested)
 
 
+def _at(values: Sequence[Any], place: tuple[int, int]) -> Any:
+    at, field = place
+    return values[at] if field < 0 else values[at][field]
+
+
 class Op(Generic[P, R]):
     """An op of ``torch.ops.sede``; called with the arguments of its description."""
 
@@ -149,11 +161,16 @@ class Op(Generic[P, R]):
         self._differentiable = differentiable
         self._parameters = [_parameter(name, hint) for name, hint in hints.items()]
         self._defaults = [value.default for value in signature(shapes).parameters.values()]
+        self._places = [
+            (at, tensors)
+            for at, parameter in enumerate(self._parameters)
+            if (tensors := parameter.tensors()) is not None
+        ]
         self._flat = [pair for parameter in self._parameters for pair in parameter.names()]
         self._names = [name for name, _ in self._flat]
         self._tensors = [at for at, (_, kind) in enumerate(self._flat) if "Tensor" in kind]
-        self._decides = [self._names.index(name) for name in decides]
-        self._mutates = [self._names.index(name) for name in mutates]
+        self._decides = [self._place(name) for name in decides]
+        self._mutates = [self._place(name) for name in mutates]
         last = len(self._parameters) if run else -1
         self._passed = [
             at for at, part in enumerate(self._parameters[:last]) if part.name not in withheld
@@ -170,23 +187,28 @@ class Op(Generic[P, R]):
         self._formula: Gradients | None = None
         self._saves: tuple[str, ...] = ()
         self._depends: Callable[[dict[str, Any]], tuple[str, ...]] = lambda _: ()
-        self._direct: type[torch.autograd.Function] | None = None
+        self._direct: Callable[..., Any] | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the op: directly where nothing but autograd looks on, else through the dispatcher."""
         values = self._bind(args, kwargs)
-        flat = self._flatten(values)
-        tensors = [flat[at] for at in self._tensors]
-        if torch.compiler.is_compiling() or not only_autograd_looks_on(tensors):
-            return self._wrap(self._op(*flat))
+        tensors: list[Tensor | None] = []
+        for at, fields in self._places:
+            value = values[at]
+            if not fields:
+                tensors.append(value)
+            elif value is not None:
+                tensors.extend([value[field] for field in fields])
+        if not goes_directly(tensors):
+            return self._wrap(self._op(*self._flatten(values)))
         if not torch.is_grad_enabled():
-            return self._run_directly(values, flat)
+            return self._run_directly(values)
         if self._direct is not None:
             for tensor in tensors:
                 if tensor is not None and tensor.requires_grad:
-                    return self._wrap(self._direct.apply(*flat))  # type: ignore[no-untyped-call]
+                    return self._direct(*values)  # type: ignore[no-any-return]
         with torch.no_grad():
-            return self._run_directly(values, flat)
+            return self._run_directly(values)
 
     def flat(self, *args: P.args, **kwargs: P.kwargs) -> tuple[Any, ...]:
         """The arguments as ``torch.ops.sede`` takes them."""
@@ -223,10 +245,16 @@ class Op(Generic[P, R]):
                 return out
 
             methods = {"forward": staticmethod(forward), "backward": staticmethod(self._backward)}
-            self._direct = type(self.name, (torch.autograd.Function,), methods)
+            function: Any = type(self.name, (torch.autograd.Function,), methods)
+            self._direct = lambda *values: self._wrap(function.apply(*self._flatten(values)))
             return formula
 
         return register
+
+    def directly(self, call: Callable[P, R]) -> Callable[P, R]:
+        """Decorator: what runs with gradients instead of the op where only autograd looks on."""
+        self._direct = call
+        return call
 
     def _set_up(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """What the backward needs; ``depends`` that need a gradient come after ``saves``."""
@@ -260,6 +288,16 @@ class Op(Generic[P, R]):
             cast = None if gradient is None else gradient.to(dtype)
             gradients.append(once(self.name, cast, *ties))
         return tuple(gradients)
+
+    def _place(self, flat: str) -> tuple[int, int]:
+        """Where the tensor of a flat name is: its parameter, and its field or -1."""
+        for at, parameter in enumerate(self._parameters):
+            if flat == parameter.name:
+                return at, -1
+            for field, part in enumerate(parameter.parts):
+                if flat == part.name:
+                    return at, field
+        raise ValueError(f"{self.name}: no tensor is called {flat}.")
 
     def _schema(self, returned: Any, mutates: tuple[str, ...]) -> str:
         letters = {name: f"(a{index}!)" for index, name in enumerate(mutates)}
@@ -297,27 +335,27 @@ class Op(Generic[P, R]):
         values = iter(flat)
         return [parameter.collect(values) for parameter in self._parameters]
 
-    def _execute(self, values: Sequence[Any], flat: Sequence[Any]) -> R:
+    def _execute(self, values: Sequence[Any]) -> R:
         passed = [values[at] for at in self._passed]
         if self._check is not None:
             self._check(*passed)
         if self._run is not None:
             out: R = self._run(*passed)
             return out
-        deciding = [flat[at] for at in self._decides]
+        deciding = [_at(values, place) for place in self._decides]
         out = resolve(self.name, values[-1], *deciding)(*passed)
         return out
 
-    def _run_directly(self, values: Sequence[Any], flat: Sequence[Any]) -> R:
-        out = self._execute(values, flat)
+    def _run_directly(self, values: Sequence[Any]) -> R:
+        out = self._execute(values)
         if self._mutates:
             # So that autograd sees when a tensor it saved was written to.
-            written = [flat[at] for at in self._mutates if flat[at] is not None]
-            torch.autograd.graph.increment_version(written)
+            written = [_at(values, place) for place in self._mutates]
+            torch.autograd.graph.increment_version([one for one in written if one is not None])
         return out
 
     def _run_flat(self, *flat: Any) -> Any:
-        return self._unwrap(self._execute(self._collect(flat), flat))
+        return self._unwrap(self._execute(self._collect(flat)))
 
     def _fake_flat(self, *flat: Any) -> Any:
         return self._unwrap(self._shapes(*self._collect(flat)))  # type: ignore[call-arg]

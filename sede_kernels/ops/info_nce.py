@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.registry import resolve
+from sede_kernels.backends.registry import function_of, native_look, resolve, serving
 from sede_kernels.ops._op import Saved, op
-from sede_kernels.ops.transforms import once, only_autograd_looks_on
+from sede_kernels.ops.transforms import once
 from sede_kernels.types import (
     InfoNCE,
     InfoNCEGradients,
@@ -59,6 +59,12 @@ def kept_size(side: Side, rule: InfoNCERule, backend: str) -> int:
     count = resolve("batch_lse_kept", backend, side.query, side.positive)
     size: int = count(side.query, side.positive)
     return size
+
+
+def fits(side: Side) -> bool:
+    """Whether native code has looked at a side and finds nothing to convert or to refuse."""
+    look = native_look("info_nce", "info_nce_fits")
+    return look is not None and look(side)
 
 
 @op(decides=("side_query", "side_rows"), differentiable=("loss",))
@@ -150,11 +156,10 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: tuple[Any, ...], *learned: Tensor | None) -> Tensor:
         side, other, scalars, rule, backend, found = call
-        out: InfoNCE = resolve("info_nce", backend, side.query, side.rows)(
-            side, other, scalars, rule
-        )
+        name = serving("info_nce", backend, side.query, side.rows)
+        out: InfoNCE = function_of(name, "info_nce")(side, other, scalars, rule)
         found.append(out)
-        ctx.call = rule, backend, scalars[:3]
+        ctx.call = rule, name, scalars[:3]
         ids = side.ids, None if other is None else other.ids
         ctx.save_for_backward(*out[1:3], out.kept, *learned, *ids, *scalars[5:])
         return out.loss
@@ -163,43 +168,32 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (table, query_grad, kept, query, positive, other_query, other_positive, temperature,
          hardness, ids, other_ids, margin, batch) = ctx.saved_tensors  # fmt: skip
-        rule, backend, (tau, beta, most) = ctx.call
+        rule, name, (tau, beta, most) = ctx.call
         side = Side(query, positive, query, None, None, ids)
         other = None
         if other_query is not None:
             other = Side(other_query, other_positive, other_query, None, None, other_ids)
         needs = ctx.needs_input_grad[1:]
-        run = resolve("info_nce_backward", backend, query, positive)
         scalars = Scalars(tau, beta, most, temperature, hardness, margin, batch)
-        found = run(grad, table, query_grad, kept, side, other, scalars, rule, needs, grad)
-        grads = [value if need else None for value, need in zip(found, needs, strict=True)]
+        grads = function_of(name, "info_nce_backward")(
+            grad.resolve_neg(), table, query_grad, kept, side, other, scalars, rule, needs, _SPARE
+        )
+        if False in needs:
+            grads = [None if value is _SPARE else value for value in grads]
         if torch.is_grad_enabled():
             learned = (query, positive, other_query, other_positive, temperature, hardness)
             grads = [once("info_nce", value, grad, *learned) for value in grads]
         return None, *grads
 
 
-def loss_of(
-    side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule, backend: str
-) -> InfoNCE:
-    """``info_nce``, past the dispatcher where nothing but autograd looks on: it takes longer."""
-    learned = (
-        side.query,
-        side.positive,
-        None if other is None else other.query,
-        None if other is None else other.positive,
-        scalars.temperature_at,
-        scalars.hardness_at,
-    )
-    if torch.compiler.is_compiling() or not only_autograd_looks_on(
-        (*learned, *side[2:], *(other or ())[2:], *scalars[5:])
-    ):
-        return info_nce(side, other, scalars, rule, backend)
-    if not torch.is_grad_enabled() or not any(
-        tensor is not None and tensor.requires_grad for tensor in learned
-    ):
-        run = resolve("info_nce", backend, side.query, side.rows)
-        return run(side, other, scalars, rule)  # type: ignore[no-any-return]
+_SPARE = torch.empty(0, device="cpu")
+# Past a function that only torch.func needs: nothing of it looks on here.
+_apply = super(torch.autograd.Function, _Loss).apply
+
+
+@info_nce.directly
+def _(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule, backend: str) -> InfoNCE:
     found: list[InfoNCE] = []
-    loss: Tensor = _Loss.apply((side, other, scalars, rule, backend, found), *learned)  # type: ignore[no-untyped-call]
-    return found[0]._replace(loss=loss)
+    pairs = (*side[:2], *((None, None) if other is None else other[:2]))
+    loss: Tensor = _apply((side, other, scalars, rule, backend, found), *pairs, *scalars[3:5])
+    return InfoNCE(loss, *found[0][1:])

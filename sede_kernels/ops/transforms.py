@@ -54,15 +54,23 @@ def check_transforms(name: str, *inputs: object) -> None:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def only_autograd_looks_on(tensors: Sequence[Tensor | None]) -> bool:
-    """Whether an eager call may run without torch's dispatcher, in half a microsecond.
+def goes_directly(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether an eager call may run without torch's dispatcher; asked in half a microsecond.
 
-    Not under a compiler or tracer, a transform, a dispatch mode or a profiler, and not for
-    subclasses or tensors without data. The caller asks ``torch.compiler.is_compiling()`` first.
+    Only where nothing but autograd looks on: no compiler or tracer, no transform, no dispatch mode
+    and no profiler. Subclasses, tensors without data and those whose sign waits to be applied (the
+    imaginary part of a conjugate) take the dispatcher too.
     """
+    if torch.compiler.is_compiling():
+        return False
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta):
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta or tensor.is_neg()):
             return False
+    return only_autograd_looks_on()
+
+
+def only_autograd_looks_on() -> bool:
+    """Whether no transform, mode, profiler or tracer wants to see the ops of an eager call."""
     return (
         torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None

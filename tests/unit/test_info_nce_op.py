@@ -5,7 +5,7 @@ import torch
 from torch.library import opcheck
 
 from sede_kernels import MemoryBank, symmetric_info_nce, weighted_info_nce
-from sede_kernels.ops.info_nce import info_nce, loss_of
+from sede_kernels.ops.info_nce import info_nce
 from sede_kernels.types import TABLE, InfoNCERule, Scalars, Side
 from tests.conftest import CPU_BACKENDS, unit
 
@@ -54,7 +54,7 @@ def outcome(loss, learned):
 def test_eager_calls_and_the_dispatcher_give_the_same_bits(name, sides, backend) -> None:
     given = arguments(name, backend, sides=sides)
     learned = leaves(*given)
-    found = loss_of(*given)
+    found = info_nce(*given)
     direct = outcome(found.loss, learned)
     dispatched = torch.ops.sede.info_nce(*info_nce.flat(*given))
     through = outcome(dispatched[0], learned)
@@ -91,7 +91,7 @@ def test_gradcheck(name, backend) -> None:
             other._replace(query=other_query, positive=other_positive),
         )
         at = scalars._replace(temperature_at=temperature, hardness_at=hardness)
-        return loss_of(*sides, at, rule, backend).loss
+        return info_nce(*sides, at, rule, backend).loss
 
     assert torch.autograd.gradcheck(loss, leaves(*given), atol=1e-6)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sede_kernels.backends.cpu import _native
 
+_DTYPES = frozenset((*_native.DTYPE_CODES, torch.int64, torch.bool))
 # Computed in fp32; fp64 calls are for the torch backend.
 _SINGLE_PRECISION_OPS = ("erase", "cross_attention")
 
@@ -18,15 +19,14 @@ def unavailable_reason() -> str | None:
 
 def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
     """Why this call cannot be served (device or dtype), or None."""
+    single = op.startswith(_SINGLE_PRECISION_OPS)
     for tensor in tensors:
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"{op} got a tensor on {tensor.device}; this backend takes CPU tensors"
-        if tensor.dtype not in _native.DTYPE_CODES and tensor.dtype not in (
-            torch.int64,
-            torch.bool,
-        ):
-            return f"{op} has no kernel for {tensor.dtype}"
-        if op.startswith(_SINGLE_PRECISION_OPS) and tensor.dtype == torch.float64:
+        dtype = tensor.dtype
+        if dtype not in _DTYPES:
+            return f"{op} has no kernel for {dtype}"
+        if single and dtype == torch.float64:
             return f"{op} has no float64 kernel; backend 'torch' has one"
     return None
 

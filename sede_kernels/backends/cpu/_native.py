@@ -20,6 +20,7 @@ DTYPE_CODES = {
     torch.float16: 3,
     torch.int8: 4,
 }
+_DTYPES = (*DTYPE_CODES, torch.int64, torch.bool)  # csrc/bind_tensors.h
 #: Select of csrc/kernels/api.h.
 SELECT_CODES = {"keep": 0, "mask": 1, "positive": 2}
 
@@ -38,6 +39,7 @@ def _import() -> ModuleType | str:
     stale = _interface.mismatch(module)
     if stale is not None:
         return stale
+    module.set_dtypes(_DTYPES)
     module.select_isa(os.environ.get("SEDE_CPU_ISA", ""))
     module.set_thread_count(_torch_function("torch_get_num_threads"))
     module.set_parallel_for(0 if fork.is_child() else _torch_parallel_for())

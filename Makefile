@@ -2,8 +2,10 @@
 PYTHON ?= python
 SANITIZERS ?= address undefined thread
 CLANG ?= clang++-19
+DOCS_TOOLS := $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
 
-.PHONY: develop test interpret gpu ptx ptx-sanitize triton-matrix sanitize clang lint format bench clean
+.PHONY: develop test interpret gpu ptx ptx-sanitize triton-matrix sanitize clang docs tutorial notebook
+.PHONY: lint format bench clean
 
 develop: ## editable install with every tool
 	$(PYTHON) -m pip install -e ".[dev,bench]"
@@ -41,6 +43,16 @@ clang: ## the native tests as Clang compiles them, every warning an error
 	  -DSEDE_TESTS=ON -DSEDE_PYTHON=OFF
 	cmake --build build/clang -j2
 	ctest --test-dir build/clang --output-on-failure
+
+docs: ## the pages as HTML in build/docs; a warning is an error
+	$(PYTHON) -m pip install -q $(DOCS_TOOLS)
+	$(PYTHON) -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
+
+tutorial: ## run every block of docs/tutorial.md
+	$(PYTHON) docs/_sphinx/notebook.py docs/tutorial.md
+
+notebook: ## the same, and write docs/tutorial.ipynb
+	$(PYTHON) docs/_sphinx/notebook.py docs/tutorial.md --write
 
 lint:
 	$(PYTHON) -m pip install -q ruff==0.17.6 mypy==2.4.1

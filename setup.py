@@ -1,4 +1,4 @@
-"""Builds the optional native modules; all metadata is in pyproject.toml.
+"""Builds the optional native modules; all metadata but the README is in pyproject.toml.
 
 SEDE_BUILD_CPU=auto (default): build the CPU kernels, and go without where that fails.
 SEDE_BUILD_CUDA=auto (default): build the CUDA kernels for this machine's GPUs where there are some
@@ -8,6 +8,7 @@ and nvcc is found; on a machine without a GPU nothing.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,24 @@ def packages() -> list[str]:
     library = find_packages(str(ROOT), include=["sede_kernels", "sede_kernels.*"])
     parts = find_packages(str(ROOT / "benchmarks"))
     return [*library, SUITE, *(f"{SUITE}.{part}" for part in parts)]
+
+
+def readme() -> str:
+    """The README as PyPI shows it, without the repository around it: its links made absolute."""
+    address = re.search(r'^Repository = "(.+)"$', read("pyproject.toml"), re.MULTILINE)
+    if address is None:
+        raise RuntimeError("pyproject.toml has no line `Repository = ...`")
+
+    def absolute(link: re.Match[str]) -> str:
+        kind = "raw" if link[1].startswith("!") else "blob"
+        return f"{link[1]}({address[1]}/{kind}/main/{link[2]})"
+
+    return re.sub(r"(!?\[[^\]]*\])\((?![a-z]+:|#)([^)]+)\)", absolute, read("README.md"))
+
+
+def read(name: str) -> str:
+    """A text file of the sources."""
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 class Module(NamedTuple):
@@ -189,6 +208,8 @@ if int(setuptools.__version__.split(".")[0]) < SETUPTOOLS:
         "--no-build-isolation."
     )
 setup(
+    long_description=readme(),
+    long_description_content_type="text/markdown",
     packages=packages(),
     package_dir={SUITE: "benchmarks"},
     ext_modules=extensions(),

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sede_kernels import MemoryBank, SEDELoss, weighted_info_nce
 from sede_kernels.backends.cpu import _native
 from sede_kernels.ops import transforms
+from sede_kernels.whole_file import write_text
 
 from . import flags, machine, measured
 
@@ -238,9 +239,6 @@ def main(argv: Sequence[str], results_folder: Path) -> int:
     print(markdown(cases))
     facts = machine.facts(device) | {"utc": utc, "load_average": machine.load_average()}
     sizes = {"B": B, "K": K, "D": D, "rounds": arguments.rounds, "calls": arguments.calls}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps({**facts, **sizes, "cases": cases}, indent=1) + "\n")
-    part.replace(out)
+    write_text(out, json.dumps({**facts, **sizes, "cases": cases}, indent=1) + "\n")
     print(f"written to {out}")
     return 0

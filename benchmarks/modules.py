@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from sede_kernels.training.models import MODELS
+from sede_kernels.whole_file import write_text
 
 from . import flags, machine, measured
 from .operations.steps import fill_banks
@@ -203,9 +204,6 @@ def main(argv: Sequence[str], results: Path) -> int:
     print(f"\n{markdown(cases)}")
     facts = machine.facts(device) | {"utc": utc, "load_average": machine.load_average()}
     asked = {"data": arguments.data, "dim": arguments.dim, "variants": VARIANTS}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps({**facts, **asked, "cases": cases}, indent=1) + "\n")
-    part.replace(out)
+    write_text(out, json.dumps({**facts, **asked, "cases": cases}, indent=1) + "\n")
     print(f"written to {out}")
     return 0

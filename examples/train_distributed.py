@@ -1,10 +1,11 @@
 """Two towers on many processes: DDP, banks that all ranks hold together, resume after a crash.
 
-    torchrun --nproc-per-node=2 --max-restarts=3 examples/train_distributed.py --out run
+    torchrun --nproc-per-node=2 examples/train_distributed.py --out run
 
-Started again with the same --out it goes on from the last checkpoint, also on another number of
-processes. On several nodes add torchrun's --nnodes and --rdzv-endpoint. The data here are random
-pairs in which a text is a noisy view of its image.
+Started again with the same --out, as after a crash, it goes on from the last checkpoint, also on
+another number of processes. torchrun's --max-restarts=3 starts it again by itself; with gloo that
+hung in two of three tries. On several nodes add torchrun's --nnodes and --rdzv-endpoint. The data
+here are random pairs in which a text is a noisy view of its image.
 """
 
 import argparse

@@ -37,8 +37,9 @@ class WeightedInfoNCE(nn.Module):
         hardness: beta >= 0 in cosine units.
         learn_temperature: make the temperature a parameter (``log_inverse_temperature``, (1,)).
         learn_hardness: make the hardness a parameter ((1,), clamped at 0 from below).
-        normalize_weights, detach_weights, positive_focus, tau_plus, false_negatives, margin,
-            in_batch_negatives, unit_length, reduction, backend: as in the function.
+        normalize_weights, detach_weights, positive_focus, tau_plus: as in the function.
+        false_negatives, margin, in_batch_negatives, unit_length: as in the function.
+        reduction, backend: as in the function.
 
     Example:
         >>> loss = WeightedInfoNCE(temperature=0.1, hardness=5.0)

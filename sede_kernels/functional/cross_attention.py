@@ -141,7 +141,7 @@ def cross_attention_similarity(
     a = softmax over the source axis of ``smoothing`` x, erased if asked; context = sum a source;
     cosine(query, context) (clamped at 1e-8), aggregated over the queries. ``t2i``: queries are
     words, sources are regions; ``i2t`` the other way. Uses q.context = sum a s and
-    |context|^2 = a^T G a with G the Gram matrix of the sources.
+    ``|context|^2 = a^T G a`` with G the Gram matrix of the sources.
 
     Args:
         regions: (B, R, D) float32, bfloat16, float16 or float64.

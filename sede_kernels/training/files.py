@@ -8,17 +8,21 @@ import io
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
 
+from sede_kernels import whole_file
 from sede_kernels.training import sealed
+from sede_kernels.whole_file import neighbour
+
+atomic_file = whole_file.atomic_file
+write_text = whole_file.write_text
 
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -69,11 +73,6 @@ def describe_os_error(error: OSError, then: str = "run the same command again") 
     return f"{error.strerror or error}{where}."
 
 
-def _neighbour(path: Path, ending: str) -> Path:
-    """A hidden name beside ``path`` that nobody can foresee, so that nobody can plant a link."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.{ending}")
-
-
 _LEFT_OVER = re.compile(r"\.(.+)\.[0-9a-f]+\.(?:tmp|old)")
 
 
@@ -98,37 +97,6 @@ def remove_leftovers(folder: Path, *names: str) -> list[Path]:
             entry.unlink()
         removed.append(entry)
     return removed
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears under its name only when it is complete.
-
-    The bytes go to a hidden neighbour that did not exist, are flushed to the disk, and are renamed;
-    any failure, Ctrl-C included, removes the neighbour and leaves an earlier file as it was. The
-    new file has the mode that ``open`` would give it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _neighbour(path, "tmp")
-    try:
-        with open(temporary, "xb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is None or Path(str(error.filename)) == temporary:
-            error.filename, error.filename2 = str(path), None
-        raise
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    with atomic_file(path) as handle:
-        handle.write(text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -174,7 +142,7 @@ def sha256(path: Path) -> str:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    staging, retired = _neighbour(path, "tmp"), _neighbour(path, "old")
+    staging, retired = neighbour(path, "tmp"), neighbour(path, "old")
     staging.mkdir()
     try:
         yield staging

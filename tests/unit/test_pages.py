@@ -1,0 +1,178 @@
+"""The pages that people read: links, examples, names, flags and the notebook."""
+
+import doctest
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import sede_kernels
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/*.md", "records/**/README.md")
+    for path in ROOT.glob(pattern)
+)
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def helper(name: str) -> ModuleType:
+    """A module of the docs' own tools."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / "_sphinx" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    found = FENCE.findall(path.read_text(encoding="utf-8"))
+    return [code for name, code in found if name == language]
+
+
+def anchors(path: Path) -> set[str]:
+    """As GitHub and MyST make them of the headings."""
+    prose = FENCE.sub("", path.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", title.lower()).strip() for title in titles)
+    return {title.replace(" ", "-") for title in kept}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if "records" in target.parts and not (ROOT / "records" / "README.md").exists():
+            continue  # a source archive leaves most records out
+        assert target.exists(), link
+        if page.name == "contributing.md":  # its text is that of CONTRIBUTING.md
+            continue
+        if anchor and target.suffix == ".md":
+            included = ROOT / "CONTRIBUTING.md" if target.name == "contributing.md" else target
+            assert anchor in anchors(included), link
+
+
+@pytest.mark.parametrize("name", ["banks", "faq"])
+def test_the_examples_of_a_page_run(name: str) -> None:
+    page = str(DOCS / f"{name}.md")
+    options = doctest.ELLIPSIS
+    failed, tried = doctest.testfile(
+        page, module_relative=False, encoding="utf-8", optionflags=options
+    )
+    assert (failed, tried >= 14) == (0, True)
+
+
+def test_the_blocks_of_the_readme_run() -> None:
+    torch.manual_seed(0)
+    rows = {
+        name: F.normalize(torch.randn(4, 256), dim=1)
+        for name in ("query", "positive", "image", "text", "image_key", "text_key")
+    }
+    rows["image"].requires_grad_()
+    names = {
+        **rows,
+        "torch": torch,
+        "F": F,
+        "sede": sede_kernels,
+        "ids": torch.arange(4),
+        "queue": F.normalize(torch.randn(64, 256), dim=1),
+        "attention": torch.rand(4, 36),
+        "lengths": torch.full((4,), 9),
+        "regions": torch.randn(4, 36, 32),
+        "words": torch.randn(4, 12, 32),
+        "found": torch.randn(4, 3, 12, 32),
+        "found_lengths": torch.full((4, 3), 7),
+    }
+    code = blocks(ROOT / "README.md", "python")
+    assert len(code) == 3
+    for number, block in enumerate(code):
+        exec(compile(block, f"README block {number}", "exec"), names)
+    assert names["loss"].ndim == 0 and rows["image"].grad.isfinite().all()
+    assert len(names["criterion"].image_bank) == 4
+    assert names["values"].shape == (4, 8) and names["scores"].shape == (4, 3)
+
+
+def test_a_page_of_the_api_has_every_public_name() -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
+    described = re.findall(r"^\.\. (?:auto\w+|data):: (\S+)$", pages, re.MULTILINE)
+    assert set(sede_kernels.__all__) <= set(described)
+    folder = ROOT / "sede_kernels" / "integrations"
+    twins = {f"sede_kernels.integrations.{path.stem}" for path in folder.glob("[a-z]*.py")}
+    assert twins | {"sede_kernels.distributed"} == {n for n in described if "." in n}
+
+
+def test_every_page_is_in_the_contents() -> None:
+    listed = re.findall(r"^[\w/]+$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = {str(p.relative_to(DOCS).with_suffix("")) for p in DOCS.rglob("*.md")}
+    assert sorted(listed) == sorted(pages - {"index"})
+
+
+def test_the_page_of_the_command_line_has_every_flag() -> None:
+    tool = helper("command_line")
+    text = tool.commands()
+    assert (DOCS / "cli.md").read_text(encoding="utf-8").count(tool.MARK) == 1
+    assert set(re.findall(r"^## sede (.+)$", text, re.MULTILINE)) == {
+        *tool.COMMANDS,
+        *tool.PASSED_ON,
+    }
+    suite = (ROOT / "benchmarks" / "run.py").read_text(encoding="utf-8")
+    parts = {f"bench {word}" for word in re.findall(r'words\[0\] == "(\w+)"', suite)}
+    assert set(tool.PASSED_ON) == {"info", "bench"} | parts
+    assert set(tool.COMMANDS) | {"bench", "info"} == set(tool.subparsers(tool.parser_of([])))
+    train = text.partition("## sede train\n")[2].partition("\n## ")[0]
+    for action in tool.subparsers(tool.parser_of(["train"]))["train"]._actions:
+        for flag in action.option_strings:
+            assert flag in ("-h", "--help") or f"`{flag}" in train, flag
+    assert "| `--epochs INT` | passes over the training captions [15] |" in train
+    assert "every flag of [sede train](#sede-train)" in text
+
+
+def test_links_out_of_the_docs_become_absolute() -> None:
+    tool = helper("repository_links")
+    page = DOCS / "backends.md"
+    text = "[a](../csrc/plan.h) [b](../csrc#x) ![c](../d.png) [e](cuda.md) [f](../docs/cuda.md)"
+    assert tool.absolute(text, page, ROOT, "https://x") == (
+        "[a](https://x/blob/main/csrc/plan.h) [b](https://x/tree/main/csrc#x) ![c](../d.png) "
+        "[e](cuda.md) [f](../docs/cuda.md)"
+    )
+    with pytest.raises(ValueError, match=r"backends\.md: no file \.\./gone\.md"):
+        tool.absolute("[a](../gone.md)", page, ROOT, "https://x")
+
+
+def test_the_notebook_is_the_page_and_was_run() -> None:
+    tool = helper("notebook")
+    saved = json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
+    page = tool.cells((DOCS / "tutorial.md").read_text(encoding="utf-8"))
+    bare = [
+        {**cell, "execution_count": None, "outputs": []} if cell["cell_type"] == "code" else cell
+        for cell in saved
+    ]
+    assert bare == page, "run `make notebook`"
+    code = [cell for cell in saved if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    printed = "".join(line for c in code for out in c["outputs"] for line in out["text"])
+    assert "512 keys in each bank" in printed and "median rank" in printed
+
+
+def test_a_notebook_keeps_what_its_cells_print(tmp_path: Path) -> None:
+    tool = helper("notebook")
+    page = (
+        "# A\n\n[b](c.md)\n\n```shell\necho one\necho $0\n```\n\n```python\nx = 1\nprint(x)\n```\n"
+    )
+    cells = tool.cells(page + "```\nnot run\n```\n")
+    tool.run(cells, tmp_path)
+    kinds = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    assert kinds[0] == ("markdown", "# A\n\nb")
+    assert kinds[1:3] == [("code", "!echo one\n!echo $0"), ("code", "x = 1\nprint(x)")]
+    assert [cells[i]["outputs"][0]["text"] for i in (1, 2)] == [["one\n", "bash"], ["1"]]
+    assert json.loads(tool.document(cells))["nbformat"] == 4

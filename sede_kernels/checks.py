@@ -19,6 +19,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LARGEST = sys.float_info.max
 FALSE_NEGATIVES = ("mask", "positive", "keep")
 ERASE_RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
+RULES_WITHOUT_THRESHOLD = ("mean", "prob")
 
 #: Of a temperature: with similarities up to 10^8, s / temperature is a float32.
 LEAST_TEMPERATURE = 1e-30
@@ -283,7 +284,7 @@ def check_erase(name: str, rule: str, threshold: float | None, keep_min: int, le
     """The threshold as a float, 0 for the rules without one."""
     check_choice(name, "rule", rule, ERASE_RULES)
     check_count(name, "keep_min", keep_min, least=1)
-    if rule in ("mean", "prob"):
+    if rule in RULES_WITHOUT_THRESHOLD:
         if threshold is not None:
             raise ValueError(
                 f"{name}: rule {rule!r} takes no threshold, got {threshold}; leave it out or "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sede_kernels.checks import ERASE_RULES
+from sede_kernels.checks import ERASE_RULES, RULES_WITHOUT_THRESHOLD
 from sede_kernels.training.files import UserError
 from sede_kernels.training.models import MODELS, Erasing
 from sede_kernels.training.models.base import PASSES
@@ -182,7 +182,7 @@ def _check_bounds(name: str, value: float, low: float, closed: bool, high: float
 
 def _check_threshold(rule: str, threshold: float | None) -> None:
     """What ``attention_erase`` takes as threshold, before a run begins."""
-    if rule in ("mean", "prob"):
+    if rule in RULES_WITHOUT_THRESHOLD:
         if threshold is not None:
             raise UserError(
                 f"erase_rule {rule!r} takes no erase_threshold, got {threshold}: leave it out, or "

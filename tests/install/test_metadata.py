@@ -65,6 +65,13 @@ def test_the_same_pythons_are_classified_built_and_tested(pyproject: dict) -> No
     assert {PYTHONS[0], PYTHONS[-1]} <= set(tested) <= set(PYTHONS)
 
 
+def test_the_wheels_of_the_newest_python_are_built() -> None:
+    """cibuildwheel leaves a Python out, without a word, that it does not know yet."""
+    used = re.search(r"pypa/cibuildwheel@v(\d+)\.(\d+)", text(".github/workflows/release.yml"))
+    assert (int(used[1]), int(used[2])) >= (3, 1), "the first with CPython 3.14"
+    assert PYTHONS[-1] == "3.14"
+
+
 @pytest.mark.parametrize("name", ["ci", "release"])
 def test_workflows_run_only_scripts_that_run_here(name: str) -> None:
     commands = re.findall(r"^ +- run: (.+)$", text(f".github/workflows/{name}.yml"), re.MULTILINE)

@@ -46,7 +46,7 @@ clang: ## the native tests as Clang compiles them, every warning an error
 
 docs: ## the pages as HTML in build/docs; a warning is an error
 	$(PYTHON) -m pip install -q $(DOCS_TOOLS)
-	$(PYTHON) -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
+	PYTHONSAFEPATH=1 $(PYTHON) -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/docs
 
 tutorial: ## run every block of docs/tutorial.md
 	$(PYTHON) docs/_sphinx/notebook.py docs/tutorial.md

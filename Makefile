@@ -25,7 +25,8 @@ ptx: ## compiled Triton kernels on the PTX machine, no GPU (docs/ptx.md)
 ptx-sanitize: ## the PTX machine's own tests, with the machine under ASan and UBSan
 	SEDE_PTX_SANITIZE=address,undefined ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	  $(PYTHON) -m pytest -q --capture=sys -m ptx tests/ptx --ignore tests/ptx/test_kernels.py
+	  $(PYTHON) -m pytest -q --capture=sys -m ptx tests/ptx --ignore tests/ptx/test_kernels.py \
+	  --ignore tests/ptx/test_suites.py
 
 triton-matrix: ## compiler report and executed kernels with the other versions of Triton; hours
 	bash .ci/triton-matrix

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
+from tests.ptx import suites
+from tests.ptx.kernels import record
 
 pytestmark = pytest.mark.ptx_long
 ROOT = Path(__file__).parents[2]
@@ -28,12 +30,12 @@ def run(*command: str) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_89", "sm_90"])
+@pytest.mark.parametrize("architecture", record.ARCHITECTURES)
 def test_every_entry(architecture):
     run("tests.ptx.kernels", "--arch", architecture, "--every")
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("folder", ["tests/interpret", "tests/gpu"])
-def test_a_suite_of_another_folder(architecture, folder):
-    run("tests.ptx.machine", "--arch", architecture, "-m", "pytest", "-q", "-m", "", folder)
+@pytest.mark.parametrize("architecture", suites.ARCHITECTURES)
+@pytest.mark.parametrize("file", suites.files())
+def test_a_file_of_another_suite(architecture, file):
+    assert suites.run(file, architecture)["failed"] == []

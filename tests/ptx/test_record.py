@@ -9,8 +9,11 @@ from tests.ptx.kernels import record
 from tests.ptx.machine.driver import TOLERATED
 
 LINES = record.load(record.FOLDER)
-VERSIONS = sorted({line["triton"] for line in LINES})
-AGAIN = "run python -m tests.ptx.kernels --every --write records/ptx for sm_80 and sm_90"
+VERSIONS = record.versions(LINES)
+AGAIN = (
+    "run python -m tests.ptx.kernels --every --write records/ptx for sm_80, sm_89 and sm_90, "
+    "and make triton-matrix for other versions of Triton"
+)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -44,3 +47,21 @@ def test_another_kernel_or_entry_is_another_digest():
     assert record.digest({**line, "entries": [["bank_lse", "x", 1, 1, 1, 1]]}) != line["digest"]
     other = next(each for each in LINES if each["kernels"] != line["kernels"])
     assert record.digest({**line, "kernels": other["kernels"]}) != line["digest"]
+
+
+def test_what_is_stale_or_surplus_is_told(tmp_path):
+    mine = [line for line in LINES if line["triton"] == triton.__version__]
+    stale = {**mine[0], "digest": "0"}
+    gone = {**mine[0], "problem": "of no row any more"}
+    record.write(tmp_path, [*mine[1:], stale, gone])
+    assert record.current(tmp_path) == {record.key_of(line) for line in mine[1:]}
+    record.prune(tmp_path)
+    assert {record.key_of(x) for x in record.load(tmp_path)} == {record.key_of(x) for x in mine}
+
+
+def test_an_older_version_has_the_first_entries_on_fewer_architectures():
+    older, newest = {**LINES[0], "triton": "3.1.0"}, LINES[-1]["triton"]
+    lines = [line for line in LINES if line["triton"] == newest]
+    missing = record.missing([older, *lines], "3.1.0")
+    assert missing and not [key for key in missing if "sm_89" in key]
+    assert len(missing) < len(lines) / 2

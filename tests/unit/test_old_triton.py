@@ -25,7 +25,7 @@ def machine(monkeypatch):
             "get_device_capability",
             lambda device: capabilities[device if isinstance(device, int) else device.index],
         )
-        monkeypatch.setattr(backend, "_triton_version", lambda: version)
+        monkeypatch.setattr(backend, "triton_version", lambda: version)
         backend._outdated_everywhere.cache_clear()
 
     yield play
@@ -72,4 +72,4 @@ def test_each_gpu_of_a_mixed_machine(machine):
 def test_the_version_is_that_of_the_installed_triton():
     import triton
 
-    assert backend._triton_version() == tuple(map(int, triton.__version__.split(".")[:2]))
+    assert backend.triton_version() == tuple(map(int, triton.__version__.split(".")[:2]))

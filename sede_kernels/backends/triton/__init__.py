@@ -63,16 +63,21 @@ def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@cache
-def _triton_version() -> tuple[int, int]:
-    """Major and minor of the installed Triton."""
-    major, minor = importlib.metadata.version("triton").split(".")[:2]
+def version_pair(version: str) -> tuple[int, int]:
+    """Major and minor of a version such as ``3.9.0``."""
+    major, minor = version.split(".")[:2]
     return int(major), int(minor)
 
 
-def _outdated_reason(capability: tuple[int, int]) -> str | None:
+@cache
+def triton_version() -> tuple[int, int]:
+    """Major and minor of the installed Triton."""
+    return version_pair(importlib.metadata.version("triton"))
+
+
+def outdated_reason(capability: tuple[int, int]) -> str | None:
     """Why this Triton cannot compile for a GPU that a newer one serves, or None."""
-    found = _triton_version()
+    found = triton_version()
     if capability[0] != 10 or found >= _OLDEST_FOR_SM_100:
         return None
     wanted = ".".join(map(str, _OLDEST_FOR_SM_100))
@@ -86,7 +91,7 @@ def _outdated_reason(capability: tuple[int, int]) -> str | None:
 def _outdated_everywhere() -> str | None:
     """The reason where no GPU of this machine can be served, or None."""
     devices = range(torch.cuda.device_count())
-    reasons = [_outdated_reason(torch.cuda.get_device_capability(n)) for n in devices]
+    reasons = [outdated_reason(torch.cuda.get_device_capability(n)) for n in devices]
     return reasons[0] if reasons and all(reasons) else None
 
 
@@ -117,7 +122,7 @@ def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
         capability = torch.cuda.get_device_capability(first.device)
         if capability < _OLDEST_CAPABILITY:
             return f"it needs compute capability 8.0 and {first.device} has {capability}"
-        outdated = _outdated_reason(capability)
+        outdated = outdated_reason(capability)
         if outdated:
             return outdated
     if any(tensor.dtype == torch.float64 for tensor in tensors):

@@ -4,6 +4,9 @@ A table is keyed by what decides a tile (operand width, padded dimension, accumu
 an architecture class, which follows from the compute capability and the shared memory of a block,
 never from a GPU's name. The first entry of a row is the default, the others are what
 ``SEDE_AUTOTUNE=1`` tries. ``report.py`` compiles every entry; nothing else runs.
+
+An older Triton needs more registers for the same tile. ``launch_tables/below-VERSION`` holds the
+rows that a Triton older than that takes instead; an empty list there takes the entry away.
 """
 
 import json
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from sede_kernels.backends.triton import emulated, interpreting
+from sede_kernels.backends.triton import emulated, interpreting, triton_version, version_pair
 
 TABLES = Path(__file__).with_name("launch_tables")
 #: Class -> bytes of shared memory a block may use there.
@@ -21,6 +24,8 @@ SHARED_MEMORY = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448, "sm_100":
 #: Class -> compute capability that the report compiles it for.
 CAPABILITY = {"sm_80": 80, "sm_89": 89, "sm_90": 90, "sm_100": 100}
 _INTERPRETER_CORES = 4
+_OLDER = "below-"
+Table = dict[str, dict[str, list[list[int]]]]
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,30 @@ class Config:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
+def table(kernel: str, version: str | None = None) -> Table:
+    """A shipped table: key -> class -> list of [rows, cols, warps, stages].
+
+    Args:
+        kernel: name of the file.
+        version: of Triton, such as ``3.9.0``; the installed one for None.
+    """
+    return _table(kernel, triton_version() if version is None else version_pair(version))
+
+
 @cache
-def table(kernel: str) -> dict[str, dict[str, list[list[int]]]]:
-    """A shipped table: key -> class -> list of [rows, cols, warps, stages]."""
-    loaded: dict[str, dict[str, list[list[int]]]] = json.loads(
-        (TABLES / f"{kernel}.json").read_text()
+def _table(kernel: str, version: tuple[int, int]) -> Table:
+    rows: Table = json.loads((TABLES / f"{kernel}.json").read_text())
+    folders = sorted(
+        ((version_pair(path.name[len(_OLDER) :]), path) for path in TABLES.glob(f"{_OLDER}*")),
+        reverse=True,
     )
-    return loaded
+    for limit, folder in folders:
+        path = folder / f"{kernel}.json"
+        if version < limit and path.exists():
+            for key, changed in json.loads(path.read_text()).items():
+                both = {**rows[key], **changed}
+                rows[key] = {name: entries for name, entries in both.items() if entries}
+    return rows
 
 
 def architecture_class(capability: tuple[int, int], shared_memory: int) -> str:

@@ -16,6 +16,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", default="", metavar="TEXT", help="problems whose name holds TEXT")
     parser.add_argument("--skip", metavar="TEXT", help="leave out problems whose name holds TEXT")
     parser.add_argument("--write", type=Path, metavar="DIR", help="keep the lines in this folder")
+    parser.add_argument(
+        "--stale",
+        action="store_true",
+        help="with --write: only what has no line of today's kernels",
+    )
     parser.add_argument("--json", action="store_true", help="print lines of the record")
     return parser
 
@@ -24,8 +29,10 @@ def main() -> int:
     """1 when something is wrong."""
     options = _parser().parse_args()
     order_path()
+    from sede_kernels.backends.triton.launch import Config
     from tests.ptx.kernels import record
     from tests.ptx.kernels.execute import Outcome, run
+    from tests.ptx.kernels.problem import Problem
 
     lines: list[dict[str, Any]] = []
     wrong: list[str] = []
@@ -45,7 +52,16 @@ def main() -> int:
         if options.write and not outcome.harmful:
             record.write(options.write, [line])
 
-    run(options.arch, every=options.every, wanted=options.only, skip=options.skip, keep=keep)
+    done = record.current(options.write) if options.write and options.stale else set()
+
+    def wanted(problem: Problem, entries: dict[str, Config]) -> bool:
+        key = record.key_of(record.line_of(Outcome(problem, options.arch, entries)))
+        named = options.only in problem.name
+        return named and (not options.skip or options.skip not in problem.name) and key not in done
+
+    run(options.arch, every=options.every, wanted=wanted, keep=keep)
+    if options.write:
+        record.prune(options.write)
     for text in wrong:
         print(text, file=sys.stderr)
     return 1 if wrong else 0

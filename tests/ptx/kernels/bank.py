@@ -232,9 +232,15 @@ def _no_rows(kind: str, entries: Entries) -> Iterator[Check]:
 
 
 def _chunks(
-    dtype: torch.dtype, kept: torch.dtype, kind: str, both: bool, entries: Entries
+    dtype: torch.dtype,
+    kept: torch.dtype,
+    kind: str,
+    both: bool,
+    entries: Entries,
+    *,
+    short: bool = False,
 ) -> Iterator[Check]:
-    """Variant B in two chunks, the second with empty slots.
+    """Variant B in three chunks, the last with empty slots; ``short``: one, and less than a tile.
 
     ``both``: a second accumulator, for weights that get a gradient.
     """
@@ -242,8 +248,9 @@ def _chunks(
     first = replace(first, stages=max(first.stages, second.stages))
     rows = max(first.rows, second.rows) + 3
     chunk = _filling(first)
-    slots = chunk + tiles(first)
-    bank, query_ids = stored(slots, _LONG, kept, _scattered(chunk, slots)), ids(rows)
+    slots = first.cols // 2 + 1 if short else 2 * chunk + tiles(first)
+    bank = stored(slots, _LONG, kept, _scattered(0 if short else 2 * chunk, slots))
+    query_ids = ids(rows)
     leaves = {"query": unit(rows, _LONG, dtype=dtype), "key": unit(rows, _LONG, dtype=dtype)}
 
     def call(own: list[Tensor], backend: str) -> Tensor:
@@ -276,8 +283,8 @@ def _hardest(kind: str, kept: torch.dtype, entries: Entries) -> Iterator[Check]:
     """More of them than one pass finds."""
     config, dtype, k = entries["hardest"], _DTYPE[kind], 20
     slots = tiles(config)
-    bank = stored(slots, _LONG, kept, _scattered(0, slots))
-    query = unit(config.rows + 3, _LONG, dtype=dtype)
+    bank = stored(slots, _LONG, kept, _scattered(0, slots), shortest=0.8)
+    query = unit(4 * config.rows + 3, _LONG, dtype=dtype)
     query_ids = ids(query.shape[0])
 
     def call(to: torch.dtype, backend: str) -> tuple[Tensor, Tensor]:
@@ -327,6 +334,10 @@ def problems() -> Iterator[Problem]:
         yield Problem(f"chunks {key}", both, partial(_chunks, *fixed))
     half = (("chunk_weights", "half"), ("chunk_rows", "half"))
     yield Problem("chunks half parts", half, partial(_chunks, *rows["half"]), cores=64)
+    for key in ("half", "tf32"):
+        both = (("chunk_weights", key), ("chunk_rows", key))
+        call = partial(_chunks, *rows[key], short=True)
+        yield Problem(f"chunks {key} short", both, call, every_pass=False)
     for kind in launch.table("batch_lse_backward"):
         table = (("batch_lse_backward", kind),)
         # A gradient that one program holds, with columns of padding, and one that several do.

@@ -30,10 +30,18 @@ def problems() -> tuple[Problem, ...]:
     return tuple(problem for some in listed for problem in some)
 
 
-def entries_of(problem: Problem, architecture: str) -> list[dict[str, launch.Config]]:
-    """Table -> entry, for every entry; a table with fewer of them repeats its last."""
+def entries_of(
+    problem: Problem, architecture: str, version: str | None = None
+) -> list[dict[str, launch.Config]]:
+    """Table -> entry, for every entry; a table with fewer of them repeats its last.
+
+    ``version``: of Triton; the installed one for None.
+    """
     rows = {
-        name: [launch.Config(*entry) for entry in launch.table(name)[key].get(architecture, [])]
+        name: [
+            launch.Config(*entry)
+            for entry in launch.table(name, version)[key].get(architecture, [])
+        ]
         for name, key in problem.rows
     }
     if not all(rows.values()):
@@ -141,14 +149,13 @@ def run(
     architecture: str,
     *,
     every: bool,
-    wanted: str,
-    skip: str | None,
+    wanted: Callable[[Problem, dict[str, launch.Config]], bool],
     keep: Callable[[Outcome], None],
 ) -> None:
-    """Problems whose name holds ``wanted`` and not ``skip``; their first entries or each."""
+    """Of every problem that is wanted the first entries, or each."""
     driver.install(architecture)
     driver.state.strict = False
     for problem in problems():
-        if wanted in problem.name and (skip is None or skip not in problem.name):
-            for entries in entries_of(problem, architecture)[: None if every else 1]:
+        for entries in entries_of(problem, architecture)[: None if every else 1]:
+            if wanted(problem, entries):
                 keep(execute(problem, architecture, entries))

@@ -10,11 +10,12 @@ from typing import Any
 
 import triton
 
+from sede_kernels.backends.triton import version_pair
 from sede_kernels.backends.triton.compile_report.text import kernel_text
 from tests.ptx.kernels.execute import Outcome, entries_of, problems
 
-#: What the record is of.
-ARCHITECTURES = ("sm_80", "sm_90")
+#: Of the newest Triton every entry is recorded, of an older one the first of every row.
+ARCHITECTURES, OLDER_ARCHITECTURES = ("sm_80", "sm_89", "sm_90"), ("sm_80", "sm_90")
 #: Problems that it does not have yet, nor CI: they take longer than all others.
 LEFT_OUT = "cross_attention"
 FOLDER = Path(__file__).parents[3] / "records" / "ptx"
@@ -22,8 +23,11 @@ FOLDER = Path(__file__).parents[3] / "records" / "ptx"
 
 @cache
 def _text(kernel: str, module: str) -> str:
-    """The text of a kernel, by its name."""
-    return kernel_text(getattr(import_module(module), kernel))
+    """The text of a kernel, by its name; empty where there is none any more."""
+    try:
+        return kernel_text(getattr(import_module(module), kernel))
+    except (AttributeError, ModuleNotFoundError):
+        return ""
 
 
 def digest(line: dict[str, Any]) -> str:
@@ -96,22 +100,44 @@ def write(folder: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(both[key]) + "\n" for key in sorted(both)))
 
 
-def _wanted() -> set[str]:
-    """A key for every problem, architecture and entry."""
+def _wanted(version: str, newest: bool) -> set[str]:
+    """A key for every problem, architecture and entry that a version has a line of."""
     return {
         key_of(line_of(Outcome(problem, architecture, entries)))
-        for architecture in ARCHITECTURES
+        for architecture in (ARCHITECTURES if newest else OLDER_ARCHITECTURES)
         for problem in problems()
         if LEFT_OUT not in problem.name
-        for entries in entries_of(problem, architecture)
+        for entries in entries_of(problem, architecture, version)[: None if newest else 1]
     }
+
+
+def versions(lines: list[dict[str, Any]]) -> list[str]:
+    """Of Triton, the newest last."""
+    return sorted({line["triton"] for line in lines}, key=version_pair)
 
 
 def missing(lines: list[dict[str, Any]], version: str) -> list[str]:
     """What has no line of this version."""
-    return sorted(_wanted() - {key_of(line) for line in lines if line["triton"] == version})
+    wanted = _wanted(version, version == versions(lines)[-1])
+    return sorted(wanted - {key_of(line) for line in lines if line["triton"] == version})
 
 
 def surplus(lines: list[dict[str, Any]], version: str) -> list[str]:
     """Lines of this version that are of no problem or entry any more."""
-    return sorted({key_of(line) for line in lines if line["triton"] == version} - _wanted())
+    found = {key_of(line) for line in lines if line["triton"] == version}
+    return sorted(found - _wanted(version, version == versions(lines)[-1]))
+
+
+def current(folder: Path) -> set[str]:
+    """Keys of the lines of the installed version whose kernels and entries are those of today."""
+    lines = [line for line in load(folder) if line["triton"] == triton.__version__]
+    return {key_of(line) for line in lines if digest(line) == line["digest"]}
+
+
+def prune(folder: Path) -> None:
+    """Take out what is of no problem or entry of the installed version any more."""
+    lines, path = load(folder), path_of(folder, triton.__version__)
+    if path.exists():
+        gone = set(surplus(lines, triton.__version__))
+        kept = [x for x in lines if x["triton"] == triton.__version__ and key_of(x) not in gone]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))

@@ -24,6 +24,8 @@ PROBLEMS = (
     "bank_lse 128/lean", "bank_lse 256/full", "bank_lse step/tf32", "bank_lse_pair 256/static",
     "chunks half", "chunks tf32", "batch_lse half", "hardest half", "erase 64", "enqueue int8",
 )  # fmt: skip
+#: A kernel that many problems launch -> problems that show more of it.
+_ALSO = {"_bank_lse_combine_kernel": ("bank_lse 128/lean many", "bank_lse 256/full many")}
 #: Of a problem on an architecture: 300 in all.
 EACH = 15
 _SEED = 20
@@ -135,23 +137,43 @@ def noticed(
     return "record" if worse(line_of(outcome)["errors"], usual) else ""
 
 
-def _family(problem: Problem, architecture: str) -> list[tuple[Problem, Errors]]:
-    """A problem and those with the same row of the tables, and the errors of their results."""
-    alike = [each for each in problems() if each.name.startswith(f"{problem.name} ")]
-    return [
-        (each, targets(each, architecture, entries_of(each, architecture)[0])[1])
-        for each in (problem, *alike)
+@dataclass(frozen=True)
+class Member:
+    """A problem that may notice a fault, its entries, its kernels' texts and its errors."""
+
+    problem: Problem
+    entries: Entries
+    texts: frozenset[str]
+    usual: Errors
+
+
+def _family(problem: Problem, architecture: str, kernels: set[str]) -> list[Member]:
+    """A problem, those with the same row of the tables, and those that share a kernel of it."""
+    shared = {name for kernel in kernels for name in _ALSO.get(kernel, ())}
+    alike = [
+        each
+        for each in problems()
+        if each.name.startswith(f"{problem.name} ") or each.name in shared - {problem.name}
     ]
+    members = []
+    for each in (problem, *alike):
+        entries = entries_of(each, architecture)[0]
+        found, usual = targets(each, architecture, entries)
+        texts = frozenset(target.text for target in found)
+        members.append(Member(each, entries, texts, usual))
+    return members
 
 
 def lines_of(problem: Problem, architecture: str, count: int = EACH) -> Iterator[dict[str, Any]]:
     """A line for each fault of a problem; it and those like it are run until one notices."""
     entries = entries_of(problem, architecture)[0]
     found, _ = targets(problem, architecture, entries)
-    family = _family(problem, architecture)
+    family = _family(problem, architecture, {target.kernel for target in found})
     for target, fault in drawn(problem.name, architecture, found, count):
         seen = (
-            noticed(each, architecture, entries, target, fault, usual) for each, usual in family
+            noticed(each.problem, architecture, each.entries, target, fault, each.usual)
+            for each in family
+            if target.text in each.texts
         )
         yield {
             "problem": problem.name,

@@ -7,13 +7,14 @@ entry of its launch table and for every fixed configuration.
 import hashlib
 import importlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import triton.language as tl
 
-from sede_kernels.backends.triton import launch
+from sede_kernels.backends.triton import launch, outdated_reason
 from sede_kernels.backends.triton.compile_report.text import kernel_text
 
 #: Modules of this package with a ``cases(architecture) -> Iterator[Case]`` each.
@@ -30,6 +31,9 @@ OPERANDS = {
     "tf32": ("fp32", tl.float32, "tf32"),
     "ieee": ("fp32", tl.float32, "ieee"),
 }
+_TWIN = " fp16"
+#: What ``tile_name`` adds to a name.
+_TILE = re.compile(r" \d+x\d+ \d+w\d+s")
 _PACKAGE = "sede_kernels.backends.triton.compile_report"
 
 
@@ -97,7 +101,7 @@ def _in_fp16(case: Case) -> Case | None:
     if types == case.types:
         return None
     constants = {k: tl.float16 if v is tl.bfloat16 else v for k, v in case.constants.items()}
-    return replace(case, name=f"{case.name} fp16", types=types, constants=constants)
+    return replace(case, name=case.name + _TWIN, types=types, constants=constants)
 
 
 def cases() -> Iterator[Case]:
@@ -110,3 +114,14 @@ def cases() -> Iterator[Case]:
                 twin = _in_fp16(case)
                 if twin is not None:
                     yield twin
+
+
+def served(listed: Iterable[Case]) -> list[Case]:
+    """What this Triton runs untuned: a row's first entry, in bf16 where it has a twin in fp16."""
+    found: dict[str, Case] = {}
+    for case in listed:
+        capability = launch.CAPABILITY[case.architecture]
+        outdated = outdated_reason((capability // 10, capability % 10))
+        if not case.name.endswith(_TWIN) and outdated is None:
+            found.setdefault(_TILE.sub("", case.key), case)
+    return list(found.values())

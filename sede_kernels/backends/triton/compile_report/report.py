@@ -19,7 +19,7 @@ from typing import Any
 import triton
 
 from sede_kernels.backends.triton import launch
-from sede_kernels.backends.triton.compile_report.cases import Case, cases
+from sede_kernels.backends.triton.compile_report.cases import Case, cases, served
 from sede_kernels.backends.triton.compile_report.resources import Resources, compile_case, faults
 
 JSON_NAME, TABLE_NAME = "triton_resources.json", "triton_resources.md"
@@ -137,17 +137,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sede_kernels.backends.triton.compile_report")
     parser.add_argument("--write", type=Path, metavar="DIR", help="keep the table in this folder")
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose key holds TEXT")
+    parser.add_argument(
+        "--defaults", action="store_true", help="only what the installed Triton runs untuned"
+    )
+    parser.add_argument("--skip", metavar="TEXT", help="not the cases whose key holds TEXT")
     parser.add_argument("--processes", type=int, default=2)
     chosen = parser.parse_args(arguments)
-    if chosen.write and chosen.only:
-        parser.error("--write keeps the whole table; leave out --only")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-    wanted = [case for case in cases() if chosen.only in case.key]
+    listed = [
+        case
+        for case in (served(cases()) if chosen.defaults else cases())
+        if chosen.skip is None or chosen.skip not in case.key
+    ]
+    wanted = [case for case in listed if chosen.only in case.key]
     known = reusable(chosen.write) if chosen.write else {}
 
     def keep(rows: Rows) -> None:
         if chosen.write:
-            write(chosen.write, wanted, rows)
+            both = {**known, **rows}
+            write(chosen.write, listed, {c.key: both[c.key] for c in listed if c.key in both})
 
     rows, errors = collect(wanted, known, chosen.processes, keep)
     keep(rows)

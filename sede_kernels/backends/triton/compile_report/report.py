@@ -26,9 +26,8 @@ JSON_NAME, TABLE_NAME = "triton_resources.json", "triton_resources.md"
 Rows = dict[str, dict[str, Any]]
 _HEAD = """# Resources of the Triton kernels
 
-Written by `python -m sede_kernels.backends.triton.compile_report --write records/compiler`
-with Triton {triton}: every launch configuration, compiled for every architecture class and
-disassembled. No GPU was involved, so this says nothing of time. Instructions are counted in the
+Written by `python -m sede_kernels.backends.triton.compile_report` with Triton {triton}: launch
+configurations, compiled for the architecture classes that this Triton serves and disassembled. No GPU was involved, so this says nothing of time. Instructions are counted in the
 code, not as executed. See docs/backends.md.
 
 """

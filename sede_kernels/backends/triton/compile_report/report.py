@@ -27,8 +27,9 @@ Rows = dict[str, dict[str, Any]]
 _HEAD = """# Resources of the Triton kernels
 
 Written by `python -m sede_kernels.backends.triton.compile_report` with Triton {triton}: launch
-configurations, compiled for the architecture classes that this Triton serves and disassembled. No GPU was involved, so this says nothing of time. Instructions are counted in the
-code, not as executed. See docs/backends.md.
+configurations, compiled for the architecture classes that it serves and disassembled. No GPU was
+involved, so this says nothing of time. Instructions are counted in the code, not as executed. See
+docs/backends.md.
 
 """
 

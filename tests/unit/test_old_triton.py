@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -19,6 +20,8 @@ def machine(monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         monkeypatch.setattr(torch.version, "cuda", "13.0")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        # A build of torch for GPUs would start the driver that is not here.
+        monkeypatch.setattr(fake_tensor, "init_gpu_context", lambda device: None)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(
             torch.cuda,

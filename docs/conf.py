@@ -29,6 +29,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "command_line",
+    "left_over",
     "repository_links",
 ]
 exclude_patterns = ["_build", "_sphinx"]

@@ -102,19 +102,39 @@ def test_the_blocks_of_the_readme_run() -> None:
     assert names["values"].shape == (4, 8) and names["scores"].shape == (4, 3)
 
 
-def test_a_page_of_the_api_has_every_public_name() -> None:
-    pages = "".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md"))
-    described = re.findall(r"^\.\. (?:auto\w+|data):: (\S+)$", pages, re.MULTILINE)
-    assert set(sede_kernels.__all__) <= set(described)
+def test_pages_describe_what_is_there_and_nothing_else() -> None:
+    tool = helper("left_over")
     folder = ROOT / "sede_kernels" / "integrations"
     twins = {f"sede_kernels.integrations.{path.stem}" for path in folder.glob("[a-z]*.py")}
-    assert twins | {"sede_kernels.distributed"} == {n for n in described if "." in n}
+    public = {*sede_kernels.__all__, *twins, "sede_kernels.distributed"}
+    assert tool.described() | {*tool.names(), *tool.integrations()} == public
+    assert {"SEDELoss", "weighted_info_nce", "recall_at_k"} <= tool.described()
 
 
-def test_every_page_is_in_the_contents() -> None:
-    listed = re.findall(r"^[\w/]+$", (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
-    pages = {str(p.relative_to(DOCS).with_suffix("")) for p in DOCS.rglob("*.md")}
-    assert sorted(listed) == sorted(pages - {"index"})
+def test_the_contents_list_pages_that_are_there() -> None:
+    tool = helper("left_over")
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^[\w/-]+$", index, re.MULTILINE)
+    pages = {str(p.relative_to(DOCS).with_suffix("")) for p in DOCS.rglob("*.md")} - {"index"}
+    assert len(listed) == len(set(listed)) >= 18
+    assert {*listed, *tool.pages()} == pages
+
+
+def test_what_has_no_place_yet_comes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = helper("left_over")
+    for page, mark in tool.MARKS.items():
+        assert (DOCS / f"{page}.md").read_text(encoding="utf-8").count(mark) == 1
+    monkeypatch.setattr(tool, "described", lambda: {"SEDELoss"})
+    monkeypatch.setattr(sede_kernels, "__all__", ["MemoryBank", "SEDELoss", "bank_lse"])
+    text = tool.rest("api/functions")
+    assert text.endswith(".. autoclass:: MemoryBank\n.. autofunction:: bank_lse\n```")
+    assert ".. automodule:: sede_kernels.integrations.scan\n   :members:" in tool.rest(
+        "api/integrations"
+    )
+    monkeypatch.setattr(tool, "pages", lambda: ["new"])
+    assert tool.rest("index") == "```{toctree}\n:caption: Further\n\nnew\n```"
+    monkeypatch.setattr(sede_kernels, "__all__", ["SEDELoss"])
+    assert tool.rest("api/functions") == ""
 
 
 def test_the_page_of_the_command_line_has_every_flag() -> None:

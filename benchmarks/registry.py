@@ -13,9 +13,11 @@ from .operations.pairs import Pairs
 from .operations.ring import Enqueue
 from .operations.scan import MODELS as SCAN_MODELS
 from .operations.scan import Scan
+from .operations.scores import ScoreLoss
 from .operations.steps import STEPS, TrainingStep, compares_fragments
 
 QUEUE = "info_nce_queue"
+SCORES = ("score_info_nce", "weighted_score_info_nce")
 WEIGHTED, ATTACHED, MASKED = "weighted_info_nce", "weighted_info_nce_attached", "info_nce_masked"
 
 OPERATIONS: dict[str, Operation] = {
@@ -25,6 +27,8 @@ OPERATIONS: dict[str, Operation] = {
     MASKED: BankLoss(LossOptions(masked=True)),
     QUEUE: BankLoss(LossOptions(columns=True)),
     "info_nce_batch": BatchLoss(),
+    "score_info_nce": ScoreLoss(0.0),
+    "weighted_score_info_nce": ScoreLoss(5.0),
     "hardest": Hardest(),
     "enqueue": Enqueue(),
     **{f"erase_{rule}": Erase(rule) for rule in RULES},
@@ -50,6 +54,8 @@ _XBM = "metric-learning XBM"
 _ALL = ()
 SCAN_SIZES = {"B": 128, "C": 128, "R": 36, "L": 20, "D": 1024}
 # What a batch of SCAN finds in its bank: five captions per image.
+# A batch of SCAN against itself and a bank of sets.
+SCORE_SIZES = {"B": 128, "N": 4224}
 PAIR_SIZES = {"B": 128, "N": 5, "R": 36, "L": 20, "D": 1024}
 LONG_ROWS = {"N": 1024, "L": 4096}
 STEP_SIZES = {"B": 64, "R": 36, "F": 512, "K": 2048, "D": 256}
@@ -118,6 +124,7 @@ def cpu_quick() -> list[Case]:
     ring = {"N": 128, "K": 65536, "D": 256}
     cases += [Case("enqueue", FORWARD, dtype, ring) for dtype in ("fp32", "int8")]
     cases.append(Case("info_nce_batch", BOTH, "fp32", {"B": 1024, "D": 512}, kernel))
+    cases += [Case(name, BOTH, "fp32", SCORE_SIZES, (*kernel, "torch.compile")) for name in SCORES]
     return cases
 
 
@@ -164,6 +171,9 @@ def cpu_full() -> list[Case]:
     cases += [_bank(op, "bf16", (128, 65536, 256)) for op in (WEIGHTED, ATTACHED, MASKED)]
     cases += [Case(f"scan_{way}", BOTH, "fp32", SCAN_SIZES) for way in ("t2i", "i2t")]
     pairs = ("sede cpu", "sede torch", "eager", "torch.compile")
+    cases += [
+        Case(name, BOTH, "fp32", {"B": size, "N": size}) for name in SCORES for size in (128, 1024)
+    ]
     cases += [Case(f"bfan_{way}", BOTH, "fp32", SCAN_SIZES, pairs) for way in ("t2i", "i2t")]
     cases += [Case(f"pairs_{way}", BOTH, "fp32", PAIR_SIZES) for way in ("t2i", "i2t")]
     cases += [Case(f"erase_{rule}", BOTH, "fp32", LONG_ROWS) for rule in RULES]
@@ -193,6 +203,7 @@ def gpu_quick() -> list[Case]:
     ring = {"N": 4096, "K": 1 << 20, "D": 256}
     cases += [Case("enqueue", FORWARD, dtype, ring) for dtype in ("bf16", "int8")]
     cases += _steps(STEPS)
+    cases += [Case(name, BOTH, "bf16", SCORE_SIZES) for name in SCORES]
     cases += [
         Case("info_nce_batch", BOTH, dtype, {"B": 4096, "D": 512}) for dtype in ("bf16", "fp32")
     ]

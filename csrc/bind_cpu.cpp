@@ -10,6 +10,7 @@
 #include "bind_checks.h"
 #include "bind_fragments.h"
 #include "bind_info_nce.h"
+#include "bind_score_info_nce.h"
 #include "bind_tensors.h"
 #include "dispatch.h"
 #include "drivers.h"
@@ -197,4 +198,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("enqueue", &enqueue);
   bind_fragments(m);
   bind_info_nce(m);
+  bind_score_info_nce(m);
 }

@@ -18,6 +18,7 @@ from sede_kernels.functional import (
     cross_attention_similarity,
     hardest_negatives,
     recall_at_k,
+    score_info_nce,
     symmetric_info_nce,
     weighted_info_nce,
 )
@@ -25,6 +26,7 @@ from sede_kernels.ids import string_ids
 from sede_kernels.modules import (
     AttentionErase,
     CrossAttentionSimilarity,
+    ScoreInfoNCE,
     SEDELoss,
     WeightedInfoNCE,
 )
@@ -46,6 +48,7 @@ __all__ = [
     "MomentumEncoder",
     "Recalls",
     "SEDELoss",
+    "ScoreInfoNCE",
     "ShardedMemoryBank",
     "WeightedInfoNCE",
     "__version__",
@@ -56,6 +59,7 @@ __all__ = [
     "cross_attention_similarity",
     "hardest_negatives",
     "recall_at_k",
+    "score_info_nce",
     "string_ids",
     "symmetric_info_nce",
     "weighted_info_nce",

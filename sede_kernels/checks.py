@@ -309,6 +309,20 @@ def check_erase(name: str, rule: str, threshold: float | None, keep_min: int, le
     return check_number(name, f"threshold ({rule})", threshold, low=0.0, high=1.0)
 
 
+def check_weights(
+    name: str,
+    normalize_weights: bool,
+    detach_weights: bool,
+    false_negatives: str,
+    reduction: str,
+) -> None:
+    """The keywords that all weighted losses have."""
+    check_choice(name, "false_negatives", false_negatives, FALSE_NEGATIVES)
+    check_choice(name, "reduction", reduction, ("none", "mean", "sum"))
+    check_bool(name, "normalize_weights", normalize_weights)
+    check_bool(name, "detach_weights", detach_weights)
+
+
 def check_info_nce(
     name: str,
     *,
@@ -327,12 +341,9 @@ def check_info_nce(
     Raises:
         TypeError, ValueError: one sentence naming what was expected and what came.
     """
-    check_choice(name, "false_negatives", false_negatives, FALSE_NEGATIVES)
-    check_choice(name, "reduction", reduction, ("none", "mean", "sum"))
+    check_weights(name, normalize_weights, detach_weights, false_negatives, reduction)
     if margin is not None:
         check_number(name, "margin", margin)
-    check_bool(name, "normalize_weights", normalize_weights)
-    check_bool(name, "detach_weights", detach_weights)
     check_bool(name, "unit_length", unit_length)
     if not isinstance(in_batch_negatives, Tensor):
         check_bool(name, "in_batch_negatives", in_batch_negatives)

@@ -1,35 +1,28 @@
 """nn.Module twins of the functions, with the same keywords, and the two-bank SEDE loss."""
 
-import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sede_kernels import first_version
 from sede_kernels import functional as F
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import (
     check_backend,
     check_bool,
     check_erase,
-    check_hardness,
     check_info_nce,
-    check_temperature,
+    check_weights,
 )
 from sede_kernels.functional import InfoNCEStats
 from sede_kernels.functional.cross_attention import check_similarity, erase_settings
+from sede_kernels.scaled_loss import ScaledLoss
 from sede_kernels.sharded_bank import ShardedMemoryBank
 from sede_kernels.warmup import WarmUp
 
 
-def _learnable(value: float) -> nn.Parameter:
-    """One number as (1,): sharding wrappers refuse parameters without a dimension."""
-    return nn.Parameter(torch.tensor([float(value)], dtype=torch.float32))
-
-
-class WeightedInfoNCE(nn.Module):
+class WeightedInfoNCE(ScaledLoss):
     """Module twin of ``functional.weighted_info_nce``: options at construction, tensors at call.
 
     Args:
@@ -65,16 +58,7 @@ class WeightedInfoNCE(nn.Module):
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        check_temperature(name, temperature)
-        check_hardness(name, hardness)
-        self.log_inverse_temperature: nn.Parameter | None = None
-        if learn_temperature:
-            self.log_inverse_temperature = _learnable(-math.log(temperature))
-        self.fixed_temperature = float(temperature)
-        self.first_hardness = float(hardness)
-        self.hardness = _learnable(hardness) if learn_hardness else float(hardness)
+        super().__init__(temperature, hardness, learn_temperature, learn_hardness)
         self.options: dict[str, Any] = {
             "normalize_weights": normalize_weights,
             "detach_weights": detach_weights,
@@ -86,54 +70,9 @@ class WeightedInfoNCE(nn.Module):
             "unit_length": unit_length,
             "reduction": reduction,
         }
-        check_info_nce(name, **self.options)
-        check_backend(name, backend)
+        check_info_nce(type(self).__name__, **self.options)
+        check_backend(type(self).__name__, backend)
         self.options["backend"] = backend
-
-    @property
-    def temperature(self) -> float | Tensor:
-        """Tau: a number, or a tensor with a gradient when learnable."""
-        if self.log_inverse_temperature is None:
-            return self.fixed_temperature
-        return torch.exp(-self.log_inverse_temperature).reshape(())
-
-    @property
-    def hardness_at_least_zero(self) -> float | Tensor:
-        """Beta: a number, or a tensor with a gradient when learnable."""
-        if isinstance(self.hardness, Tensor):
-            return self.hardness.clamp(min=0.0).reshape(())
-        return self.hardness
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """The learnable scalars as they were at construction; also the way off the meta device."""
-        if self.log_inverse_temperature is not None:
-            self.log_inverse_temperature.fill_(-math.log(self.fixed_temperature))
-        if isinstance(self.hardness, Tensor):
-            self.hardness.fill_(self.first_hardness)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "WeightedInfoNCE":
-        meta = any(parameter.is_meta for parameter in self.parameters(recurse=False))
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if meta:
-            self.reset_parameters()
-        return self
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
-    ) -> None:
-        # Version 0.1.0 kept its scalars without a dimension.
-        for name in self._parameters:
-            value = state_dict.get(prefix + name)
-            if isinstance(value, Tensor) and value.ndim == 0:
-                state_dict[prefix + name] = value.reshape(1)
-                first_version.expect_state_without_dimension(self._parameters[name])
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-    def extra_repr(self) -> str:
-        """The options that differ from nothing."""
-        shown = {"temperature": self.fixed_temperature, "hardness": self.hardness, **self.options}
-        return ", ".join(f"{key}={value}" for key, value in shown.items())
 
     def forward(
         self,
@@ -156,6 +95,68 @@ class WeightedInfoNCE(nn.Module):
         if return_stats:
             return F.weighted_info_nce(query, positive, bank, return_stats=True, **options)
         loss: Tensor = F.weighted_info_nce(query, positive, bank, **options)
+        return loss
+
+
+class ScoreInfoNCE(ScaledLoss):
+    """Module twin of ``functional.score_info_nce``: options at construction, tensors at call.
+
+    Args:
+        temperature, hardness, learn_temperature, learn_hardness: as in ``WeightedInfoNCE``.
+        normalize_weights, detach_weights, false_negatives, reduction, backend: as in the function.
+
+    Example:
+        >>> loss = ScoreInfoNCE(temperature=0.1, hardness=5.0)
+        >>> loss(torch.eye(3), query_ids=torch.tensor([0, 1, 1])).ndim
+        0
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.07,
+        hardness: float = 0.0,
+        learn_temperature: bool = False,
+        learn_hardness: bool = False,
+        normalize_weights: bool = True,
+        detach_weights: bool = True,
+        false_negatives: str = "mask",
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(temperature, hardness, learn_temperature, learn_hardness)
+        check_weights("ScoreInfoNCE", normalize_weights, detach_weights, false_negatives, reduction)
+        check_backend("ScoreInfoNCE", backend)
+        self.options: dict[str, Any] = {
+            "normalize_weights": normalize_weights,
+            "detach_weights": detach_weights,
+            "false_negatives": false_negatives,
+            "reduction": reduction,
+            "backend": backend,
+        }
+
+    def forward(
+        self,
+        scores: Tensor,
+        positive: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+        query_ids: Tensor | None = None,
+        key_ids: Tensor | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, InfoNCEStats]:
+        """The loss of ``functional.score_info_nce`` for these tensors."""
+        options = {
+            "temperature": self.temperature,
+            "hardness": self.hardness_at_least_zero,
+            "valid": valid,
+            "query_ids": query_ids,
+            "key_ids": key_ids,
+            **self.options,
+        }
+        if return_stats:
+            return F.score_info_nce(scores, positive, return_stats=True, **options)
+        loss: Tensor = F.score_info_nce(scores, positive, **options)
         return loss
 
 

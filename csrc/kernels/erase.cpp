@@ -1,6 +1,6 @@
 // Erasing on rows in memory: each row is read once into scratch, judged there, and written once.
 #include "erase_short.h"
-#include "rows.h"
+#include "narrow.h"
 
 namespace sede {
 namespace SEDE_ISA {
@@ -19,9 +19,6 @@ struct EraseScratch {
 };
 
 index_t scratch(index_t length) { return 4 * (whole_vectors(length) * 4 + 64); }
-
-SEDE_INLINE void narrow(float x, Bf16& out) { out.bits = float_to_bf16(x); }
-SEDE_INLINE void narrow(float x, F16& out) { out.bits = float_to_f16(x); }
 
 SEDE_INLINE VecF whole_vector(const float* p) { return load<VecF>(p); }
 template <class S>

@@ -1,22 +1,11 @@
 // Row by row: the similarity with the positive, the finished gradient, its scaling in the backward.
 #include "info_nce_api.h"
-#include "rows.h"
+#include "narrow.h"
 #include "table.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
-
-template <class T>
-SEDE_INLINE void narrow(T x, float& out) { out = float(x); }
-template <class T>
-SEDE_INLINE void narrow(T x, double& out) { out = double(x); }
-template <class T>
-SEDE_INLINE void narrow(T x, Bf16& out) { out.bits = float_to_bf16(float(x)); }
-template <class T>
-SEDE_INLINE void narrow(T x, F16& out) { out.bits = float_to_f16(float(x)); }
-template <class T>
-SEDE_INLINE void narrow(T, std::int8_t&) {}
 
 constexpr index_t kChains = 16;  // sums that do not wait for each other
 

@@ -6,6 +6,7 @@
 #include "cross_attention_api.h"
 #include "cross_pairs_api.h"
 #include "info_nce_api.h"
+#include "score_info_nce_api.h"
 
 namespace sede {
 
@@ -58,6 +59,7 @@ struct Kernels {
   const CrossPairsOps* cross_pairs;
   const InfoNceOps<float>* info_nce_f32;
   const InfoNceOps<double>* info_nce_f64;
+  const ScoreOps* score_info_nce;
 };
 
 #ifdef SEDE_ISA
@@ -75,6 +77,7 @@ extern const CrossOps cross_ops;
 extern const CrossPairsOps cross_pairs_ops;
 extern const InfoNceOps<float> info_nce_f32;
 extern const InfoNceOps<double> info_nce_f64;
+extern const ScoreOps score_ops;
 }  // namespace SEDE_ISA
 #endif
 

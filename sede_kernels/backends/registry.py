@@ -26,6 +26,8 @@ FILES = {
     "batch_lse_backward": "batch_lse",
     "info_nce": "info_nce",
     "info_nce_backward": "info_nce",
+    "score_info_nce": "score_info_nce",
+    "score_info_nce_backward": "score_info_nce",
     "hardest": "hardest",
     "enqueue": "enqueue",
     "erase": "erase",

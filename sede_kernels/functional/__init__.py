@@ -6,6 +6,7 @@ from sede_kernels.functional.bank_queries import bank_lse, hardest_negatives
 from sede_kernels.functional.cross_attention import cross_attention_similarity
 from sede_kernels.functional.cross_attention_pairs import cross_attention_pairs
 from sede_kernels.functional.recall_at_k import Recalls, recall_at_k
+from sede_kernels.functional.score_info_nce import score_info_nce
 from sede_kernels.functional.symmetric_info_nce import symmetric_info_nce
 from sede_kernels.functional.weighted_info_nce import weighted_info_nce
 
@@ -18,6 +19,7 @@ __all__ = [
     "cross_attention_similarity",
     "hardest_negatives",
     "recall_at_k",
+    "score_info_nce",
     "symmetric_info_nce",
     "weighted_info_nce",
 ]

@@ -244,6 +244,50 @@ def _scalar(name: str, argument: str, value: Tensor, like: Tensor) -> Tensor:
     return found
 
 
+def settings_of(
+    name: str,
+    keywords: Keywords,
+    like: Tensor,
+    *,
+    hardest: bool = False,
+    query_grad: bool = False,
+    keep: bool = False,
+) -> tuple[Scalars, InfoNCERule]:
+    """Scalars and rule of a call; settings that are numbers are checked once for all calls.
+
+    Args:
+        name: of the function.
+        keywords: as they came.
+        like: the query.
+        hardest: statistics are wanted.
+        query_grad: a gradient of the queries will be asked for.
+        keep: a gradient of in-batch negatives will be.
+    """
+    compiling = torch.compiler.is_compiling()
+    temperature, hardness, batch = keywords.temperature, keywords.hardness, keywords[8]
+    tau_at, beta_at = isinstance(temperature, Tensor), isinstance(hardness, Tensor)
+    scalar_grad = torch.is_grad_enabled() and (
+        (tau_at and temperature.requires_grad) or (beta_at and hardness.requires_grad)
+    )
+    values = (
+        name,
+        _AT if tau_at else temperature,
+        _AT if beta_at else hardness,
+        *keywords[2:8],
+        isinstance(batch, Tensor) or batch,
+        *keywords[9:11],
+        hardest,
+        query_grad,
+        scalar_grad,
+        keep,
+    )
+    known = not compiling and _PLAIN.issuperset(map(type, values))
+    scalars, rule = (_checked_once if known else _settings)(*values)
+    if compiling or tau_at or beta_at or isinstance(batch, Tensor):
+        scalars = _scalars(name, keywords, scalars, like, compiling)
+    return scalars, rule
+
+
 def _one_shape(seen: list[Side | None]) -> bool:
     one, other = seen
     return (
@@ -280,35 +324,18 @@ def fused(
         checked.append(one or _checked(name, given, keywords))
         whole = whole and getattr(given.bank, "shard", None) is None
     side, other = checked[0], checked[1] if len(checked) > 1 else None
-    compiling = torch.compiler.is_compiling()
-    temperature, hardness, batch = keywords.temperature, keywords.hardness, keywords[8]
     learned: list[Any] = [side.query, side.positive]
     if other is not None:
         learned += (other.query, other.positive)
-    check_transforms(name, temperature, hardness, *learned)
-    tau_at, beta_at = isinstance(temperature, Tensor), isinstance(hardness, Tensor)
-    query_grad = scalar_grad = keep = False
+    check_transforms(name, keywords.temperature, keywords.hardness, *learned)
+    query_grad = keep = False
     if torch.is_grad_enabled():
         learns = [tensor.requires_grad for tensor in learned]
         query_grad = True in learns[::2]
-        keep = batch is not False and True in learns
-        scalar_grad = (tau_at and temperature.requires_grad) or (beta_at and hardness.requires_grad)
-    values = (
-        name,
-        _AT if tau_at else temperature,
-        _AT if beta_at else hardness,
-        *keywords[2:8],
-        isinstance(batch, Tensor) or batch,
-        *keywords[9:11],
-        hardest,
-        query_grad,
-        scalar_grad,
-        keep,
+        keep = keywords.in_batch_negatives is not False and True in learns
+    scalars, rule = settings_of(
+        name, keywords, side.query, hardest=hardest, query_grad=query_grad, keep=keep
     )
-    known = not compiling and _PLAIN.issuperset(map(type, values))
-    scalars, rule = (_checked_once if known else _settings)(*values)
-    if compiling or tau_at or beta_at or isinstance(batch, Tensor):
-        scalars = _scalars(name, keywords, scalars, side.query, compiling)
     if whole:
         return ops.info_nce.info_nce(side, other, scalars, rule, keywords.backend)
     first, last = (training_shard(given.bank) or Shard() for given in (sides[0], sides[-1]))

@@ -22,8 +22,9 @@ from sede_kernels.integrations._scores import (
     PairCost,
     bank_mask,
     check_pair_cost,
+    hinge,
+    info_nce,
     negatives_mask,
-    one_way,
 )
 from sede_kernels.warmup import WarmUp
 
@@ -47,6 +48,13 @@ class Fragments(NamedTuple):
                 f"{NAME}: {argument} must be (images, captions, lengths), got {described(parts)}."
             )
         return cls(*parts)
+
+
+class Stored(NamedTuple):
+    """Scores (B, K) with stored sets, queries in rows, and the ids (K,) of those."""
+
+    scores: Tensor
+    ids: Tensor
 
 
 def _stored_sets(bank: FragmentBank) -> slice | Tensor | None:
@@ -152,8 +160,8 @@ class FragmentLoss(WarmUp):
             )
         known = ids_tensor(NAME, ids, rows, scores.device)
         stored = None
-        inside = negatives_mask(known, rows, scores.device)
-        texts, images = [(scores, inside)], [(scores.t(), inside)]
+        texts: Stored | None = None
+        images: Stored | None = None
         if self.image_bank is not None and self.text_bank is not None:
             if batch is None:
                 raise ValueError(
@@ -165,17 +173,25 @@ class FragmentLoss(WarmUp):
             # The stored sets are counted on the host anyway; before the end of the warm-up they
             # are not even scored.
             if self.warm is None or bool(self.warm):
-                texts += self._against_texts(batch.images, self.text_bank, known)
-                images += self._against_images(batch, self.image_bank, known)
-        cost = PairCost(self.margin, self.max_violation, self.temperature, self.hardness)
-        total = scores.new_zeros(())
-        for parts in (texts, images):
-            every = torch.cat([part for part, _ in parts], dim=1)
-            valid = torch.cat([mask for _, mask in parts], dim=1)
-            total = total + one_way(scores.diagonal(), every, valid, cost)
+                texts = self._against_texts(batch.images, self.text_bank)
+                images = self._against_images(batch, self.image_bank)
+        total = self._one_way(scores, texts, known) + self._one_way(scores.t(), images, known)
         if stored is not None and training_call(self, scores):
             self._store(stored, known)
         return total
+
+    def _one_way(self, scores: Tensor, stored: Stored | None, ids: Tensor | None) -> Tensor:
+        """Summed cost of the queries in the rows of (B, B) scores, and of stored keys."""
+        cost = PairCost(self.margin, self.max_violation, self.temperature, self.hardness)
+        rows, key_ids = scores.shape[0], None
+        if stored is not None:
+            scores, key_ids = torch.cat([scores, stored.scores], dim=1), stored.ids
+        if cost.temperature is not None:
+            return info_nce(scores, ids, key_ids, cost)
+        valid = negatives_mask(ids, rows, scores.device)
+        if key_ids is not None:
+            valid = torch.cat([valid, bank_mask(ids, key_ids, rows)], dim=1)
+        return hinge(scores, valid, cost)
 
     def _checked(self, sets: Fragments, rows: int | None) -> Fragments:
         """Sets that both banks can take, as many as ``rows``, with lengths as a tensor."""
@@ -196,26 +212,20 @@ class FragmentLoss(WarmUp):
         lengths = lengths_tensor(NAME, sets.lengths, rows, longest, device, least=1)
         return sets._replace(lengths=lengths)
 
-    def _against_texts(
-        self, images: Tensor, bank: FragmentBank, ids: Tensor | None
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _against_texts(self, images: Tensor, bank: FragmentBank) -> Stored | None:
         slots = _stored_sets(bank)
         if slots is None:
-            return []
+            return None
         lengths = bank.lengths[slots]
         words = snapshot(bank.rows[slots, : int(lengths.max())], images.dtype)
-        scores = self.score(images, words, lengths.clone())
-        return [(scores, bank_mask(ids, bank.ids[slots], scores.shape[0]))]
+        return Stored(self.score(images, words, lengths.clone()), bank.ids[slots])
 
-    def _against_images(
-        self, batch: Fragments, bank: FragmentBank, ids: Tensor | None
-    ) -> list[tuple[Tensor, Tensor]]:
+    def _against_images(self, batch: Fragments, bank: FragmentBank) -> Stored | None:
         slots = _stored_sets(bank)
         if slots is None:
-            return []
+            return None
         regions = snapshot(bank.rows[slots], batch.captions.dtype)
-        scores = self.score(regions, batch.captions, batch.lengths).t()
-        return [(scores, bank_mask(ids, bank.ids[slots], scores.shape[0]))]
+        return Stored(self.score(regions, batch.captions, batch.lengths).t(), bank.ids[slots])
 
     @torch.no_grad()
     def enqueue(self, keys: Fragments, ids: Tensor | None = None) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sede_kernels.functional.score_info_nce import score_info_nce
+from sede_kernels.functional import score_info_nce
 from sede_kernels.integrations._checks import check_real, check_switch
 
 
@@ -55,30 +55,48 @@ def bank_mask(ids: Tensor | None, bank_ids: Tensor, rows: int) -> Tensor:
     return filled if ids is None else filled & (ids.unsqueeze(1) != bank_ids)
 
 
-def one_way(positive: Tensor, scores: Tensor, valid: Tensor, cost: PairCost) -> Tensor:
-    """Summed cost of one direction.
+def info_nce(scores: Tensor, ids: Tensor | None, key_ids: Tensor | None, cost: PairCost) -> Tensor:
+    """Summed weighted InfoNCE of one direction.
 
-    Hinge: ``sum_i sum_j w_ij max(0, margin + s_ij - s_i+)``, or the largest j alone; with a
-    temperature the weighted InfoNCE, summed too, so that learning rates and gradient clipping
-    keep their meaning.
+    A sum as the hinge is one, so that learning rates and gradient clipping keep their meaning.
 
     Args:
-        positive: (B,) score of each right pair.
-        scores: (B, N).
+        scores: (B, B + K), the right pairs on its diagonal, then those with stored keys.
+        ids: (B,) of the batch, or None.
+        key_ids: (K,) of the stored keys, or None without any.
+        cost: with a temperature.
+
+    Returns:
+        Scalar.
+    """
+    known = ids
+    if key_ids is not None:
+        own = key_ids.new_zeros(scores.shape[0]) if ids is None else ids
+        known = torch.cat([own, key_ids])
+    return score_info_nce(
+        scores,
+        temperature=1.0 if cost.temperature is None else cost.temperature,
+        hardness=cost.hardness,
+        query_ids=ids,
+        key_ids=known,
+        reduction="sum",
+    )
+
+
+def hinge(scores: Tensor, valid: Tensor, cost: PairCost) -> Tensor:
+    """Summed hinge of one direction.
+
+    ``sum_i sum_j w_ij max(0, margin + s_ij - s_i+)``, or the largest j alone.
+
+    Args:
+        scores: (B, N), the right pairs on its diagonal.
         valid: (B, N) bool, which are negatives.
         cost: see ``PairCost``.
 
     Returns:
-        Scalar. The gradient reaches both score tensors.
+        Scalar.
     """
-    if cost.temperature is not None:
-        return score_info_nce(
-            positive,
-            scores,
-            valid,
-            temperature=cost.temperature,
-            hardness=cost.hardness,
-        ).sum()
+    positive = scores.diagonal()
     costs = (cost.margin + scores - positive.unsqueeze(1)).clamp(min=0).masked_fill(~valid, 0.0)
     if cost.max_violation:
         return costs.max(dim=1).values.sum() if costs.shape[1] else costs.sum()

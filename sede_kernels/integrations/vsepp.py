@@ -24,8 +24,8 @@ from sede_kernels.integrations._scores import (
     PairCost,
     bank_mask,
     check_pair_cost,
+    hinge,
     negatives_mask,
-    one_way,
 )
 from sede_kernels.warmup import WarmUp
 
@@ -189,7 +189,6 @@ class ContrastiveLoss(WarmUp):
     ) -> Tensor:
         rows = scores.shape[0]
         valid = negatives_mask(ids, rows, scores.device)
-        positive = scores.diagonal()
         if bank is not None:
             if self.max_violation:
                 extra, seen = self._hardest(query, bank, ids)
@@ -198,7 +197,7 @@ class ContrastiveLoss(WarmUp):
                 seen = bank_mask(ids, bank.ids, rows)
             scores, valid = torch.cat([scores, extra], 1), torch.cat([valid, seen], 1)
         cost = PairCost(self.margin, self.max_violation, None, self.hardness)
-        return one_way(positive, scores, valid, cost)
+        return hinge(scores, valid, cost)
 
     @staticmethod
     def _hardest(query: Tensor, bank: Bank, ids: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from sede_kernels.ops import (
     erase,
     hardest,
     info_nce,
+    score_info_nce,
     sharded,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "erase",
     "hardest",
     "info_nce",
+    "score_info_nce",
     "sharded",
 ]

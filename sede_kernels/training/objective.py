@@ -1,19 +1,37 @@
 """The loss of a batch against the batch and two banks, for vectors and for fragments."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sede_kernels.bank import FragmentBank, MemoryBank
-from sede_kernels.functional import hardest_negatives, symmetric_info_nce
-from sede_kernels.functional.score_info_nce import score_info_nce
+from sede_kernels.functional import hardest_negatives, score_info_nce, symmetric_info_nce
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.losses import hardest_hinge
 from sede_kernels.training.models import Encoded, FragmentModel
 
 Pair = tuple[Encoded, Encoded]
-Scores = tuple[Tensor, Tensor, Tensor]  # (B,) right pairs, (B, N), which are negatives (B, N)
+
+
+class Way(NamedTuple):
+    """The scores of one direction, and which of them are negatives."""
+
+    scores: Tensor  # (B, N)
+    positive: Tensor | None = None  # (B,) right pairs; None: the diagonal of the scores
+    valid: Tensor | None = None  # (B, N) bool
+    ids: Tensor | None = None  # (B,) and
+    key_ids: Tensor | None = None  # (N,), where ids decide
+
+    def hardest(self) -> tuple[Tensor, Tensor]:
+        """(B,) scores of the right pairs and of the hardest negatives, -inf without one."""
+        valid = self.valid
+        if self.ids is not None and self.key_ids is not None:
+            valid = (self.key_ids != -1) & (self.key_ids != self.ids[:, None])
+        scores = self.scores if valid is None else self.scores.masked_fill(~valid, -torch.inf)
+        right = self.scores.diagonal() if self.positive is None else self.positive
+        return right, scores.max(1).values
 
 
 class Objective(nn.Module, ABC):
@@ -159,37 +177,49 @@ class FragmentObjective(Objective):
         """Mean loss of both directions."""
         if keys is None:
             batch = self._score(images, captions, erased=erased)
-            ways = _one_way(batch, ids, ids), _one_way(batch.t(), ids, ids)
+            ways = Way(batch, ids=ids, key_ids=ids), Way(batch.t(), ids=ids, key_ids=ids)
         else:
             against = self._of_hardest if self.config.bank_hardest else self._of_bank
             ways = against(images, captions, ids, keys)
-        # Both directions as rows of one problem, (2 B, N): half the operations.
-        positive, scores, valid = (torch.cat(side) for side in zip(*ways, strict=True))
+        first, second = (self._one_way(way) for way in ways)
+        return (first + second) / 2
+
+    def _one_way(self, way: Way) -> Tensor:
+        """Mean loss of one direction."""
         if self.config.loss == "hinge":
-            hardest = scores.masked_fill(~valid, float("-inf")).max(1).values
-            return hardest_hinge(positive, hardest, self.config.margin).mean()
+            return hardest_hinge(*way.hardest(), self.config.margin).mean()
         return score_info_nce(
-            positive,
-            scores,
-            valid,
+            way.scores,
+            way.positive,
+            valid=way.valid,
+            query_ids=way.ids,
+            key_ids=way.key_ids,
             temperature=self.config.temperature,
             hardness=self.config.weighting,
-        ).mean()
+        )
 
     def _of_bank(
         self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair
-    ) -> tuple[Scores, Scores]:
+    ) -> tuple[Way, Way]:
         """Against the keys of the batch and all that is stored."""
         stored = (Encoded(bank.rows, bank.lengths) for bank in (self.image_bank, self.caption_bank))
         others, texts = (_joined(key, sets) for key, sets in zip(keys, stored, strict=True))
         return (
-            _one_way(self._score(images, texts), ids, torch.cat([ids, self.caption_bank.ids])),
-            _one_way(self._score(others, captions).t(), ids, torch.cat([ids, self.image_bank.ids])),
+            Way(
+                self._score(images, texts),
+                ids=ids,
+                key_ids=torch.cat([ids, self.caption_bank.ids]),
+            ),
+            Way(
+                self._score(others, captions).t(),
+                ids=ids,
+                key_ids=torch.cat([ids, self.image_bank.ids]),
+            ),
         )
 
     def _of_hardest(
         self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair
-    ) -> tuple[Scores, Scores]:
+    ) -> tuple[Way, Way]:
         """Each query against its own key and the hardest sets that it finds in the bank."""
         image_keys, caption_keys = keys
         texts, some_texts = self._candidates(
@@ -201,8 +231,8 @@ class FragmentObjective(Objective):
         to_text = self._score_pairs(_each(images), texts)
         to_image = self._score_pairs(others, _each(captions))
         return (
-            (to_text[:, 0], to_text[:, 1:], some_texts),
-            (to_image[:, 0], to_image[:, 1:], some_others),
+            Way(to_text[:, 1:], to_text[:, 0], some_texts),
+            Way(to_image[:, 1:], to_image[:, 0], some_others),
         )
 
     def _candidates(
@@ -226,11 +256,6 @@ class FragmentObjective(Objective):
         self.caption_bank.enqueue(captions.fragments, captions.lengths, ids)
         self.image_means.enqueue(mean_fragment(images), ids)
         self.caption_means.enqueue(mean_fragment(captions), ids)
-
-
-def _one_way(scores: Tensor, ids: Tensor, key_ids: Tensor) -> Scores:
-    """Of (B, B + K) scores whose diagonal holds the right pairs."""
-    return scores.diagonal(), scores, (key_ids != -1) & (key_ids != ids[:, None])
 
 
 def _each(side: Encoded) -> Encoded:

@@ -1,53 +1,13 @@
-"""Losses on score matrices against the reference, and what the objectives exclude."""
+"""The losses of the objectives, and what they exclude."""
 
 import pytest
 import torch
 
-from sede_kernels import reference
-from sede_kernels.functional.score_info_nce import score_info_nce
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.losses import hardest_hinge
 from sede_kernels.training.models import Encoded
 from sede_kernels.training.objective import FragmentObjective, VectorObjective
 from sede_kernels.training.run import build_model
-
-
-@pytest.mark.parametrize("hardness", [0.0, 4.0], ids=["plain", "weighted"])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 7), (3, 31)], ids=["1x1", "5x7", "3x31"])
-def test_score_info_nce_equals_the_reference(rows, columns, hardness):
-    """Oracle: reference.weighted_info_nce with one-hot queries, whose scores are any matrix."""
-    torch.manual_seed(rows)
-    positive = torch.randn(rows, dtype=torch.float64, requires_grad=True)
-    scores = torch.randn(rows, columns, dtype=torch.float64, requires_grad=True)
-    query_ids = torch.arange(rows)
-    bank_ids = torch.arange(columns) % 6 - 1  # some empty, some of the query's own
-    valid = (bank_ids != -1) & (bank_ids != query_ids[:, None])
-
-    ours = score_info_nce(positive, scores, valid, temperature=0.2, hardness=hardness)
-    theirs = reference.weighted_info_nce(
-        torch.eye(rows, dtype=torch.float64),
-        torch.diag(positive),
-        scores.t(),
-        temperature=0.2,
-        hardness=hardness,
-        query_ids=query_ids,
-        bank_ids=bank_ids,
-        reduction="none",
-    )
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    ours_grad = torch.autograd.grad(ours.sum(), (positive, scores))
-    theirs_grad = torch.autograd.grad(theirs.sum(), (positive, scores))
-    torch.testing.assert_close(ours_grad, theirs_grad, rtol=1e-10, atol=1e-12)
-
-
-def test_rows_without_negatives_are_zero_with_zero_gradient():
-    scores = torch.randn(2, 3, requires_grad=True)
-    valid = torch.tensor([[False] * 3, [True, False, True]])
-    losses = score_info_nce(scores[:, 0], scores, valid, temperature=0.1, hardness=2.0)
-    assert losses[0] == 0
-    losses.sum().backward()
-    assert (scores.grad[0] == 0).all()
-    assert scores.grad.isfinite().all()
 
 
 def test_hinge_by_hand():

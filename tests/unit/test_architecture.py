@@ -12,11 +12,11 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 #: From the ground up: a room imports those of lower floors only.
 FLOORS = (
     ("deprecation", "errors", "first_version", "ids", "jsonl", "types", "whole_file"),
-    ("reference", "testing"),
-    ("backends",),
+    ("reference", "score_types", "testing"),
+    ("backends", "reference_scores"),
     ("ops",),
     ("checks",),
-    ("ring", "warmup", "resharding"),
+    ("ring", "warmup", "resharding", "scaled_loss"),
     ("fragment_bank",),
     ("bank",),
     ("functional", "sharded_bank"),

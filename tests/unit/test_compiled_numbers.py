@@ -21,6 +21,7 @@ CHANGING = {
     "both directions": lambda q, x: sede.symmetric_info_nce(
         q, q.flip(0), q, q, BANK, BANK.flip(0), temperature=x, hardness=x
     ),
+    "scores": lambda q, x: sede.score_info_nce(q, temperature=x, hardness=x),
     "scales": lambda q, x: sede.bank_lse(q, BANK, [x, 2.0]).sum(),
 }  # fmt: skip
 #: Numbers that an op takes as such: each is a graph of its own.

@@ -1,5 +1,7 @@
 """Wrong arguments of the public functions and modules: one sentence that names the argument."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,62 @@ def test_settings_of_a_loss(name, value) -> None:
         said(error, name)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        pytest.param(name, value, id=f"{name}-{value!r}")
+        for name, values in SETTINGS.items()
+        for value in values
+        if name in inspect.signature(sede.score_info_nce).parameters
+        if (name, value) != ("backend", "")
+    ],
+)
+def test_settings_of_a_loss_of_scores(name, value) -> None:
+    for backend in ("torch", "reference"):
+        settings = {"backend": backend, name: value}
+        for call in (
+            lambda given=settings: sede.score_info_nce(Q, **given),
+            lambda given=settings: sede.ScoreInfoNCE(**given),
+        ):
+            with pytest.raises((TypeError, ValueError)) as error:
+                call()
+            said(error, name)
+
+
+@pytest.mark.parametrize(
+    ("given", "argument", "hint"),
+    [
+        ({"scores": [[1.0]]}, "scores", "torch.Tensor"),
+        ({"scores": Q[0]}, "scores", "(B, N)"),
+        ({"scores": Q.long()}, "scores", "float"),
+        ({"scores": Q[:, :3]}, "scores", "pass positive"),
+        ({"positive": 0.5}, "positive", "torch.Tensor"),
+        ({"positive": Q}, "positive", "(B,)"),
+        ({"positive": Q[0, :3]}, "positive", "(4,)"),
+        ({"positive": Q[0].long()}, "positive", "float"),
+        ({"valid": [True]}, "valid", "torch.Tensor"),
+        ({"valid": Q}, "valid", "bool (4, 4)"),
+        ({"valid": Q[:3] > 0}, "valid", "bool (4, 4)"),
+        ({"query_ids": torch.zeros(3, dtype=torch.long)}, "query_ids", "(4,)"),
+        ({"key_ids": torch.zeros(3, dtype=torch.long)}, "key_ids", "(4,)"),
+        ({"key_ids": Q[0]}, "key_ids", "integers"),
+        (
+            {"scores": Q.repeat(1, 2), "query_ids": torch.arange(4)},
+            "query_ids",
+            "pass key_ids",
+        ),
+        ({"false_negatives": "positive"}, "false_negatives", "pass query_ids"),
+        ({"valid": (Q > 0).to("meta")}, "valid", "move one of them"),
+    ],
+    ids=str,
+)
+def test_tensors_of_a_loss_of_scores(given, argument, hint) -> None:
+    with pytest.raises((TypeError, ValueError)) as error:
+        sede.score_info_nce(**{"scores": Q, **given})
+    said(error, argument)
+    assert hint in str(error.value), str(error.value)
+
+
 IDS = [
     pytest.param([0, 1, 2, 3], "torch.as_tensor", id="list"),
     pytest.param(("a", "b", "c", "d"), "number strings first", id="strings"),
@@ -70,6 +128,8 @@ def test_ids_are_named_for_what_they_are(ids, hint) -> None:
         lambda: sede.weighted_info_nce(Q, Q, Q, query_ids=ids),
         lambda: sede.weighted_info_nce(Q, Q, Q, bank_ids=ids),
         lambda: sede.symmetric_info_nce(Q, Q, Q, Q, Q, Q, ids=ids),
+        lambda: sede.score_info_nce(Q, query_ids=ids),
+        lambda: sede.score_info_nce(Q, key_ids=ids),
         lambda: sede.bank_lse(Q, Q, 1.0, query_ids=ids),
         lambda: sede.hardest_negatives(Q, Q, bank_ids=ids),
         lambda: bank.enqueue(Q, ids),
@@ -194,6 +254,8 @@ def test_tensors_that_are_not_dense(layout, backend) -> None:
         "positive": lambda: sede.weighted_info_nce(Q, odd, Q, backend=backend),
         "bank": lambda: sede.weighted_info_nce(Q, Q, odd, backend=backend),
         "text_key": lambda: sede.symmetric_info_nce(Q, Q, Q, odd, Q, Q, backend=backend),
+        "scores": lambda: sede.score_info_nce(odd, backend=backend),
+        "valid": lambda: sede.score_info_nce(Q, valid=odd, backend=backend),
         "attention": lambda: sede.attention_erase(odd, backend=backend),
         "regions": lambda: sede.cross_attention_similarity(odd, Q[None], backend=backend),
         "keys": lambda: sede.MemoryBank(4, 4).enqueue(odd, backend=backend),

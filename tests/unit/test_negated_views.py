@@ -12,6 +12,7 @@ from sede_kernels import (
     cross_attention_pairs,
     cross_attention_similarity,
     hardest_negatives,
+    score_info_nce,
     weighted_info_nce,
 )
 from tests.conftest import unit
@@ -46,6 +47,7 @@ def stored_sets(x: Tensor, y: Tensor, backend: str) -> Tensor:
 
 CALLS = {
     "weighted_info_nce": (loss, (4, 6)),
+    "score_info_nce": (lambda x, y, b: score_info_nce(x, y[:, 0], backend=b), (4, 6)),
     "bank_lse": (lambda x, y, b: bank_lse(x, y, 3.0, backend=b), (4, 6)),
     "hardest_negatives": (lambda x, y, b: hardest_negatives(x, y, backend=b)[0], (4, 6)),
     "attention_erase": (lambda x, y, b: attention_erase(x, backend=b)[0], (4, 6)),

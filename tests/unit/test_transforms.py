@@ -46,6 +46,11 @@ def symmetric(x: Tensor, backend: str) -> Tensor:
     return sede.symmetric_info_nce(x, key, key, key, bank, other, temperature=0.5, backend=backend)
 
 
+def scored(x: Tensor, backend: str) -> Tensor:
+    return sede.score_info_nce(x, temperature=0.5, hardness=2.0, detach_weights=False,
+                               backend=backend)  # fmt: skip
+
+
 def log_sum(x: Tensor, backend: str) -> Tensor:
     return sede.bank_lse(x, BANK.to(x.dtype), 2.0, backend=backend).sum()
 
@@ -82,6 +87,7 @@ OPS: dict[str, Function] = {
     "weighted_info_nce by its key": lambda x, b: batch(KEY.to(x.dtype), x, b),
     "weighted_info_nce by its temperature": by_temperature,
     "symmetric_info_nce": symmetric,
+    "score_info_nce": scored,
     "bank_lse": log_sum,
     "bank_lse by its scales": by_scales,
     "attention_erase": erase,

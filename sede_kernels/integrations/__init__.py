@@ -13,7 +13,7 @@ See docs/integrations.md for the three lines each host needs.
 | VSE++, VSRN | ``vsepp`` |
 | VSE-infinity | ``vse_infinity`` |
 | open_clip | ``open_clip`` |
-| sentence-transformers | ``sentence_transformers`` |
+| sentence-transformers | ``sentence_transformers``, ``sentence_transformers_cached`` |
 | pytorch-metric-learning | ``metric_learning`` |
 | lightly | ``lightly`` |
 | MoCo loops | ``moco`` |

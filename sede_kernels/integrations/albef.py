@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sede_kernels.bank import EMPTY, MemoryBank
+from sede_kernels.bank import ANONYMOUS, EMPTY, MemoryBank
 from sede_kernels.checks import check_count
 from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import bank_lse, weighted_info_nce
@@ -80,7 +80,7 @@ class RetrievalQueues(nn.Module):
 
     @property
     def idx_queue(self) -> Tensor:
-        """(1, K) ids, -100 where the slot is empty, as the hosts write it."""
+        """(1, K) ids, -100 where the slot is empty, as the hosts write it; -2 without an id."""
         ids = self.image_bank.ids
         return ids.masked_fill(ids == -1, -100).unsqueeze(0)
 
@@ -95,7 +95,7 @@ class RetrievalQueues(nn.Module):
         text_feat: Tensor,
         image_feat_m: Tensor,
         text_feat_m: Tensor,
-        idx: Ids,
+        idx: Ids | None = None,
         *,
         temp: float | Tensor,
         alpha: float = 0.0,
@@ -108,8 +108,10 @@ class RetrievalQueues(nn.Module):
             image_feat_m: (B, D) unit features of the momentum model.
             text_feat_m: (B, D).
             idx: (B,) or (B, 1) image ids >= 0; entries of one id are positives of each other.
+                None as in the pretraining models: a pair is positive of itself alone.
             temp: temperature, the model's learnable parameter or a number.
-            alpha: share of the momentum model's softmax in the targets, in [0, 1].
+            alpha: share of the momentum model's softmax in the targets, in [0, 1]; 0 is ALBEF's
+                ``distill: False``.
 
         Returns:
             Scalar. Gradients reach both features and ``temp``.
@@ -134,12 +136,9 @@ class RetrievalQueues(nn.Module):
         return (losses[0] + losses[1]) / 2
 
     @staticmethod
-    def _ids(idx: Ids, features: Tensor) -> Tensor:
+    def _ids(idx: Ids | None, features: Tensor) -> Tensor | None:
         """(B,) from (B,) or (B, 1)."""
-        ids = ids_tensor(NAME, idx, features.shape[0], features.device, column=True)
-        if ids is None:
-            raise TypeError(f"{NAME}: idx must be integers, one per row, got None.")
-        return ids
+        return ids_tensor(NAME, idx, features.shape[0], features.device, column=True)
 
     @staticmethod
     def _one_way(
@@ -157,7 +156,7 @@ class RetrievalQueues(nn.Module):
             bank,
             temperature=temp,
             query_ids=ids,
-            false_negatives="positive",
+            false_negatives="mask" if ids is None else "positive",
             in_batch_negatives=True,
         )
         if not alpha:
@@ -173,7 +172,9 @@ class RetrievalQueues(nn.Module):
         return (1.0 - alpha) * loss + alpha * soft
 
     @torch.no_grad()
-    def dequeue_and_enqueue(self, image_feat_m: Tensor, text_feat_m: Tensor, idx: Ids) -> None:
+    def dequeue_and_enqueue(
+        self, image_feat_m: Tensor, text_feat_m: Tensor, idx: Ids | None = None
+    ) -> None:
         """Store a batch of all ranks, any size; ``forward`` does so itself in training."""
         features = (
             ("image_feat_m", image_feat_m, self.image_bank),
@@ -189,17 +190,22 @@ class RetrievalQueues(nn.Module):
     def load_host(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         """Take over the queues of an ALBEF or BLIP checkpoint; -100 slots stay empty.
 
+        Those of the pretraining models have no ``idx_queue``; all their slots count, without ids.
+
         Args:
             state: the checkpoint's state dictionary.
             prefix: what stands before the names.
         """
         blip = isinstance(state, Mapping) and f"{prefix}ptr_queue" in state
-        names = ("image_queue", "text_queue", "idx_queue", "ptr_queue" if blip else "queue_ptr")
-        image, text, idx, ptr = (entry(state, name, prefix) for name in names)
-        flat = idx.flatten() if isinstance(idx, Tensor) else idx
-        size = self.image_bank.rows.shape[0]
-        ids = integers("load_host", "idx_queue", flat, size, self.image_bank.ids.device)
-        ids = ids.masked_fill(ids < 0, EMPTY)
+        names = ("image_queue", "text_queue", "ptr_queue" if blip else "queue_ptr")
+        image, text, ptr = (entry(state, name, prefix) for name in names)
+        size, device = self.image_bank.rows.shape[0], self.image_bank.ids.device
+        ids = torch.full((size,), ANONYMOUS, device=device)
+        if f"{prefix}idx_queue" in state:
+            idx = entry(state, "idx_queue", prefix)
+            flat = idx.flatten() if isinstance(idx, Tensor) else idx
+            ids = integers("load_host", "idx_queue", flat, size, device)
+            ids = ids.masked_fill(ids < 0, EMPTY)
         parts = [
             Columns.checked(bank, columns, ids, ptr)
             for bank, columns in ((self.image_bank, image), (self.text_bank, text))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sede_kernels.bank import MemoryBank
+from sede_kernels.distributed import batches
 from sede_kernels.functional import weighted_info_nce
 from sede_kernels.integrations._banked import make_bank, store_of_all, training_call
 from sede_kernels.integrations._checks import (
@@ -32,7 +33,8 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: tau > 0.
         memory_bank_size: (K, D), or 0 for no bank.
-        gather_distributed: store the keys of all ranks, so that all banks are equal.
+        gather_distributed: store the keys of all ranks, so that all banks are equal; without a
+            bank the views of all ranks are negatives, with a gradient, as in the host.
         sharded: all ranks hold the bank together, see ``ShardedMemoryBank``; needs a bank.
         bank_dtype: see ``MemoryBank``.
         hardness: beta >= 0 in cosine units; needs a bank.
@@ -66,9 +68,8 @@ class NTXentLoss(nn.Module):
         self.memory_bank: MemoryBank | None = None
         if size:
             self.memory_bank = make_bank(size, width, bank_dtype, shared)
-        elif gather_distributed or hardness or shared:
-            asked = "gather_distributed" if gather_distributed else "hardness"
-            asked = "sharded" if shared else asked
+        elif hardness or shared:
+            asked = "sharded" if shared else "hardness"
             raise ValueError(f"{NAME}: {asked} needs a bank; pass memory_bank_size=(K, D).")
 
     @staticmethod
@@ -111,7 +112,7 @@ class NTXentLoss(nn.Module):
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
         known = ids_tensor(NAME, ids, out0.shape[0], out0.device)
         if self.memory_bank is None:
-            return self._in_batch(torch.cat([out0, out1]), known)
+            return self._in_batch(out0, out1, known)
         loss = weighted_info_nce(
             out0,
             out1,
@@ -129,15 +130,23 @@ class NTXentLoss(nn.Module):
                 self.memory_bank.enqueue(keys, known)
         return loss
 
-    def _in_batch(self, views: Tensor, ids: Tensor | None) -> Tensor:
-        """Both views of all other rows as negatives."""
-        total = views.shape[0]
-        half = total // 2
-        index = torch.arange(total, device=views.device)
-        logits = views @ views.t() / self.temperature
-        hidden = index.unsqueeze(1) == index
-        target = (index + half) % total
-        if ids is not None:
-            twice = ids.repeat(2)
-            hidden = (twice.unsqueeze(1) == twice) & (target.unsqueeze(1) != index)
-        return F.cross_entropy(logits.masked_fill(hidden, -torch.inf), target)
+    def _in_batch(self, out0: Tensor, out1: Tensor, ids: Tensor | None) -> Tensor:
+        """Both views of all other rows as negatives, with ``gather_distributed`` of all ranks."""
+        half, offset, total, world = out0.shape[0], 0, out0.shape[0], 1
+        every0, every1, known = out0, out1, ids
+        if self.gather_distributed:
+            ranks = batches(out0, ids, name=NAME)
+            offset, total, world = ranks.offset, ranks.total, len(ranks.sizes)
+            every0, every1 = ranks.gather(out0), ranks.gather(out1)
+            known = ids if ids is None else ranks.gather(ids)
+        logits = torch.cat([out0, out1]) @ torch.cat([every0, every1]).t() / self.temperature
+        index = torch.arange(total, device=out0.device)
+        own = index[offset : offset + half]
+        hidden = torch.cat([own, own + total]).unsqueeze(1) == torch.cat([index, index + total])
+        target = torch.cat([own + total, own])
+        if ids is not None and known is not None:
+            same = ids.repeat(2).unsqueeze(1) == known.repeat(2)
+            hidden = same.scatter(1, target.unsqueeze(1), False)
+        rows = F.cross_entropy(logits.masked_fill(hidden, -torch.inf), target, reduction="sum")
+        # The mean of equal batches; of ragged ones what DDP averages to the mean over all rows.
+        return rows * world / (2 * max(total, 1))

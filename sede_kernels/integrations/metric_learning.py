@@ -12,6 +12,7 @@ from sede_kernels.checks import check_count
 from sede_kernels.functional import bank_lse
 from sede_kernels.integrations._banked import training_call
 from sede_kernels.integrations._checks import check_features, check_real, described
+from sede_kernels.integrations._memory_pairs import in_memory, segment_lse, takes_no_reference
 
 try:
     from pytorch_metric_learning import losses
@@ -104,7 +105,7 @@ class WeightedNTXentLoss(losses.BaseMetricLossFunction):  # type: ignore[misc]
         # A pair whose anchor has no negatives costs nothing.
         alone = negatives[a1] == -torch.inf
         gap = negatives[a1].masked_fill(alone, 0.0) - positive / self.temperature
-        rows = F.softplus(gap).masked_fill(alone, 0.0)
+        rows = F.softplus(gap).masked_fill(alone, 0.0).to(embeddings.dtype)  # the host's dtype
         return {"loss": {"losses": rows, "indices": (a1, p), "reduction_type": "pos_pair"}}
 
     def _nothing(self) -> dict[str, Any]:
@@ -117,8 +118,8 @@ class WeightedNTXentLoss(losses.BaseMetricLossFunction):  # type: ignore[misc]
         if self.hardness:
             hard = self.hardness * similarity.detach()
             count = torch.bincount(anchor, minlength=rows).to(hard.dtype)
-            logits = logits + hard + (count.log() - _segment_lse(hard, anchor, rows))[anchor]
-        return _segment_lse(logits, anchor, rows)
+            logits = logits + hard + (count.log() - segment_lse(hard, anchor, rows))[anchor]
+        return segment_lse(logits, anchor, rows)
 
     def _against_memory(
         self,
@@ -154,23 +155,16 @@ class WeightedNTXentLoss(losses.BaseMetricLossFunction):  # type: ignore[misc]
         return (query[a1] * memory[p]).sum(dim=1), negatives
 
 
-def _segment_lse(values: Tensor, segment: Tensor, count: int) -> Tensor:
-    """(count,) log-sum-exp of the values of each segment, -inf for an empty one."""
-    top = values.new_full((count,), -torch.inf)
-    top = top.scatter_reduce(0, segment, values.detach(), "amax", include_self=False)
-    sums = values.new_zeros(count).index_add(0, segment, (values - top[segment]).exp())
-    empty = sums == 0
-    return (sums.masked_fill(empty, 1.0).log() + top).masked_fill(empty, -torch.inf)
-
-
 class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
     """Twin of the host's ``CrossBatchMemory`` whose state survives and which takes any loss.
 
     Differences: ``queue_idx`` and ``has_been_filled`` are saved and restored; no list of allowed
-    losses; a batch may be larger than the memory (its last rows stay); in evaluation mode, and
-    where nothing carries a gradient, nothing is stored; a row that is not finite is never stored;
-    with ``WeightedNTXentLoss`` on the cosine similarity and no miner the memory is read once
-    instead of listing B x K pairs.
+    losses (one that takes no ``ref_emb`` is refused at construction); given pairs and triplets
+    point at rows of the batch wherever these were stored (the host takes them for rows of the
+    memory), and those whose row was not stored are left out; a batch may be larger than the memory
+    (its last rows stay); in evaluation mode, and where nothing carries a gradient, nothing is
+    stored; a row that is not finite is never stored; with ``WeightedNTXentLoss`` on the cosine
+    similarity and no miner the memory is read once instead of listing B x K pairs.
 
     Args:
         loss: any loss of the host that takes ``ref_emb``.
@@ -202,6 +196,11 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
             raise TypeError(f"{NAME}: loss must be a loss of the host, got {described(loss)}.")
         if miner is not None and not callable(miner):
             raise TypeError(f"{NAME}: miner must be None or a miner, got {described(miner)}.")
+        if takes_no_reference(loss):
+            raise ValueError(
+                f"{NAME}: {type(loss).__name__} takes no ref_emb, so it cannot compare with a "
+                "memory; use a loss of pairs or triplets."
+            )
         super().__init__(
             loss,
             check_count(NAME, "embedding_size", embedding_size, least=1),
@@ -212,7 +211,7 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
 
     @classmethod
     def check_loss_support(cls, loss_name: str) -> None:
-        """Every loss is welcome."""
+        """Every loss that takes ``ref_emb`` is welcome, whatever its name."""
 
     @property
     def queue_idx(self) -> int:
@@ -268,7 +267,7 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
         Args:
             embeddings: (B, D).
             labels: (B,).
-            indices_tuple: pairs or triplets of the batch, added to those of the memory.
+            indices_tuple: pairs or triplets of rows of the batch, added to those of the memory.
             enqueue_mask: (B,) bool; True rows are stored and the others are the anchors.
         """
         self._check(embeddings, labels, indices_tuple, enqueue_mask)
@@ -366,6 +365,7 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
             given = lmu.convert_to_pairs(given, labels)
         elif len(given) == 4 and len(found) == 3:
             given = lmu.convert_to_triplets(given, labels)
+        given = in_memory(given, slots)
         return c_f.concatenate_indices_tuples(found, given)
 
 

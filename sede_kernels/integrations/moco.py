@@ -1,14 +1,15 @@
 """Plain MoCo loops: a queue for any batch size, with the loss on it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sede_kernels.bank import ANONYMOUS, EMPTY, MemoryBank
 from sede_kernels.checks import check_count
-from sede_kernels.functional import weighted_info_nce
+from sede_kernels.functional import hardest_negatives, weighted_info_nce
 from sede_kernels.integrations._banked import make_bank, store_of_all
 from sede_kernels.integrations._checks import (
     Ids,
@@ -166,6 +167,40 @@ class MoCoQueue(nn.Module):
             query_ids=known,
             unit_length=True,
         )
+
+    @torch.no_grad()
+    def accuracy(
+        self, q: Tensor, k: Tensor, ids: Ids | None = None, *, topk: Sequence[int] = (1, 5)
+    ) -> list[Tensor]:
+        """The host's Acc@k of the (K + 1)-way choice: the key beats all but k - 1 stored keys.
+
+        Call it beside the loss, before the keys are stored. A key that ties with the k-th stored
+        one, or a NaN, counts as beaten, so that a collapsed encoder scores nothing.
+
+        Args:
+            q: (B, D) unit queries.
+            k: (B, D) unit keys.
+            ids: (B,), as in ``forward``.
+            topk: the ks, each >= 1.
+
+        Returns:
+            A (1,) tensor in percent for each k, as the host's ``accuracy`` returns them.
+
+        Cost:
+            One read of the queue, of the largest k numbers a row.
+        """
+        check_features(NAME, "q", q, (None, self.bank.rows.shape[1]))
+        check_features(NAME, "k", k, tuple(q.shape))
+        check_beside(NAME, "q", q, self.bank)
+        places = [check_count(NAME, "each of topk", place, least=1) for place in topk]
+        known = ids_tensor(NAME, ids, q.shape[0], q.device)
+        most = min(max(places, default=1), whole_size(self.bank))
+        hardest, _ = hardest_negatives(q, self.bank, most, query_ids=known)
+        hardest = F.pad(hardest, (0, max(places, default=1) - most), value=-torch.inf)
+        right = (q * k).sum(dim=1).to(hardest.dtype)
+        return [
+            (right > hardest[:, place - 1]).float().mean().mul(100.0).reshape(1) for place in places
+        ]
 
     @torch.no_grad()
     def dequeue_and_enqueue(self, keys: Tensor, ids: Ids | None = None) -> None:

@@ -1,5 +1,8 @@
 """open_clip: its CLIP loss with memory banks, hardness weights and ids."""
 
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -70,7 +73,7 @@ class ClipLoss(WarmUp):
     Args:
         local_loss: only False; the fused loss needs no local split to save memory.
         gather_with_grad: as the host, with world_size > 1.
-        cache_labels: accepted as in the host; there are no labels to cache.
+        cache_labels: kept as in the host; there are no labels to cache.
         rank: of this process.
         world_size: number of processes; all ranks hold the same banks.
         use_horovod: only False.
@@ -121,6 +124,8 @@ class ClipLoss(WarmUp):
             )
         if use_horovod:
             raise ValueError("ClipLoss: use_horovod=True is not supported; use torch.distributed.")
+        self.local_loss = check_switch("ClipLoss", "local_loss", local_loss)
+        self.cache_labels = check_switch("ClipLoss", "cache_labels", cache_labels)
         self.gather_with_grad = check_switch("ClipLoss", "gather_with_grad", gather_with_grad)
         self.rank = check_count("ClipLoss", "rank", rank)
         self.world_size = world_size
@@ -253,28 +258,35 @@ class ClipLoss(WarmUp):
 
 
 class TrainerArguments(Protocol):
-    """What of open_clip's parsed arguments is read here."""
+    """What of open_clip's parsed arguments is read here; 4.x has no ``horovod`` any more."""
 
     model: str
     distill: bool
     siglip: bool
     local_loss: bool
     gather_with_grad: bool
-    horovod: bool
     rank: int
     world_size: int
     accum_freq: int
 
 
 def create_loss(args: TrainerArguments, **settings: Any) -> ClipLoss:
-    """Twin of ``open_clip.create_loss(args)``; ``settings`` are those of ``ClipLoss``.
+    """Twin of ``open_clip.create_loss(args)`` of 3.3 and 4.x.
+
+    Args:
+        args: the host's parsed arguments.
+        settings: those of ``ClipLoss``; with ``bank_size`` and without ``dim`` the width is the
+            ``embed_dim`` of the host's configuration of ``args.model``.
 
     Raises:
-        ValueError: the arguments ask for a loss other than the CLIP loss.
+        ValueError: the arguments ask for a loss other than the CLIP loss, or the host has no
+            configuration of the model and ``dim`` is missing.
     """
+    model = args.model.lower()
     kinds = {
         "distillation": args.distill,
-        "CoCa": "coca" in args.model.lower(),
+        "CoCa": "coca" in model,
+        "GenLIP": "genlip" in model or "genlap" in model,
         "SigLIP": args.siglip,
     }
     asked = [kind for kind, wanted in kinds.items() if wanted]
@@ -284,11 +296,48 @@ def create_loss(args: TrainerArguments, **settings: Any) -> ClipLoss:
             "open_clip.create_loss."
         )
     settings.setdefault("accum_freq", args.accum_freq)
+    # 4.x: labels are cached unless the task or the step is compiled.
+    strategy = getattr(args, "torchcompile_strategy", "task")
+    compiled = getattr(args, "torchcompile", False) and strategy in ("task", "step")
+    if settings.get("bank_size") and settings.get("dim") is None:
+        settings["dim"] = _width(args.model)
     return ClipLoss(
         local_loss=args.local_loss,
         gather_with_grad=args.gather_with_grad,
+        cache_labels=not compiled,
         rank=args.rank,
         world_size=args.world_size,
-        use_horovod=args.horovod,
+        use_horovod=getattr(args, "horovod", False),
         **settings,
     )
+
+
+def _width(model: str) -> int:
+    """The width of the host's model of this name."""
+    config = importlib.import_module("open_clip").get_model_config(model)
+    if not isinstance(config, Mapping) or "embed_dim" not in config:
+        raise ValueError(
+            f"create_loss: open_clip has no configuration of {model!r} that says its width; "
+            "pass dim."
+        )
+    return int(config["embed_dim"])
+
+
+def load_loss(loss: ClipLoss, checkpoint: str | Path) -> None:
+    """Restore the banks from the ``loss`` entry of one of the trainer's checkpoint files.
+
+    Args:
+        loss: built with the same ``bank_size``.
+        checkpoint: ``args.resume``.
+
+    Raises:
+        ValueError: the checkpoint holds no ``loss``; it was written without the recipe's line.
+    """
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = saved.get("loss") if isinstance(saved, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"load_loss: {checkpoint} has no entry 'loss'; leave the call out to start with an "
+            "empty bank."
+        )
+    loss.load_state_dict(state)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sede_kernels.checks import check_count
+from sede_kernels.checks import check_choice, check_count
 from sede_kernels.functional import cross_attention_similarity
 from sede_kernels.functional.cross_attention import EraseSettings
 from sede_kernels.integrations import _ranking
@@ -20,7 +20,9 @@ from sede_kernels.integrations._fragments import (
     Lengths,
     Score,
 )
+from sede_kernels.integrations._norms import NORMS, plain_similarity
 
+FUSED_NORM = "clipped_l2norm"
 AGGREGATES = {"LogSumExp": "lse", "Max": "max", "Sum": "sum", "Mean": "mean"}
 
 
@@ -38,11 +40,7 @@ class Options(Protocol):
 def _settings(name: str, opt: Options, erase: str | EraseSettings | None) -> dict[str, Any]:
     """What the similarity is told of the host's options."""
     check_options(name, opt, "raw_feature_norm", "agg_func", "lambda_softmax", "lambda_lse")
-    if opt.raw_feature_norm != "clipped_l2norm":
-        raise ValueError(
-            f"{name}: the fused similarity computes raw_feature_norm='clipped_l2norm', got "
-            f"{opt.raw_feature_norm!r}; keep the host's own function for other norms."
-        )
+    check_choice(name, "raw_feature_norm", opt.raw_feature_norm, (FUSED_NORM, *NORMS))
     if opt.agg_func not in AGGREGATES:
         raise ValueError(
             f"{name}: agg_func must be one of {', '.join(AGGREGATES)}, got {opt.agg_func!r}."
@@ -80,6 +78,10 @@ def _score(
     settings = _settings(name, opt, erase)
     check_features(name, "images", images, (None, None, None), "n_image, n_regions, d")
     lengths = words_of(name, captions, cap_lens)
+    if opt.raw_feature_norm != FUSED_NORM:
+        return plain_similarity(
+            images, captions, lengths, norm=opt.raw_feature_norm, direction=direction, **settings
+        )
     return cross_attention_similarity(
         images, captions, word_lengths=lengths, direction=direction, **settings
     )
@@ -99,15 +101,16 @@ def xattn_score_t2i(
         images: (n_image, n_regions, d).
         captions: (n_caption, max_n_word, d).
         cap_lens: (n_caption,) words of each caption, a list or a tensor.
-        opt: the host's options: ``raw_feature_norm`` (``clipped_l2norm``), ``agg_func``,
-            ``lambda_softmax``, ``lambda_lse``.
+        opt: the host's options: ``raw_feature_norm``, ``agg_func``, ``lambda_softmax``,
+            ``lambda_lse``. The fused similarity is that of ``clipped_l2norm``; the host's other
+            norms are computed in plain PyTorch, with the attention of all pairs.
         erase: attention-guided erasing, see ``cross_attention_similarity``.
 
     Returns:
         (n_image, n_caption).
 
     Raises:
-        ValueError: a norm or an aggregate that the fused similarity does not have.
+        ValueError: a norm or an aggregate that the host does not have.
 
     Source:
         Lee et al. 2018 (SCAN).

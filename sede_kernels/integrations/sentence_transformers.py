@@ -1,5 +1,7 @@
 """sentence-transformers: its multiple-negatives ranking loss with a bank and ids."""
 
+import functools
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sede_kernels.bank import BankView, MemoryBank
+from sede_kernels.bank import EMPTY, BankView, MemoryBank
 from sede_kernels.checks import check_choice
 from sede_kernels.distributed import Batches, batches
 from sede_kernels.functional import bank_lse
-from sede_kernels.integrations._banked import training_call
+from sede_kernels.integrations._banked import snapshot, training_call
+from sede_kernels.integrations._candidates import Candidates, Similarity, inner_products
 from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
@@ -21,13 +24,30 @@ from sede_kernels.integrations._checks import (
     check_switch,
     ids_tensor,
 )
+from sede_kernels.integrations._repeated import Step, wrapper_of
 from sede_kernels.warmup import WarmUp
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS_MODES = (None, "in_batch_negatives", "hard_negatives", "all_negatives")
 SIMILARITIES = ("cos_sim", "dot_score")
 NAME = "MultipleNegativesRankingLoss"
-Similarity = Callable[[Tensor, Tensor], Tensor]
+CITATIONS = {
+    "gte": "Li et al. 2023, https://arxiv.org/abs/2308.03281",
+    "symmetric": "Guenther et al. 2023, https://arxiv.org/abs/2310.19923",
+    "ranking": "van den Oord et al. 2018, https://arxiv.org/abs/1807.03748",
+    "bank": "He et al. 2020, https://arxiv.org/abs/1911.05722",
+}
+
+
+@functools.cache
+def _embed_columns() -> Callable[[nn.Module, Iterable[dict[str, Tensor]]], list[Tensor]]:
+    """The host's own way from features to one embedding a column; 6.x merges like columns."""
+    try:
+        merged = importlib.import_module("sentence_transformers.base.losses.merged_forward")
+    except ImportError:
+        return lambda model, columns: [model(column)["sentence_embedding"] for column in columns]
+    found: Callable[[nn.Module, Iterable[dict[str, Tensor]]], list[Tensor]] = merged.embed_columns
+    return found
 
 
 class MultipleNegativesRankingLoss(WarmUp):
@@ -36,12 +56,16 @@ class MultipleNegativesRankingLoss(WarmUp):
     ``loss = -log(e^{scale s+} / sum_d e^{scale s_d + strength sg(s_d)})`` over the documents of
     the batch and of the bank. With an empty bank value and gradients are the host's, for every
     ``hardness_mode``, ``directions`` and ``partition_mode``; the stored documents join
-    ``query_to_doc``. In training each call stores its positives after the loss.
+    ``query_to_doc``. In training each call stores its positives after the loss. Inside the host's
+    ``MatryoshkaLoss`` and ``AdaptiveLayerLoss`` a step stores once, the whole embedding of the last
+    layer, and every width and layer is compared with the rows from before the step, cut to its
+    width.
 
     Args:
         model: the SentenceTransformer.
         scale: 1 / temperature.
-        similarity_fct: the host's ``util.cos_sim`` (also None) or ``util.dot_score``.
+        similarity_fct: the host's ``util.cos_sim`` (also None) or ``util.dot_score``, or any
+            function (n, D), (m, D) -> (n, m).
         gather_across_devices: as the host: the batches of all ranks count; all banks are equal.
         directions: as the host; ``query_to_doc`` is among them.
         partition_mode: as the host, ``joint`` or ``per_direction``.
@@ -49,14 +73,16 @@ class MultipleNegativesRankingLoss(WarmUp):
         hardness_strength: as the host: >= 0, added to the logits as strength x similarity,
             without a gradient; in cosine units.
         bank_size: positives kept; 0 for no bank.
-        dim: D, width of the embeddings; None asks the model.
+        dim: D, width of the embeddings; None asks the model. The largest width of a
+            ``MatryoshkaLoss``.
         bank_dtype: see ``MemoryBank``.
         ids_in_labels: the data set's ``label`` column holds integers >= 0 naming what each row is
             of; rows and stored documents of one id are no negatives of each other.
         start_step: enqueues before the bank takes part.
 
     Cost:
-        The bank is read once, without a B x K matrix.
+        The bank is read once, without a B x K matrix; a ``similarity_fct`` of your own makes one.
+        Each width and layer of a wrapper after the first copies the bank, cut to its width.
 
     Source:
         Henderson et al. 2017; Lan et al. 2025 for the hardness; He et al. 2020 for the queue.
@@ -82,12 +108,12 @@ class MultipleNegativesRankingLoss(WarmUp):
         super().__init__(start_step)
         if not isinstance(model, nn.Module):
             raise TypeError(f"{NAME}: model must be a SentenceTransformer, got {model!r:.60}.")
-        given = "cos_sim" if similarity_fct is None else similarity_fct
-        similarity = getattr(given, "__name__", given)
-        if similarity not in SIMILARITIES:
+        given: Any = "cos_sim" if similarity_fct is None else similarity_fct
+        named = getattr(given, "__name__", given)
+        if named not in SIMILARITIES and not callable(similarity_fct):
             raise ValueError(
-                f"{NAME}: similarity_fct must be util.cos_sim or util.dot_score, "
-                f"got {similarity_fct!r}."
+                f"{NAME}: similarity_fct must be util.cos_sim, util.dot_score or a function of two "
+                f"matrices, got {similarity_fct!r}."
             )
         if "query_to_doc" not in directions or not set(directions) <= set(DIRECTIONS):
             raise ValueError(
@@ -103,7 +129,10 @@ class MultipleNegativesRankingLoss(WarmUp):
         check_choice(NAME, "hardness_mode", hardness_mode, HARDNESS_MODES)
         self.model = model
         self.scale = check_real(NAME, "scale", scale, above=0.0)
-        self.similarity = similarity
+        #: Name of the host's similarity, or of a function of your own.
+        self.similarity = named if isinstance(named, str) else type(given).__name__
+        self.similarity_fct = similarity_fct
+        self._step = Step()
         self.gather_across_devices = check_switch(
             NAME, "gather_across_devices", gather_across_devices
         )
@@ -137,8 +166,23 @@ class MultipleNegativesRankingLoss(WarmUp):
         Returns:
             Scalar.
         """
-        columns = [self.model(features)["sentence_embedding"] for features in sentence_features]
+        columns = _embed_columns()(self.model, list(sentence_features))
         return self.compute_loss_from_embeddings(columns, labels)
+
+    @property
+    def temperature(self) -> float:
+        """1 / scale, as in the host."""
+        return 1.0 / self.scale
+
+    @property
+    def citation(self) -> str:
+        """Where the loss comes from, for the model card."""
+        chosen = set(self.directions)
+        kind = "gte" if chosen == set(DIRECTIONS) and self.partition_mode == "joint" else "ranking"
+        if chosen == {"query_to_doc", "doc_to_query"} and self.partition_mode != "joint":
+            kind = "symmetric"
+        sources = [CITATIONS[kind]] + [CITATIONS["bank"]] * (self.bank is not None)
+        return "\n".join(sources)
 
     def compute_loss_from_embeddings(
         self, embeddings: list[Tensor], labels: Ids | None = None
@@ -146,36 +190,66 @@ class MultipleNegativesRankingLoss(WarmUp):
         """The same from embeddings (B, D), one tensor a column: anchors, positives, negatives."""
         if len(embeddings) < 2:
             raise ValueError(f"{NAME}: needs anchors and positives, got {len(embeddings)} column.")
-        query, positive = embeddings[:2]
+        self._step.begin(self._token())
+        query = embeddings[0]
         check_features(NAME, "sentence_embedding", query, (None, None))
         for column in embeddings:
             check_features(NAME, "sentence_embedding of each column", column, tuple(query.shape))
-        check_stored(NAME, [("sentence_embedding", positive, self.bank)])
-        ids = None
-        if self.ids_in_labels:
-            if labels is None or (hasattr(labels, "__len__") and not len(labels) and len(query)):
-                raise ValueError(
-                    f"{NAME}: ids_in_labels=True reads the label column, and there is none."
-                )
-            ids = ids_tensor(NAME, labels, query.shape[0], query.device)
+        whole = self.bank is None or not self._narrower(query)
+        check_stored(NAME, [("sentence_embedding", query, self.bank if whole else None)])
+        ids = self._ids(labels, query)
         if self.similarity == "cos_sim":
             embeddings = [F.normalize(column, dim=1) for column in embeddings]
         ranks = self._ranks(embeddings[0], ids)
-        matrices, stored, every = self._batch_logits(embeddings, ids, ranks)
-        own = matrices[0].diagonal(ranks.offset)
-        if self.partition_mode == "joint":
-            matrices = [torch.cat(matrices, dim=1)]
-        parts = [torch.logsumexp(logits, dim=1) for logits in matrices]
-        if self.bank is not None:
-            stored_part = self._bank_part(embeddings[0], self.bank.where(self.warm), ids)
-            parts[0] = torch.logaddexp(parts[0], stored_part)
-        rows = torch.stack(parts).mean(dim=0) - own
+        candidates = Candidates(
+            [ranks.gather(column) for column in embeddings],
+            None if ids is None else ranks.gather(ids),
+            inner_products if self._by_product else self._compare,
+            self.scale,
+            self.directions,
+            self.hardness_mode,
+            self.hardness_strength,
+        )
+        rows = self._rows(candidates, embeddings[0], ids, ranks.offset)
         # The mean of equal batches; of ragged ones what DDP averages to the mean over all rows.
         loss = rows.sum() / (max(ranks.total, 1) / len(ranks.sizes))
-        if self.bank is not None and training_call(self, query, positive):
-            self.bank.enqueue(stored, every)
+        training = training_call(self, *embeddings[:2])
+        if self.bank is not None and training and whole and not self._step.stored:
+            self._step.remember(self.bank, ranks.total, self.warm)
+            self.bank.enqueue(candidates.columns[1], candidates.ids)
             self.advance()
         return loss
+
+    def _token(self) -> Any:
+        """What all calls of one step share; None where every call is a step of its own."""
+        alone = self.bank is None or torch.compiler.is_compiling()
+        return None if alone else wrapper_of(self.model)
+
+    def _narrower(self, query: Tensor) -> bool:
+        """Whether a wrapper has cut the embeddings below the width of the bank."""
+        bank = self.bank
+        return bank is not None and self._step.repeats and query.shape[1] < bank.rows.shape[1]
+
+    @property
+    def _by_product(self) -> bool:
+        return self.similarity in SIMILARITIES
+
+    def _compare(self, left: Tensor, right: Tensor) -> Tensor:
+        """A similarity of the user's own, which must be (n, m)."""
+        if self.similarity_fct is None:
+            return inner_products(left, right)
+        found = self.similarity_fct(left, right)
+        check_features(NAME, "the result of similarity_fct", found, (len(left), len(right)), "n, m")
+        return found
+
+    def _ids(self, labels: Ids | None, query: Tensor) -> Tensor | None:
+        if not self.ids_in_labels:
+            return None
+        if labels is None or (hasattr(labels, "__len__") and not len(labels) and len(query)):
+            raise ValueError(
+                f"{NAME}: ids_in_labels=True reads the label column, and there is none."
+            )
+        return ids_tensor(NAME, labels, query.shape[0], query.device)
 
     def _ranks(self, query: Tensor, ids: Tensor | None) -> Batches:
         """The batches that count: those of all ranks, or this one."""
@@ -183,55 +257,26 @@ class MultipleNegativesRankingLoss(WarmUp):
             return batches(query, ids, name=NAME)
         return Batches([query.shape[0]], 0, None, True)
 
-    def _batch_logits(
-        self, embeddings: list[Tensor], ids: Tensor | None, ranks: Batches
-    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
-        """Logits of each direction, then the positives and ids of all ranks.
-
-        The first matrix is (B, W (1 + negatives)) with W rows on all ranks together; the right
-        answers lie on its diagonal, shifted by the rows of the ranks before.
-        """
-        rows, offset = embeddings[0].shape[0], ranks.offset
-        every = None if ids is None else ranks.gather(ids)
-        embeddings = [ranks.gather(column) for column in embeddings]
-        queries, documents = embeddings[0], torch.cat(embeddings[1:])
-        local = slice(offset, offset + rows)
-        query, positive = queries[local], embeddings[1][local]
-        index = torch.arange(queries.shape[0], device=queries.device)
-        own = index[local].unsqueeze(1) == index  # [B, W]
-        alike = None if ids is None or every is None else (ids.unsqueeze(1) == every) & ~own
-        same = own if alike is None else own | alike
-
-        def masked(left: Tensor, right: Tensor, mask: Tensor | None) -> Tensor:
-            logits = self.scale * (left @ right.t())
-            if mask is None:
-                return logits
-            return logits.masked_fill(mask.repeat(1, len(right) // max(len(index), 1)), -torch.inf)
-
-        found = [masked(query, documents, alike)]
-        if self.hardness_mode is not None and self.hardness_strength:
-            strength = self.hardness_strength / self.scale
-            weighted = self._weighted(own, len(embeddings) - 1)
-            found[0] = found[0] + (strength * found[0].detach()).masked_fill(~weighted, 0.0)
-        if "query_to_query" in self.directions:
-            found.append(masked(query, queries, same))
-        if "doc_to_query" in self.directions:
-            found.append(masked(positive, queries, alike))
-        if "doc_to_doc" in self.directions:
-            found.append(masked(positive, documents, same))
-        return found, embeddings[1], every
-
-    def _weighted(self, own: Tensor, columns: int) -> Tensor:
-        """(B, W columns), True for the documents that ``hardness_mode`` weighs."""
-        in_batch = self.hardness_mode in ("in_batch_negatives", "all_negatives")
-        hard = self.hardness_mode in ("hard_negatives", "all_negatives")
-        others = ~own & in_batch
-        return torch.cat([others] + [others | (own & hard)] * (columns - 1), dim=1)
+    def _rows(
+        self, candidates: Candidates, query: Tensor, ids: Tensor | None, offset: int
+    ) -> Tensor:
+        """(B,) losses of the rows of this rank."""
+        matrices = candidates.logits(slice(offset, offset + query.shape[0]))
+        own = matrices[0].diagonal(offset)
+        if self.partition_mode == "joint":
+            matrices = [torch.cat(matrices, dim=1)]
+        parts = [torch.logsumexp(logits, dim=1) for logits in matrices]
+        if self.bank is not None:
+            view = self._step.view(self.bank, query.shape[1], self.warm, query.dtype)
+            parts[0] = torch.logaddexp(parts[0], self._bank_part(query, view, ids))
+        return torch.stack(parts).mean(dim=0) - own
 
     def _bank_part(self, query: Tensor, bank: MemoryBank | BankView, ids: Tensor | None) -> Tensor:
         """(B,) log-sum of the stored documents; -inf while there are none."""
         on = self.hardness_mode in ("in_batch_negatives", "all_negatives")
         exponent = self.scale + (self.hardness_strength if on else 0.0)
+        if not self._by_product:
+            return self._plain_part(query, bank, ids, exponent)
         lse = bank_lse(query, bank, exponent, query_ids=ids)
         if exponent == self.scale:
             return lse
@@ -240,6 +285,21 @@ class MultipleNegativesRankingLoss(WarmUp):
         finite = lse.masked_fill(empty, 0.0)
         part = finite.detach() + (finite - finite.detach()) * (self.scale / exponent)
         return part.masked_fill(empty, -torch.inf)
+
+    def _plain_part(
+        self, query: Tensor, bank: MemoryBank | BankView, ids: Tensor | None, exponent: float
+    ) -> Tensor:
+        """The same by a similarity of the user's own, with its (B, K) matrix."""
+        rows = snapshot(bank.rows, query.dtype)
+        if bank.row_scale is not None:
+            rows = rows * snapshot(bank.row_scale, query.dtype).unsqueeze(1)
+        similarity = self._compare(query, rows)
+        hidden = (bank.ids == EMPTY).expand_as(similarity)
+        if ids is not None:
+            hidden = hidden | (ids.unsqueeze(1) == bank.ids)
+        strength = exponent - self.scale
+        logits = self.scale * similarity + strength * similarity.detach()
+        return torch.logsumexp(logits.masked_fill(hidden, -torch.inf), dim=1)
 
     def bank_state(self) -> dict[str, Any]:
         """The bank and the warm-up without the model, which the trainer saves itself."""

@@ -114,9 +114,6 @@ def test_ids_hide_false_negatives(size: object) -> None:
         pytest.param(lambda: NTXentLoss(temperature=0.0), "temperature", id="tau"),
         pytest.param(lambda: NTXentLoss(hardness=1.0), "hardness needs a bank", id="hardness"),
         pytest.param(
-            lambda: NTXentLoss(gather_distributed=True), "gather_distributed needs", id="gather"
-        ),
-        pytest.param(
             lambda: NTXentLoss()(torch.ones(2, 3), torch.ones(3, 3)), r"both be \(B, D\)", id="rows"
         ),
     ],

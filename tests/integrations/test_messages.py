@@ -68,7 +68,7 @@ SETTINGS: list[tuple[tuple[str, ...], str, tuple[Any, ...]]] = [
     (("sentence_transformers",), "hardness_mode", ("hard", 1)),
     (("sentence_transformers",), "directions", ("query_to_doc", ("doc_to_doc",), ("up",))),
     (("sentence_transformers",), "partition_mode", ("split", None)),
-    (("sentence_transformers",), "similarity_fct", ("euclid", torch.dot)),
+    (("sentence_transformers",), "similarity_fct", ("euclid", 3)),
     (("sentence_transformers",), "gather_across_devices", ("no",)),
     (("sentence_transformers",), "ids_in_labels", ("no", None)),
     (("lightly",), "temperature", BAD_POSITIVE),
@@ -120,7 +120,7 @@ def test_positional_settings_of_the_queues_are_named() -> None:
     ("build", "changes", "words"),
     [
         (scan.ContrastiveLoss, {"cross_attn": "both"}, "opt.cross_attn must be t2i or i2t"),
-        (scan.ContrastiveLoss, {"raw_feature_norm": "softmax"}, "raw_feature_norm"),
+        (scan.ContrastiveLoss, {"raw_feature_norm": "l3norm"}, "raw_feature_norm"),
         (scan.ContrastiveLoss, {"agg_func": "Median"}, "agg_func must be one of"),
         (scan.ContrastiveLoss, {"lambda_softmax": 0.0}, "smoothing must be > 0"),
         (bfan.ContrastiveLoss, {"focal_type": "some"}, "focal_type must be equal or prob"),

@@ -349,8 +349,8 @@ def test_imram_bank_scores_its_model_with_images_in_rows() -> None:
     ("call", "sentence"),
     [
         pytest.param(
-            lambda: scan.xattn_score_t2i(*batch(2), options(raw_feature_norm="softmax")),
-            "raw_feature_norm='clipped_l2norm', got 'softmax'",
+            lambda: scan.xattn_score_t2i(*batch(2), options(raw_feature_norm="l3norm")),
+            "raw_feature_norm must be one of clipped_l2norm, softmax",
             id="norm",
         ),
         pytest.param(

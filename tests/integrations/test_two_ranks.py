@@ -50,6 +50,12 @@ def sentences(rows: slice, gather: bool = True) -> tuple[nn.Module, Tensor, Tens
     return criterion.bank, loss, torch.autograd.grad(loss, right)[0]
 
 
+def simclr(rows: slice) -> tuple[Tensor, Tensor]:
+    left, right, ids = pairs(rows)
+    loss = NTXentLoss(gather_distributed=True)(left, right, ids=ids % 4)
+    return loss.detach(), torch.autograd.grad(loss, right)[0]
+
+
 def queues(rows: slice) -> list[nn.Module]:
     left, right, ids = pairs(rows)
     lightly = NTXentLoss(memory_bank_size=(16, 16), gather_distributed=True)
@@ -68,6 +74,7 @@ def everything(rows: slice, world: int) -> dict[str, object]:
         "sentences": sentences(rows),
     }
     values = {name: (loss.detach(), grad) for name, (_, loss, grad) in found.items()}
+    values["simclr"] = simclr(rows)
     banks = [bank for bank, _, _ in found.values()] + queues(rows)
     return {"values": values, "banks": [bank.state_dict() for bank in banks]}
 
@@ -137,9 +144,9 @@ def test_two_ranks_equal_one_process(ranks: list, split: str) -> None:
             assert torch.equal(banks[1][key], value), key
     for name, (loss, grad) in alone["values"].items():
         losses, grads = zip(*(rank["values"][name] for rank in (first, second)), strict=True)
-        # open_clip's ranks all have the whole loss, sentence-transformers' that of their rows.
+        # open_clip's ranks all have the whole loss, the others that of their rows.
         torch.testing.assert_close(torch.stack(losses).mean(), loss)
-        if name != "sentences":
+        if name not in ("sentences", "simclr"):
             torch.testing.assert_close(losses[0], losses[1])
         # A gradient through the gathering is summed over the ranks; DDP then divides by 2.
         factor = 1 if name == "clip" else 2

@@ -18,4 +18,6 @@ See docs/integrations.md for the three lines each host needs.
 | lightly | ``lightly`` |
 | MoCo loops | ``moco`` |
 | ALBEF, BLIP | ``albef`` |
+| checkpoints of the Trainer of transformers | ``transformers`` |
+| checkpoints of Lightning and of accelerate | ``lightning``, ``accelerate`` |
 """

@@ -1,4 +1,8 @@
-"""What the twins share: when a call may write to its banks, and how it reads them."""
+"""What the twins share: when a call may write to its banks, and how it reads and saves them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +11,66 @@ from sede_kernels.bank import MemoryBank
 from sede_kernels.distributed import gather_keys, gather_with_grad
 from sede_kernels.sharded_bank import ShardedMemoryBank
 
-__all__ = ["gather_with_grad", "make_bank", "snapshot", "store_of_all", "training_call"]
+__all__ = [
+    "BankState",
+    "gather_with_grad",
+    "make_bank",
+    "snapshot",
+    "store_of_all",
+    "training_call",
+]
+
+
+class BankState:
+    """The state of a criterion without the model, for trainers that save the model themselves.
+
+    Args:
+        name: of the caller, for messages.
+        criterion: a module with banks; one with ``bank_state()`` holds the model too, whose part
+            of the state is left out.
+    """
+
+    def __init__(self, name: str, criterion: nn.Module) -> None:
+        if not isinstance(criterion, nn.Module):
+            raise TypeError(
+                f"{name}: criterion must be a module with banks, got {criterion!r:.60}."
+            )
+        self.name = name
+        self.criterion = criterion
+
+    def state_dict(self) -> dict[str, Any]:
+        """The banks, the warm-up and learnable scalars."""
+        own = getattr(self.criterion, "bank_state", self.criterion.state_dict)
+        found: dict[str, Any] = own()
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        own = getattr(self.criterion, "load_bank_state", self.criterion.load_state_dict)
+        own(state)
+
+    def save(self, folder: Path, rank: int) -> None:
+        """Into a checkpoint folder, each rank its own file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self._file(rank)
+        partial = path.with_suffix(".part")
+        torch.save(self.state_dict(), partial)
+        partial.replace(path)
+
+    def load(self, folder: Path, rank: int) -> None:
+        """From such a folder; a rank without a file of its own takes that of the first."""
+        path = folder / self._file(rank)
+        path = path if path.is_file() else folder / self._file(0)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self.name}: {folder} holds no {path.name}; resume from a checkpoint that this "
+                "callback has saved, or without the callback."
+            )
+        self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    @staticmethod
+    def _file(rank: int) -> str:
+        return f"bank-{rank}.pt" if rank else "bank.pt"
 
 
 def make_bank(size: int, dim: int, dtype: torch.dtype, sharded: bool) -> MemoryBank:

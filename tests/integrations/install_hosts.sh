@@ -6,7 +6,7 @@ set -euo pipefail
 
 python -m pip install --quiet \
   transformers==5.23.0 scikit-learn==1.9.1 safetensors regex ftfy pyyaml \
-  pandas==3.1.1 braceexpand==0.1.7 fsspec
+  pandas==3.1.1 braceexpand==0.1.7 datasets==5.2.0
 
 python -m pip install --quiet --no-deps \
   torchvision==0.28.0 \

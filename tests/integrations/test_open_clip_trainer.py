@@ -58,6 +58,8 @@ def quiet() -> Iterator[None]:
 @pytest.fixture
 def trainer(open_clip: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """``open_clip_train.main`` after the recipe."""
+    for needed in ("pandas", "webdataset", "braceexpand"):
+        pytest.importorskip(needed, reason=f"pip install {needed}")
     source = Path(importlib.import_module("open_clip_train").__file__).parent
     shutil.copytree(source, tmp_path / "open_clip_train")
     recipes.apply(tmp_path, recipes.documented()["open_clip-3.3"])

@@ -10,8 +10,8 @@ from sede_kernels.integrations._banked import BankState
 def register_bank(accelerator: Any, criterion: nn.Module) -> BankState:
     """Let ``accelerator.save_state`` and ``load_state`` take the banks along.
 
-    A criterion that goes through ``accelerator.prepare`` is a model there, and DistributedDataParallel
-    would copy the banks of the first rank to all. This moves it to the device and leaves it alone.
+    A criterion that goes through ``accelerator.prepare`` is a model there, and DDP would copy the
+    banks of the first rank to all. This moves it to the device and leaves it alone.
 
     Args:
         accelerator: an ``accelerate.Accelerator``.
@@ -26,7 +26,8 @@ def register_bank(accelerator: Any, criterion: nn.Module) -> BankState:
     """
     if not hasattr(accelerator, "register_for_checkpointing"):
         raise TypeError(
-            f"register_bank: accelerator must be an accelerate.Accelerator, got {accelerator!r:.60}."
+            "register_bank: accelerator must be an accelerate.Accelerator, "
+            f"got {accelerator!r:.60}."
         )
     state = BankState("register_bank", criterion)
     criterion.to(accelerator.device)

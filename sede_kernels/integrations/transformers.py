@@ -15,7 +15,8 @@ except ModuleNotFoundError as error:
     if not (error.name or "").startswith("transformers"):
         raise
     raise ImportError(
-        "sede_kernels.integrations.transformers builds on transformers; run pip install transformers."
+        "sede_kernels.integrations.transformers builds on transformers; "
+        "run pip install transformers."
     ) from error
 
 

@@ -1,4 +1,4 @@
-"""Banks outside the model, through the trainers' own checkpoints: a resumed run is the whole one."""
+"""Banks outside the model in the trainers' own checkpoints: a resumed run is the whole one."""
 
 import importlib
 from pathlib import Path
@@ -105,7 +105,7 @@ def test_transformers_trainer_saves_and_restores_a_loss_function(tmp_path: Path)
     assert_equal(found, expected)
     assert_equal(again.model, whole.model)
     (checkpoint / "bank.pt").unlink()
-    with pytest.raises(FileNotFoundError, match="holds no bank.pt"):
+    with pytest.raises(FileNotFoundError, match=r"holds no bank\.pt"):
         trainer(tmp_path / "third", checkpoint)[0].train(resume_from_checkpoint=str(checkpoint))
 
 

@@ -31,6 +31,7 @@ from sede_kernels.modules import (
     WeightedInfoNCE,
 )
 from sede_kernels.momentum import MomentumEncoder
+from sede_kernels.monitor import BankMonitor
 from sede_kernels.sharded_bank import ShardedMemoryBank
 
 try:
@@ -41,6 +42,7 @@ except PackageNotFoundError:  # imported from a source tree that is not installe
 __all__ = [
     "AttentionErase",
     "BackendUnavailableError",
+    "BankMonitor",
     "CrossAttentionSimilarity",
     "FragmentBank",
     "InfoNCEStats",

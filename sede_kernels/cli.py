@@ -75,6 +75,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         folds=arguments.folds,
         page=arguments.visualize,
         beside=arguments.beside,
+        json_only=arguments.json,
+        ranks=arguments.ranks,
     )
     return 0
 
@@ -226,6 +228,10 @@ def _parser(flags_of: str) -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--beside", type=_path, metavar="RUN2", help="a second run to compare with"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    evaluate.add_argument(
+        "--ranks", type=_path, metavar="FILE", help="write the rank of each query as JSON"
     )
 
     add("bench", lambda _: 0, "measure the kernels beside their peers")

@@ -1,7 +1,9 @@
-"""Ids of strings that are the same on every rank and in every run."""
+"""Ids as people have them: strings, the same on every rank and in every run; lists of integers."""
 
+import operator
 from collections.abc import Iterable
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,3 +42,24 @@ def string_ids(keys: Iterable[str], *, device: torch.device | str | None = None)
         digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         found.append(int.from_bytes(digest, "big") >> 1)
     return torch.tensor(found, dtype=torch.int64, device=device)
+
+
+def as_ids(name: str, argument: str, ids: Any, beside: Any) -> Any:
+    """A list, tuple or array of integers as int64 on the device of ``beside``; others as they are.
+
+    Raises:
+        TypeError: one of them is no integer.
+    """
+    if ids is None or isinstance(ids, Tensor | str | bytes) or not hasattr(ids, "__len__"):
+        return ids
+    found = []
+    for value in ids:
+        try:
+            found.append(operator.index(value))
+        except TypeError:
+            hint = "; string_ids makes integers of strings" if isinstance(value, str) else ""
+            raise TypeError(
+                f"{name}: {argument} must be integers, got {type(value).__name__} {value!r:.60}"
+                f"{hint}."
+            ) from None
+    return torch.tensor(found, dtype=torch.int64, device=getattr(beside, "device", None))

@@ -1,25 +1,34 @@
 """nn.Module twins of the functions, with the same keywords, and the two-bank SEDE loss."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from sede_kernels import functional as F
+from sede_kernels.attention_modules import AttentionErase, CrossAttentionSimilarity
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import (
     check_backend,
     check_bool,
-    check_erase,
     check_info_nce,
     check_weights,
 )
 from sede_kernels.functional import InfoNCEStats
-from sede_kernels.functional.cross_attention import check_similarity, erase_settings
+from sede_kernels.ids import as_ids
 from sede_kernels.scaled_loss import ScaledLoss
 from sede_kernels.sharded_bank import ShardedMemoryBank
 from sede_kernels.warmup import WarmUp
+
+__all__ = [
+    "AttentionErase",
+    "CrossAttentionSimilarity",
+    "SEDELoss",
+    "ScoreInfoNCE",
+    "WeightedInfoNCE",
+]
 
 
 class WeightedInfoNCE(ScaledLoss):
@@ -30,6 +39,8 @@ class WeightedInfoNCE(ScaledLoss):
         hardness: beta >= 0 in cosine units.
         learn_temperature: make the temperature a parameter (``log_inverse_temperature``, (1,)).
         learn_hardness: make the hardness a parameter ((1,), clamped at 0 from below).
+        max_inverse_temperature: cap of a learnable 1 / tau, as CLIP has one: each training call
+            first puts a larger parameter back to it. None for no cap.
         normalize_weights, detach_weights, positive_focus, tau_plus: as in the function.
         false_negatives, margin, in_batch_negatives, unit_length: as in the function.
         reduction, backend: as in the function.
@@ -47,6 +58,7 @@ class WeightedInfoNCE(ScaledLoss):
         hardness: float = 0.0,
         learn_temperature: bool = False,
         learn_hardness: bool = False,
+        max_inverse_temperature: float | None = 100.0,
         normalize_weights: bool = True,
         detach_weights: bool = True,
         positive_focus: float = 0.0,
@@ -59,6 +71,7 @@ class WeightedInfoNCE(ScaledLoss):
         backend: str = "auto",
     ) -> None:
         super().__init__(temperature, hardness, learn_temperature, learn_hardness)
+        self.set_cap(max_inverse_temperature)
         self.options: dict[str, Any] = {
             "normalize_weights": normalize_weights,
             "detach_weights": detach_weights,
@@ -80,16 +93,17 @@ class WeightedInfoNCE(ScaledLoss):
         positive: Tensor,
         bank: Tensor | MemoryBank | BankView | None,
         *,
-        query_ids: Tensor | None = None,
-        bank_ids: Tensor | None = None,
+        query_ids: Tensor | Sequence[int] | None = None,
+        bank_ids: Tensor | Sequence[int] | None = None,
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-        """The loss of ``functional.weighted_info_nce`` for these tensors."""
+        """The loss of ``functional.weighted_info_nce`` for these tensors; ids as lists pass too."""
+        self.cap_temperature()
         options = {
             "temperature": self.temperature,
             "hardness": self.hardness_at_least_zero,
-            "query_ids": query_ids,
-            "bank_ids": bank_ids,
+            "query_ids": as_ids("WeightedInfoNCE", "query_ids", query_ids, query),
+            "bank_ids": as_ids("WeightedInfoNCE", "bank_ids", bank_ids, query),
             **self.options,
         }
         if return_stats:
@@ -158,126 +172,6 @@ class ScoreInfoNCE(ScaledLoss):
             return F.score_info_nce(scores, positive, return_stats=True, **options)
         loss: Tensor = F.score_info_nce(scores, positive, **options)
         return loss
-
-
-class AttentionErase(nn.Module):
-    """Module twin of ``functional.attention_erase``; also what ``erase=`` of a similarity takes.
-
-    Args:
-        rule, threshold, erase, keep_min, renormalize, backend: as in the function.
-
-    Example:
-        >>> AttentionErase(rule="topk", threshold=1)(torch.tensor([0.2, 0.8]))[1].tolist()
-        [False, True]
-    """
-
-    def __init__(
-        self,
-        *,
-        rule: str = "mean",
-        threshold: float | None = None,
-        erase: str = "low",
-        keep_min: int = 1,
-        renormalize: bool = True,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        check_erase("AttentionErase", rule, threshold, keep_min, 1)
-        if erase not in ("low", "high"):
-            raise ValueError(f"AttentionErase: erase must be one of low, high, got {erase!r}.")
-        check_bool("AttentionErase", "renormalize", renormalize)
-        check_backend("AttentionErase", backend)
-        self.rule = rule
-        self.threshold = threshold
-        self.erase = erase
-        self.keep_min = keep_min
-        self.renormalize = renormalize
-        self.backend = backend
-
-    def extra_repr(self) -> str:
-        """The rule and its settings."""
-        return (
-            f"rule={self.rule}, threshold={self.threshold}, erase={self.erase}, "
-            f"keep_min={self.keep_min}, renormalize={self.renormalize}"
-        )
-
-    def forward(self, attention: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(attention after erasing, mask of the kept)."""
-        return F.attention_erase(
-            attention,
-            rule=self.rule,
-            threshold=self.threshold,
-            erase=self.erase,
-            keep_min=self.keep_min,
-            lengths=lengths,
-            renormalize=self.renormalize,
-            backend=self.backend,
-        )
-
-
-class CrossAttentionSimilarity(nn.Module):
-    """Module twin of ``functional.cross_attention_similarity``.
-
-    Args:
-        direction, smoothing, aggregate, aggregate_scale, erase, backend: as in the function.
-
-    Example:
-        >>> CrossAttentionSimilarity()(torch.ones(2, 3, 4), torch.ones(5, 2, 4)).shape
-        torch.Size([2, 5])
-    """
-
-    def __init__(
-        self,
-        *,
-        direction: str = "t2i",
-        smoothing: float = 9.0,
-        aggregate: str = "lse",
-        aggregate_scale: float = 6.0,
-        erase: str | AttentionErase | None = None,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        check_similarity(
-            "CrossAttentionSimilarity", direction, smoothing, aggregate, aggregate_scale
-        )
-        check_backend("CrossAttentionSimilarity", backend)
-        if erase is not None:
-            erase_settings("CrossAttentionSimilarity", erase, 1)
-        self.direction = direction
-        self.smoothing = smoothing
-        self.aggregate = aggregate
-        self.aggregate_scale = aggregate_scale
-        self.erase = erase
-        self.backend = backend
-
-    def extra_repr(self) -> str:
-        """The settings of the similarity."""
-        return (
-            f"direction={self.direction}, smoothing={self.smoothing}, aggregate={self.aggregate}, "
-            f"aggregate_scale={self.aggregate_scale}"
-        )
-
-    def forward(
-        self,
-        regions: Tensor,
-        words: Tensor,
-        *,
-        region_lengths: Tensor | None = None,
-        word_lengths: Tensor | None = None,
-    ) -> Tensor:
-        """(B, C) similarities."""
-        return F.cross_attention_similarity(
-            regions,
-            words,
-            region_lengths=region_lengths,
-            word_lengths=word_lengths,
-            direction=self.direction,
-            smoothing=self.smoothing,
-            aggregate=self.aggregate,
-            aggregate_scale=self.aggregate_scale,
-            erase=self.erase,
-            backend=self.backend,
-        )
 
 
 class SEDELoss(WarmUp):
@@ -349,8 +243,9 @@ class SEDELoss(WarmUp):
         image_key: Tensor | None = None,
         text_key: Tensor | None = None,
         *,
-        ids: Tensor | None = None,
-    ) -> Tensor:
+        ids: Tensor | Sequence[int] | None = None,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, tuple[InfoNCEStats, InfoNCEStats]]:
         """The mean of both directions.
 
         Args:
@@ -360,10 +255,12 @@ class SEDELoss(WarmUp):
                 batch alone beside this one. None: ``image`` itself, with a gradient; positives that
                 learn move away from old negatives (docs/training.md).
             text_key: (B, D), as ``image_key``.
-            ids: (B,) integers >= 0, what each pair is of.
+            ids: (B,) integers >= 0, what each pair is of; a tensor or a list.
+            return_stats: also return what each direction knows of its rows.
 
         Returns:
-            The loss, scalar (or (B,) with ``reduction="none"``).
+            The loss, scalar (or (B,) with ``reduction="none"``). With ``return_stats`` also
+            ``InfoNCEStats`` from images to texts and from texts to images.
         """
         image_key = image if image_key is None else image_key
         text_key = text if text_key is None else text_key
@@ -371,28 +268,35 @@ class SEDELoss(WarmUp):
         options = dict(self.nce.options)
         if warm is not None and not options["in_batch_negatives"]:
             options["in_batch_negatives"] = ~warm
-        loss: Tensor = F.symmetric_info_nce(
-            image,
-            text,
-            image_key,
-            text_key,
-            self.image_bank.where(warm),
-            self.text_bank.where(warm),
-            temperature=self.nce.temperature,
-            hardness=self.nce.hardness_at_least_zero,
-            ids=ids,
-            **options,
-        )
+        self.nce.cap_temperature()
+        options |= {
+            "temperature": self.nce.temperature,
+            "hardness": self.nce.hardness_at_least_zero,
+            "ids": as_ids("SEDELoss", "ids", ids, image),
+        }
+        banks = self.image_bank.where(warm), self.text_bank.where(warm)
+        if return_stats:
+            return F.symmetric_info_nce(
+                image, text, image_key, text_key, *banks, return_stats=True, **options
+            )
+        loss: Tensor = F.symmetric_info_nce(image, text, image_key, text_key, *banks, **options)
         return loss
 
+    def parameter_group(self) -> dict[str, Any]:
+        """The learnable scalars as a group of an optimizer without weight decay."""
+        return self.nce.parameter_group()
+
     @torch.no_grad()
-    def enqueue(self, image_key: Tensor, text_key: Tensor, *, ids: Tensor | None = None) -> None:
+    def enqueue(
+        self, image_key: Tensor, text_key: Tensor, *, ids: Tensor | Sequence[int] | None = None
+    ) -> None:
         """Store the keys (B, D) of both modalities; count one step of the warm-up."""
         if image_key.shape != text_key.shape:
             raise ValueError(
                 "SEDELoss.enqueue: image_key and text_key must have one shape, "
                 f"got {tuple(image_key.shape)} and {tuple(text_key.shape)}."
             )
-        self.image_bank.enqueue(image_key, ids)
-        self.text_bank.enqueue(text_key, ids)
+        known = as_ids("SEDELoss.enqueue", "ids", ids, image_key)
+        self.image_bank.enqueue(image_key, known)
+        self.text_bank.enqueue(text_key, known)
         self.advance()

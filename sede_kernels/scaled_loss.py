@@ -26,6 +26,7 @@ class ScaledLoss(nn.Module):
     """
 
     options: dict[str, Any]
+    max_inverse_temperature: float | None = None  # set by ``set_cap``
 
     def __init__(
         self,
@@ -51,6 +52,50 @@ class ScaledLoss(nn.Module):
         if self.log_inverse_temperature is None:
             return self.fixed_temperature
         return torch.exp(-self.log_inverse_temperature).reshape(())
+
+    def set_cap(self, cap: Any) -> None:
+        """Keep a learnable 1 / tau at most at ``cap``; None for no cap.
+
+        Raises:
+            ValueError: no number > 0, or below the first 1 / tau.
+        """
+        if cap is None or self.log_inverse_temperature is None:
+            return
+        name, first = type(self).__name__, self.fixed_temperature
+        known = isinstance(cap, int | float) and not isinstance(cap, bool)
+        number = float(cap) if known else math.nan
+        if not (math.isfinite(number) and number > 0.0):
+            raise ValueError(
+                f"{name}: max_inverse_temperature must be None or a number > 0, got {cap!r}."
+            )
+        if number * first < 1.0 - 1e-6:
+            raise ValueError(
+                f"{name}: temperature {first:g} is below 1 / max_inverse_temperature = "
+                f"{1.0 / number:g}; raise max_inverse_temperature, or pass None for no cap."
+            )
+        self.max_inverse_temperature = number
+
+    @torch.no_grad()
+    def cap_temperature(self) -> None:
+        """Put a learnable 1 / tau back under its cap; the losses do so in training mode."""
+        cap = self.max_inverse_temperature
+        if self.log_inverse_temperature is not None and cap is not None and self.training:
+            self.log_inverse_temperature.clamp_(max=math.log(cap))
+
+    def parameter_group(self) -> dict[str, Any]:
+        """The learnable scalars as a group of an optimizer, without weight decay.
+
+        Decay would pull log(1 / tau) towards a temperature of 1.
+
+        Example:
+            >>> from sede_kernels import WeightedInfoNCE
+            >>> loss = WeightedInfoNCE(learn_temperature=True)
+            >>> model = nn.Linear(2, 2)
+            >>> groups = [{"params": model.parameters()}, loss.parameter_group()]
+            >>> torch.optim.AdamW(groups, weight_decay=0.1).param_groups[1]["weight_decay"]
+            0.0
+        """
+        return {"params": list(self.parameters()), "weight_decay": 0.0}
 
     @property
     def hardness_at_least_zero(self) -> float | Tensor:

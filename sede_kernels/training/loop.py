@@ -23,6 +23,7 @@ from sede_kernels import jsonl
 from sede_kernels.momentum import MomentumEncoder
 from sede_kernels.training import changes, checkpoint, folder, state
 from sede_kernels.training.config import TrainConfig
+from sede_kernels.training.curves import Curves, left
 from sede_kernels.training.data.batches import Batch, Batches, read_ahead
 from sede_kernels.training.evaluate import Retrieval, summarize
 from sede_kernels.training.files import UserError, require, write_json, write_text
@@ -97,6 +98,9 @@ class Trainer:
         self.log: list[Record] = []
         self.kept = 0  # step of the newest checkpoint
         self.interrupted = False
+        self.curves: Curves | None = None
+        self.gradient_norm: Tensor | None = None  # of the last step, before clipping
+        self.first_step, self.first_seconds = 0, 0.0  # where this process began
 
     def _objective(self, regions: int) -> Objective:
         if not isinstance(self.model, FragmentModel):
@@ -114,6 +118,8 @@ class Trainer:
 
         previous = signal.signal(signal.SIGINT, self._interrupt)
         writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
+        self.curves = Curves(writer)
+        self.first_step, self.first_seconds = self.step, self.seconds
         try:
             while self.epoch < self.config.epochs and not self._gave_up():
                 self._train_epoch()
@@ -126,6 +132,11 @@ class Trainer:
     def _gave_up(self) -> bool:
         patience = self.config.patience
         return patience > 0 and self.epoch - 1 - self.best["epoch"] >= patience
+
+    def _left(self) -> str:
+        """Time to the last epoch, as this process has gone so far."""
+        done, total = self.step - self.first_step, self.config.epochs * self.batches
+        return left(self.seconds - self.first_seconds, done, total - self.first_step)
 
     def _train_epoch(self) -> None:
         self.began, self.waited = self.seconds, 0.0
@@ -149,7 +160,19 @@ class Trainer:
                 self.batch += 1
                 self.step += 1
                 bar.update()
-                bar.set_postfix(loss=f"{self.loss_sum / self.batch:.3f}", refresh=False)
+                mean = f"{self.loss_sum / self.batch:.3f}"
+                bar.set_postfix_str(f"loss={mean}, {self._left()}", refresh=False)
+                if self.curves is not None:
+                    if bar.disable and self.curves.due():
+                        print(f"{title}, {self.batch}/{self.batches}: loss {mean}, {self._left()}")
+                    self.curves.step(
+                        self.step,
+                        loss,
+                        rate=self.optimizer.param_groups[0]["lr"],
+                        temperature=config.temperature,
+                        norm=self.gradient_norm,
+                        objective=self.objective,
+                    )
                 if self.interrupted or (
                     self.batch % self.config.checkpoint_every == 0 and self.batch < self.batches
                 ):
@@ -190,7 +213,9 @@ class Trainer:
             group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * done))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), config.grad_clip
+        )
         self.optimizer.step()
         if keys is not None:
             self.objective.enqueue(keys, ids[:count])
@@ -241,10 +266,11 @@ class Trainer:
         for way, recalls in (("i2t", dev.image_to_text), ("t2i", dev.text_to_image)):
             for cutoff, recall in zip((1, 5, 10), recalls, strict=True):
                 writer.add_scalar(f"dev/{way}_r{cutoff}", recall, self.step)
+        rest = self._left()
         tqdm.write(
             f"{self.config.title}  epoch {self.epoch + 1:2d}/{self.config.epochs}  "
             f"loss {loss:.3f}  dev rSum {dev.rsum:.1f}  {self.seconds:.0f} s, "
-            f"{waiting:.0f} % of it waiting for data"
+            f"{waiting:.0f} % of it waiting for data" + (f", {rest}" if rest else "")
         )
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
         self.save()

@@ -1,7 +1,13 @@
 """``sede eval``: score a run, and another beside it, on one part; draw what they find."""
 
+import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from sede_kernels.training.attention_page import draw_attention
 from sede_kernels.training.config import TrainConfig
@@ -14,7 +20,7 @@ from sede_kernels.training.evaluate import (
     summarize,
     table,
 )
-from sede_kernels.training.files import UserError
+from sede_kernels.training.files import UserError, write_json
 from sede_kernels.training.limits import check_backend, enough_memory
 from sede_kernels.training.models import RetrievalModel
 from sede_kernels.training.pictures import Gallery, draw_results
@@ -46,6 +52,8 @@ def evaluate(
     folds: int = 1,
     page: Path | None = None,
     beside: Path | None = None,
+    json_only: bool = False,
+    ranks: Path | None = None,
 ) -> None:
     """Print the table of a run, and draw pages of what it finds and attends to.
 
@@ -58,13 +66,35 @@ def evaluate(
         folds: means of so many folds.
         page: PNG of search results; the attention goes beside it.
         beside: a second run, on the same part.
+        json_only: print the figures as JSON, and everything else on stderr.
+        ranks: a file for the rank of each query, from 1.
 
     Raises:
         UserError: a run is damaged, does not fit the data, or there is nothing to draw.
     """
+    if json_only:
+        with redirect_stdout(sys.stderr):
+            rows = _evaluate(run, data, part, folds, page, beside, ranks)
+        print(json.dumps(rows, indent=1))
+    else:
+        _evaluate(run, data, part, folds, page, beside, ranks)
+
+
+def _evaluate(
+    run: Path,
+    data: str | None,
+    part: str,
+    folds: int,
+    page: Path | None,
+    beside: Path | None,
+    ranks: Path | None,
+) -> dict[str, Any]:
+    """The same; returns the figures of each run."""
     check_backend()
     if page is not None:
         check_page(page)
+    if ranks is not None:
+        check_ranks(ranks)
     one = _open(run, data, part)
     same = one.config.data if data is None else data
     other = None if beside is None else _open(beside, same, part)
@@ -81,7 +111,10 @@ def evaluate(
             name = other.config.title + (" (beside)" if other.config.title in rows else "")
             rows[name] = summarize(found, one.part.pairs, folds)
             second = name, found, other.vocabulary
-    _print(one, rows, folds)
+    shown = _print(one, rows, folds)
+    if ranks is not None:
+        write_json(ranks, _ranks(scores, one.part))
+        print(f"Ranks: {ranks}")
     if page is not None:
         place = one.corpus.folder, part, page
         draw_results(
@@ -92,6 +125,30 @@ def evaluate(
         heading = f"Attention of {title}"
         if draw_attention(one.model, one.part, one.words, *place[:2], maps, title=heading):
             print(f"Attention over regions: {maps}")
+    return {name: row.as_dict() for name, row in shown.items()}
+
+
+def _ranks(scores: Similarities, part: Part) -> dict[str, list[int]]:
+    """Rank from 1 of the best right answer of every image and caption that asked."""
+    found = scores.ranks(part.pairs)
+    return {
+        "images": np.unique(part.pairs[:, 1]).tolist(),
+        "image_ranks": (found[0] + 1).tolist(),
+        "captions": np.unique(part.pairs[:, 0]).tolist(),
+        "caption_ranks": (found[1] + 1).tolist(),
+    }
+
+
+def check_ranks(path: Path) -> None:
+    """Refuse a name under which no file can be written, before anything is scored.
+
+    Raises:
+        UserError: empty, a folder, or in a folder that is not there.
+    """
+    if not path.name or path.is_dir() or not path.parent.is_dir():
+        raise UserError(
+            f"--ranks takes the name of a JSON file in a folder that is there, got {str(path)!r}."
+        )
 
 
 def check_page(page: Path) -> None:
@@ -127,7 +184,8 @@ def _open(run: Path, data: str | None, name: str) -> Scored:
     return Scored(config, model, vocabulary, corpus, part, corpus.words[name])
 
 
-def _print(one: Scored, rows: dict[str, Retrieval], folds: int) -> None:
+def _print(one: Scored, rows: dict[str, Retrieval], folds: int) -> dict[str, Retrieval]:
+    """Show the table; returns its rows, chance included."""
     part = one.part
     images, captions = len(part.rows), len(part.captions)
     if folds == 1:  # the chance of the whole part is not that of a fold
@@ -135,3 +193,4 @@ def _print(one: Scored, rows: dict[str, Retrieval], folds: int) -> None:
     name = part.name.rpartition("/")[2]
     print(f"{one.corpus.folder} {name}: {images:,} images, {captions:,} captions")
     print(table(rows))
+    return rows

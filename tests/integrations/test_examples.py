@@ -1,8 +1,11 @@
 """Every example runs, and every name in the documentation's recipes is there."""
 
 import importlib
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,43 @@ def test_every_drop_in_is_documented() -> None:
         assert f".{name}`" in RECIPES, name
     for path in EXAMPLES:
         assert f"`examples/{path.name}`" in RECIPES, path.name
+
+
+def test_the_first_hour_draws_its_curves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = ROOT / "examples" / "first_hour.py"
+    monkeypatch.setattr(sys, "argv", [str(path), str(tmp_path)])
+    runpy.run_path(str(path), run_name="__main__")
+    assert "first" in capsys.readouterr().out
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    page = (ROOT / "docs" / "first_hour.md").read_text()
+    for name in set(re.findall(r"`(\w+)`", page.split("| curve |")[1])):
+        assert any(tag.endswith(f"/{name}") for tag in events.Tags()["scalars"]), name
+    ranks = [event.value for event in events.Scalars("bank/image_to_text/rank")]
+    assert min(ranks[-3:]) < max(ranks[:3])  # it learns
+    assert [event.value for event in events.Scalars("bank/image_bank/fill")][-1] == 1.0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_momentum_encoders_of_all_ranks_agree(ranks: int, tmp_path: Path) -> None:
+    path = str(ROOT / "examples" / "momentum.py")
+    launch = [sys.executable, path]
+    if ranks > 1:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                  f"--nproc-per-node={ranks}", path]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        launch, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    losses = re.findall(r"step \d  loss ([\d.]+)", done.stdout)
+    assert len(losses) == 8 and float(losses[-1]) < float(losses[0])
+    assert done.stdout.count("agree: True") == (ranks if ranks > 1 else 0)
 
 
 def test_there_is_an_example_for_every_host() -> None:

@@ -20,6 +20,7 @@ FLOORS = (
     ("fragment_bank",),
     ("bank",),
     ("functional", "sharded_bank"),
+    ("attention_modules", "monitor"),
     ("modules", "momentum", "distributed", "info"),
     ("integrations", "training"),
     ("study",),

@@ -3,8 +3,8 @@
     python examples/momentum.py
     torchrun --nproc-per-node=2 examples/momentum.py
 
-The slow encoders follow once an optimizer step, not once a micro-batch. They live outside the module
-that DDP wraps: all ranks hold the same weights, so the slow copies stay equal by themselves.
+The slow encoders follow once an optimizer step, not once a micro-batch. They live outside the
+module that DDP wraps: all ranks hold the same weights, so the slow copies stay equal by themselves.
 """
 
 import contextlib

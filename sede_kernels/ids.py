@@ -57,7 +57,7 @@ def as_ids(name: str, argument: str, ids: Any, beside: Any) -> Any:
         try:
             found.append(operator.index(value))
         except TypeError:
-            hint = "; string_ids makes integers of strings" if isinstance(value, str) else ""
+            hint = "; number strings first, with string_ids" if isinstance(value, str) else ""
             raise TypeError(
                 f"{name}: {argument} must be integers, got {type(value).__name__} {value!r:.60}"
                 f"{hint}."

@@ -47,6 +47,7 @@ TODAY = (
     (r"\.cuda\(\)", ""),
     (r", volatile=volatile\)", ")"),
     (r"import clip_grad_norm$", "import clip_grad_norm_ as clip_grad_norm"),
+    (r"size\(2\) ?/ ?2", "size(2) // 2"),
     (r"deeplearning\.cross_image_ssl\.", ""),
 )
 

@@ -93,7 +93,7 @@ def test_ids_as_lists_are_the_tensor_s() -> None:
     loss = WeightedInfoNCE()
     want = loss(query, key, bank, query_ids=torch.arange(4), bank_ids=torch.tensor(owners))
     assert torch.equal(loss(query, key, bank, query_ids=[0, 1, 2, 3], bank_ids=owners), want)
-    with pytest.raises(TypeError, match="string_ids makes integers") as caught:
+    with pytest.raises(TypeError, match="number strings first") as caught:
         loss(query, key, bank, query_ids=["a", "b", "c", "d"], bank_ids=owners)
     assert "\n" not in str(caught.value)
     with pytest.raises(TypeError, match=r"ids must be integers, got float 1\.5"):

@@ -30,6 +30,12 @@ _COLORS = {
     "inf-cl": "#6c4f3d",
 }
 _OTHER = "#444444"
+_MARKS = {
+    "fp32": ("o", "circle"),
+    "bf16": ("s", "square"),
+    "fp16": ("^", "triangle"),
+    "int8": ("D", "diamond"),
+}
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -191,6 +197,8 @@ def _roofline_cases(groups: Groups) -> list[list[Record]]:
 
 def roofline(found: list[Record], plt: Any) -> Any:
     """Left: GFLOP/s against arithmetic intensity under the measured roofs; right: fractions."""
+    from matplotlib.patches import Patch
+
     cases = _roofline_cases(_grouped(found))
     if not cases:
         return None
@@ -201,32 +209,40 @@ def roofline(found: list[Record], plt: Any) -> Any:
     )
     every = [r for group in cases for r in group]
     _roofs(left, every)
+    names = list(dict.fromkeys(r["implementation"] for r in every))
     seen: set[str] = set()
-    marks = {"fp32": "o", "bf16": "s", "fp16": "^", "int8": "D"}
     for r in every:
         name, ours = r["implementation"], r["kind"] == "ours"
+        aside = 1.05 ** (names.index(name) - (len(names) - 1) / 2)  # side by side, not stacked
         left.plot(
-            r["flops"] / r["bytes"],
+            aside * r["flops"] / r["bytes"],
             r["flops"] / r["median_ms"] / 1e6,
-            marks[r["dtype"]],
+            _MARKS[r["dtype"]][0],
             color=_color(name),
             markersize=9 if ours else 6,
             markeredgecolor="white",
             markeredgewidth=0.8,
-            label=None if name in seen else name,
             zorder=4 if ours else 3,
         )
-        seen.add(name)
+        seen.add(r["dtype"])
+    drawn = ", ".join(f"{_MARKS[dtype][1]} {dtype}" for dtype in _MARKS if dtype in seen)
     left.set(
         xscale="log",
         yscale="log",
-        xlabel="FLOPs per byte; circle fp32, square bf16, triangle fp16, diamond int8",
+        xlabel=f"FLOPs per byte; {drawn}; implementations of a case side by side",
         ylabel="GFLOP/s (formula / time)",
         title="Roofline",
     )
     for axis in (left.xaxis, left.yaxis):
         _plain_ticks(axis)
-    left.legend(fontsize=8.5, loc="lower left", frameon=True, framealpha=0.95, edgecolor="none")
+    left.legend(
+        handles=[Patch(color=_color(name), label=name) for name in names],
+        fontsize=8.5,
+        loc="lower left",
+        frameon=True,
+        framealpha=0.95,
+        edgecolor="none",
+    )
     _fraction_bars(right, cases)
     figure.tight_layout(rect=(0, 0.035, 1, 1))
     return figure
@@ -343,4 +359,17 @@ def speed_up(found: list[Record], plt: Any) -> Any:
         fontsize=12,
     )
     figure.tight_layout(rect=(0, 0.25 / height, 1, 1))
+    _make_room(figure, axis)
     return figure
+
+
+def _make_room(figure: Any, axis: Any) -> None:
+    """Widen a logarithmic x axis until no text of it is cut at the right."""
+    renderer = figure.canvas.get_renderer()
+    low, high = axis.get_xlim()
+    for _ in range(20):
+        edge = axis.get_window_extent(renderer).x1
+        if all(text.get_window_extent(renderer).x1 <= edge for text in axis.texts):
+            return
+        high *= 1.15
+        axis.set_xlim(low, high)

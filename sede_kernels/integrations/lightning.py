@@ -29,7 +29,7 @@ def _callback() -> Any:
 _Callback: Any = _callback()
 
 
-class SaveBank(_Callback):
+class SaveBank(_Callback):  # type: ignore[misc]
     """Saves a criterion in every checkpoint of the Trainer, and restores it on resume.
 
     For a criterion that is no attribute of the LightningModule; one that is needs nothing.

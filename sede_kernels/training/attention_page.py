@@ -10,6 +10,7 @@ import torch
 
 from sede_kernels.training.analysis import encode_pairs, entropy, erase_rows, pair_attention
 from sede_kernels.training.data.precomp import Part
+from sede_kernels.training.data.text import tokenize
 from sede_kernels.training.models import Erasing, RetrievalModel
 from sede_kernels.training.pictures import (
     GREY,
@@ -36,14 +37,16 @@ class AttentionMap:
     Attributes:
         caption: its words.
         image: its number in the part.
-        before: (R,) attention, the mean over the caption's words where each has its own.
-        after: (R,) the same after erasing, 0 where every word erased the region.
+        before: (R,) attention; of one word where each word has its own.
+        after: (R,) the same after erasing, 0 where the region is erased.
+        word: whose attention it is, or nothing.
     """
 
     caption: str
     image: int
     before: Floats
     after: Floats
+    word: str = ""
 
 
 @torch.no_grad()
@@ -51,6 +54,9 @@ def attention_maps(
     model: RetrievalModel, part: Part, words: list[list[int]], captions: list[int]
 ) -> list[AttentionMap] | None:
     """Attention of some captions' right pairs before and after erasing.
+
+    Where each word attends by itself, of the word that loses most regions: a mean over words would
+    hide a region as soon as one word keeps it.
 
     Returns:
         None where the model has no attention over regions, or they are no square map.
@@ -62,12 +68,28 @@ def attention_maps(
         return None
     attention, real = found
     erased = erase_rows(attention, model.erasing or USUAL)
-    share = (real / real.sum(1, keepdim=True))[:, :, None]
-    before, after = ((side * share).sum(1).cpu().numpy() for side in (attention, erased))
+    lost = ((attention > 0) & (erased <= 0)).sum(2).masked_fill(real <= 0, -1)
+    chosen = lost.argmax(dim=1)
+    rows_of = torch.arange(len(captions), device=chosen.device)
+    before, after = (side[rows_of, chosen].cpu().numpy() for side in (attention, erased))
+    counts = real.sum(1).long().tolist()
     return [
-        AttentionMap(part.captions[c], int(part.image_of[c]), before[i], after[i])
+        AttentionMap(
+            part.captions[c],
+            int(part.image_of[c]),
+            before[i],
+            after[i],
+            _word(part.captions[c], int(chosen[i]), counts[i]),
+        )
         for i, c in enumerate(captions)
     ]
+
+
+def _word(caption: str, place: int, count: int) -> str:
+    """The word at this place of a caption of ``count`` places; nothing for one of one place."""
+    tokens = tokenize(caption)
+    place -= (count - len(tokens)) // 2  # marks of the beginning and the end
+    return tokens[place] if count > 1 and 0 <= place < len(tokens) else ""
 
 
 def draw_attention(
@@ -107,6 +129,8 @@ def draw_attention(
         f"Test pair: picture, attention, what is left when the regions attended {least} are "
         f"erased (rule {erasing.rule}; grey: erased)."
     )
+    if any(one.word for one in maps):
+        note = note.replace("picture, attention,", "picture, attention of one word,")
     if model.erasing is None:
         note += " This model erases nothing."
     save_page(_page(maps, Gallery(folder, part_name), title, note), path)
@@ -131,7 +155,7 @@ def _page(maps: list[AttentionMap], gallery: Gallery, title: str, note: str) -> 
         picture = np.asarray(gallery.picture(one.image, _SIZE), np.float64)
         scale = float(max(one.before.max(), one.after.max()))
         tiles = (picture, _heated(picture, one.before, scale), _heated(picture, one.after, scale))
-        notes = ("", *(_describe(side) for side in (one.before, one.after)))
+        notes = (one.word, *(_describe(side) for side in (one.before, one.after)))
         for place, (tile, text) in enumerate(zip(tiles, notes, strict=True)):
             x = left + place * (_SIZE + _GAP)
             page.paste(Image.fromarray(tile.round().astype(np.uint8)), (x, top + _HEAD))

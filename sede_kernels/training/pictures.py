@@ -138,8 +138,14 @@ def _read_drawings(path: Path) -> list[dict[str, Any]]:
     return drawings
 
 
-def results_page(searches: list[Search], gallery: Gallery, title: str, note: str) -> Any:
-    """Lay the searches out in two columns.
+def results_page(
+    searches: list[Search],
+    gallery: Gallery,
+    title: str,
+    note: str,
+    heads: tuple[str, str] | None = None,
+) -> Any:
+    """Lay the searches out in two columns, each under its head where there are heads.
 
     A green frame and a tick mark the right images; where none is among the best, the right one
     stands apart at the end of its row with its rank.
@@ -152,12 +158,16 @@ def results_page(searches: list[Search], gallery: Gallery, title: str, note: str
     cell_width = (TOP + 1) * (_THUMB + _GAP) + 3 * _GAP
     cell_height = _HEAD + _THUMB + _NAME + 2 * _GAP
     rows = (len(searches) + 1) // 2
-    top = 96
+    top = 96 if heads is None else 140
     size = (2 * cell_width + 3 * _GAP, top + rows * cell_height + _GAP)
     page = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(page)
     pen.text((2 * _GAP, 18), title, INK, font(28))
     pen.text((2 * _GAP, 58), note, GREY, font(15))
+    for column, head in enumerate(heads or ()):
+        left = 2 * _GAP + column * (cell_width + _GAP // 2)
+        words = fit(pen, head, cell_width - 2 * _GAP, font(22))
+        pen.text((left, top - 40), words, INK, font(22))
     for number, result in enumerate(searches):
         column, row = divmod(number, rows)
         left = 2 * _GAP + column * (cell_width + _GAP // 2)
@@ -262,9 +272,12 @@ def draw_results(
         f"{len(chosen)} of {len(part.captions):,} held-out captions, drawn at random, searched "
         f"among {len(part.rows):,} held-out images. Green: right. Numbers: similarity."
     )
+    heads = None
     if beside is not None:
         other, other_scores, other_vocabulary = beside
         searches += search(other_scores, part, chosen, other_vocabulary)
-        title = f"Left: {title}   Right: {other}"
-    save_page(results_page(searches, Gallery(folder, part_name), title, note), path)
+        heads = title, other
+        title = "Search results of two runs"
+    gallery = Gallery(folder, part_name)
+    save_page(results_page(searches, gallery, title, note, heads), path)
     return searches

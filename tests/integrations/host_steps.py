@@ -294,7 +294,7 @@ def moco() -> Run:
         torch.manual_seed(number)
         shown.clear()
         # The host's loop prints the loss and both accuracies: their digits are compared.
-        main.train([views], model, nn.CrossEntropyLoss(), optimizer, 0, args)
+        main.train([(views, None)], model, nn.CrossEntropyLoss(), optimizer, 0, args)
         texts = {text.split()[0]: float(text.split()[1]) for text in shown}
         assert {"Loss", "Acc@1", "Acc@5"} <= texts.keys()
         return texts["Loss"] + 1e-3 * texts["Acc@1"] + 1e-5 * texts["Acc@5"]

@@ -229,7 +229,7 @@ def roofline(found: list[Record], plt: Any) -> Any:
     left.set(
         xscale="log",
         yscale="log",
-        xlabel=f"FLOPs per byte; {drawn}; implementations of a case side by side",
+        xlabel=f"FLOPs per byte; {drawn}\nimplementations of a case stand side by side",
         ylabel="GFLOP/s (formula / time)",
         title="Roofline",
     )

@@ -29,7 +29,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "wil": ("wil",),
     "all": ("age", "lsns", "wil"),
 }
-LABELS = {"base": "base", "age": "+AGE", "lsns": "+LSNS", "wil": "+WIL", "all": "all three"}
+LABELS = {"base": "base", "age": "+erase", "lsns": "+bank", "wil": "+weighting", "all": "all three"}
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ TODAY = (
     (r", volatile=volatile\)", ")"),
     (r"import clip_grad_norm$", "import clip_grad_norm_ as clip_grad_norm"),
     (r"size\(2\) ?/ ?2", "size(2) // 2"),
+    (r"correct\[:k\]\.view\(-1\)", "correct[:k].reshape(-1)"),
     (r"deeplearning\.cross_image_ssl\.", ""),
 )
 

@@ -162,7 +162,7 @@ def test_search_gives_every_part_the_same_trials_and_ablate_reads_the_choice(
     assert record["config"]["weighting"] == chosen["wil"]["weighting"]
     assert record["config"]["lr"] == chosen["base"]["lr"]
     # A run without its base has no difference, and the table says so.
-    assert "| vse | +WIL | 1 |" in (tmp_path / "table.md").read_text()
+    assert "| vse | +weighting | 1 |" in (tmp_path / "table.md").read_text()
     assert "| none |" in (tmp_path / "table.md").read_text()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,6 +63,11 @@ class NTXentLoss(nn.Module):
         super().__init__()
         self.temperature = check_real(NAME, "temperature", temperature, above=0.0)
         self.gather_distributed = check_switch(NAME, "gather_distributed", gather_distributed)
+        if self.gather_distributed and not dist.is_available():
+            raise ValueError(
+                f"{NAME}: gather_distributed=True needs torch.distributed, which this build of "
+                "torch does not have; leave it out."
+            )
         self.hardness = check_real(NAME, "hardness", hardness, least=0.0)
         shared = check_switch(NAME, "sharded", sharded)
         size, width = self._size(memory_bank_size, bank_dtype)

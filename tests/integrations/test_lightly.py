@@ -122,3 +122,10 @@ def test_wrong_use_gets_one_sentence(call: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_gathering_without_torch_distributed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"needs torch\.distributed") as caught:
+        NTXentLoss(gather_distributed=True)
+    assert "\n" not in str(caught.value)

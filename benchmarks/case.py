@@ -98,7 +98,8 @@ class Variant:
 
     Attributes:
         name: as records and figures show it.
-        kind: ``ours``, ``eager`` (the yardstick of the error budget) or ``peer``.
+        kind: ``ours``, ``eager`` (the yardstick of the error budget), ``peer``, or ``twin``: ours
+            by another way to the same result, which is no competitor.
         build: (case, input sets) -> a call; all preparation happens here, none of it is timed.
         absent: (case, device) -> why it cannot run there, or None.
         truth: (case, inputs) -> fp64 outputs, where the peer's function differs from the op's.

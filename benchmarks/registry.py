@@ -9,7 +9,7 @@ from .operations import hosts
 from .operations.bank import BankLoss, Hardest, LossOptions
 from .operations.batch import BatchLoss
 from .operations.erase import RULES, Erase
-from .operations.pairs import Pairs
+from .operations.pairs import OnePair, Pairs
 from .operations.ring import Enqueue
 from .operations.scan import MODELS as SCAN_MODELS
 from .operations.scan import Scan
@@ -34,6 +34,7 @@ OPERATIONS: dict[str, Operation] = {
     **{f"erase_{rule}": Erase(rule) for rule in RULES},
     **{name: Scan(options) for name, options in SCAN_MODELS.items()},
     **{f"pairs_{way}": Pairs(way) for way in ("t2i", "i2t")},
+    **{f"one_pair_{way}": OnePair(way) for way in ("t2i", "i2t")},
     **{f"train_step_{name}": TrainingStep(name) for name in STEPS},
     **{f"host_{name}": hosts.HostLoss(host) for name, host in hosts.HOSTS.items()},
 }
@@ -57,6 +58,7 @@ SCAN_SIZES = {"B": 128, "C": 128, "R": 36, "L": 20, "D": 1024}
 # A batch of SCAN against itself and a bank of sets.
 SCORE_SIZES = {"B": 128, "N": 4224}
 PAIR_SIZES = {"B": 128, "N": 5, "R": 36, "L": 20, "D": 1024}
+ONE_PAIR_SIZES = {"B": 1, "N": 1, "R": 36, "L": 12, "D": 256}
 LONG_ROWS = {"N": 1024, "L": 4096}
 STEP_SIZES = {"B": 64, "R": 36, "F": 512, "K": 2048, "D": 256}
 # A bank of sets of fragments: each of its K entries is compared region by word.
@@ -132,25 +134,35 @@ def _cliffs() -> list[Case]:
     """Where a kernel for large banks can fall behind eager: few queries, small banks, many k."""
     kernel = ("sede cpu", "eager")
     cases = [
-        _bank(op, dtype, (batch, slots, 256), kernel)
-        for op in ("info_nce", QUEUE)
+        _bank("info_nce", dtype, (batch, slots, 256), kernel)
         for dtype in ("fp32", "bf16")
         for slots in (4096, 65536)
         for batch in ((1, 8, 32) if dtype == "fp32" else (8, 32))
     ]
     cases += [
+        _bank(QUEUE, dtype, (batch, slots, 256), (*kernel, "sede cpu, rows"))
+        for dtype in ("fp32", "bf16")
+        for slots in (4096, 65536)
+        for batch in (1, 3, 4, 5, 6, 8, 16, 32, 128)
+    ]
+    cases += [
         _bank("info_nce", "fp32", (batch, slots, 256), kernel)
-        for slots in (64, 1024)
-        for batch in (1, 16, 64)
+        for slots in (64, 256, 1024)
+        for batch in (1, 4, 16, 64)
     ]
     cases += [
-        Case("hardest", FORWARD, "fp32", {"B": batch, "K": 4096, "D": 256, "k": k}, kernel)
-        for batch in (1, 8, 64)
+        Case("hardest", FORWARD, "fp32", {"B": batch, "K": slots, "D": 256, "k": k}, kernel)
+        for slots in (256, 4096, 65536)
+        for batch in (1, 8, 64, 128)
         for k in (1, 10, 100, 1000)
+        if k <= slots
     ]
+    pair = ("sede cpu", "sede cpu, chosen pair", "eager")
+    cases += [Case(f"one_pair_{way}", BOTH, "fp32", ONE_PAIR_SIZES, pair) for way in ("t2i", "i2t")]
     cases += [
-        Case("info_nce_batch", BOTH, "fp32", {"B": batch, "D": 256}, kernel)
-        for batch in (8, 64, 256, 1024, 4096)
+        Case("info_nce_batch", BOTH, "fp32", {"B": batch, "D": dim}, kernel)
+        for dim in (256, 512)
+        for batch in (8, 64, 128, 256, 512, 1024, 2048, 4096)
     ]
     return cases
 

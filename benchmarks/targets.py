@@ -130,6 +130,35 @@ def _least_lead(found: _Found) -> tuple[str, str, str, bool | None]:
     return title, asked, f"{ratio:.2f} x {where}", ratio > 1
 
 
+def _most(found: _Found, title: str, op: str, twin: str) -> tuple[str, str, str, bool | None]:
+    """Over the cases of ops that begin so, the most that ours takes of its twin's time."""
+    shares = [
+        (1 / ratio, f"{name}: {_case(key)}")
+        for key, group in found.cases.items()
+        for name in (f"sede cpu, {twin}",)
+        if key[0].startswith(op) and (ratio := _ratio(group, name)) is not None
+    ]
+    asked = f"≤ 1.1 x {twin}"
+    if not shares:
+        return title, asked, "not run", None
+    share, where = max(shares)
+    return title, asked, f"{share:.2f} x {where}", share <= 1.1
+
+
+def _hardest_row(found: _Found) -> tuple[str, str, str, bool | None]:
+    """The smallest lead of the top-k over the product's ``topk``."""
+    leads = [
+        (ratio, _case(key))
+        for key, group in found.cases.items()
+        if key[0] == "hardest" and (ratio := _ratio(group, "eager")) is not None
+    ]
+    title, asked = "hardest negatives of the grid, least lead", "ahead of eager"
+    if not leads:
+        return title, asked, "not run", None
+    ratio, where = min(leads)
+    return title, asked, f"{ratio:.2f} x eager: {where}", ratio > 1
+
+
 def _case(key: tuple[Any, ...]) -> str:
     op, _, dtype, sizes = key
     return f"{op} {dtype}, {', '.join(f'{name} {value:,}' for name, value in sizes)}"
@@ -180,7 +209,12 @@ def rows(found: Iterable[Record]) -> list[tuple[str, str, str, bool | None]]:
         verdict = False if False in met else None if None in met else True
         asked = ", ".join(part.asked for part in parts)
         listed.append((title, asked, ", ".join(part.shown(part.value) for part in parts), verdict))
-    return [*listed, _least_lead(timed), _memory_row(timed)]
+    cliffs = [
+        _most(timed, "a queue lying as (D, K), most time", "info_nce_queue", "rows"),
+        _hardest_row(timed),
+        _most(timed, "one image with one caption, most time", "one_pair", "chosen pair"),
+    ]
+    return [*listed, _least_lead(timed), *cliffs, _memory_row(timed)]
 
 
 def markdown(found: Iterable[Record]) -> str:

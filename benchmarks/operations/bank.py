@@ -187,6 +187,10 @@ class BankLoss(Operation):
 
         return run
 
+    def _rows(self, case: Case, sets: list[Inputs]) -> Run:
+        """Ours on the same bank lying as (K, D)."""
+        return self._ours("cpu", case, [i | {"rows": i["rows"].contiguous()} for i in sets])
+
     def variants(self, case: Case) -> list[Variant]:
         """Ours, then plain PyTorch, then packages that have this very loss."""
 
@@ -201,6 +205,7 @@ class BankLoss(Operation):
         if self.options.columns:  # PyTorch's CPU attention reads wrong values of such rows
             fused = ("attention V=K", "linear_cross_entropy")
             found = [variant for variant in found if variant.name not in fused]
+            found.append(Variant("sede cpu, rows", "twin", self._rows, absent_backend("cpu")))
         if self.options == LossOptions():
             found += packages.variants(self.truth_of)
         return found

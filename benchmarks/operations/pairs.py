@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sede_kernels import cross_attention_pairs
+from sede_kernels import cross_attention_pairs, cross_attention_similarity
 
 from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
-from ..ours import backend_variants
+from ..ours import absent_backend, backend_variants
 from ..peers import fragments
 from ..peers.bank import no_compiler
 
@@ -71,7 +71,9 @@ class Pairs(Operation):
         """The reference in fp64, pair by pair."""
         exact = dict(inputs)
         exact["regions"] = inputs["regions"].detach().double().requires_grad_(case.backward)
-        exact["words"], exact["weight"] = inputs["words"].double(), inputs["weight"].double()
+        exact["words"] = inputs["words"].detach().double()
+        exact["words"].requires_grad_(inputs["words"].requires_grad)
+        exact["weight"] = inputs["weight"].double()
         return self._outputs(case, self._library("reference"), exact)
 
     def yardstick(self, case: Case, inputs: Inputs) -> Outputs:
@@ -108,4 +110,49 @@ class Pairs(Operation):
             *ours,
             Variant("eager", "eager", self._peer(False)),
             Variant("torch.compile", "peer", self._peer(True), no_compiler),
+        ]
+
+
+class OnePair(Pairs):
+    """One image with one caption: the similarity of all pairs beside that of chosen ones."""
+
+    def draw(self, case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
+        """As ``Pairs``, with a caption of L words; both sides get a gradient."""
+        inputs = super().draw(case, device, generator)
+        inputs["lengths"] = torch.full((case.B, case.N), case.L, device=device)
+        inputs["words"].requires_grad_(case.backward)
+        return inputs
+
+    def _outputs(self, case: Case, similarity: _Similarity, i: Inputs) -> Outputs:
+        wanted = {"grad_regions": i["regions"], "grad_words": i["words"]}
+        return with_gradient(
+            case,
+            lambda: similarity(i["regions"], i["words"], i["lengths"]) * i["weight"],
+            wanted,
+            "similarity",
+        )
+
+    def _all_pairs(self, backend: str, case: Case, sets: list[Inputs]) -> Run:
+        def similarity(regions: Tensor, words: Tensor, lengths: Tensor) -> Tensor:
+            return cross_attention_similarity(
+                regions,
+                words.squeeze(1),
+                direction=self.direction,
+                smoothing=_SMOOTHING[self.direction],
+                aggregate="mean",
+                backend=backend,
+            )
+
+        return lambda turn: self._outputs(case, similarity, sets[turn % len(sets)])
+
+    def variants(self, case: Case) -> list[Variant]:
+        """All pairs, of which there is one; that pair chosen; eager."""
+
+        def chosen(case: Case, sets: list[Inputs]) -> Run:
+            return self._ours("cpu", case, sets)
+
+        return [
+            *(v for v in backend_variants(self._all_pairs) if v.name in _BACKENDS),
+            Variant("sede cpu, chosen pair", "twin", chosen, absent_backend("cpu")),
+            Variant("eager", "eager", self._peer(False)),
         ]

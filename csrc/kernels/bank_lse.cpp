@@ -1,5 +1,6 @@
 // The core op in fp32 or fp64.
 #include "bank_slice.h"
+#include "pack.h"
 
 namespace sede {
 namespace SEDE_ISA {

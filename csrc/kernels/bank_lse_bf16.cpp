@@ -2,6 +2,7 @@
 // (AVX512-BF16): both products in bf16 with fp32 sums, at twice the fp32 rate. int8 values are exact
 // in bf16; their row scale stays in the columns of S and P.
 #include "bank_slice.h"
+#include "pack.h"
 
 namespace sede {
 namespace SEDE_ISA {
@@ -233,14 +234,23 @@ void as_elements(float* panel, index_t count, Pair*) {
 
 // Panels [panel][pair of columns][P].
 void pack(const Matrix& m, index_t begin, index_t count, void* out) {
+  constexpr index_t kChunk = 64, kStride = kChunk + W;
   const index_t pairs = (m.cols + 1) / 2;
+  float dense[P * kStride];  // pairs of some columns as rows
   for (index_t first = 0; first < count; first += P) {
-    std::uint16_t* panel = (std::uint16_t*)out + 2 * first * pairs;
-    for (index_t n = 0; n < 2 * pairs * P; ++n) panel[n] = 0;
-    for (index_t i = 0; i < P && first + i < count; ++i) {
-      const Bf16* row = (const Bf16*)m.data + (begin + first + i) * m.row_stride;
-      for (index_t d = 0; d < m.cols; ++d)
-        panel[(d / 2 * P + i) * 2 + d % 2] = row[d * m.col_stride].bits;
+    const index_t rows = count - first < P ? count - first : P;
+    float* panel = (float*)out + first * pairs;
+    for (index_t p = 0; p < pairs; p += kChunk) {
+      const index_t some = pairs - p < kChunk ? pairs - p : kChunk;
+      for (index_t i = 0; i < rows; ++i) {
+        const Bf16* row = (const Bf16*)m.data + (begin + first + i) * m.row_stride;
+        for (index_t n = 0; n < some; ++n) {
+          const index_t d = 2 * (p + n);
+          const std::uint32_t high = d + 1 < m.cols ? row[(d + 1) * m.col_stride].bits : 0;
+          dense[i * kStride + n] = from_bits(row[d * m.col_stride].bits | high << 16);
+        }
+      }
+      pack_panel(dense, kStride, rows, some, panel + p * P);
     }
   }
 }

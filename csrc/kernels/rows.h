@@ -1,4 +1,4 @@
-// Reading rows of any dtype and strides as float or double, and packing queries and bank tiles.
+// Reading rows of any dtype and strides as float or double, and filling bank tiles.
 #pragma once
 
 #include "simd.h"
@@ -92,22 +92,6 @@ void read_row(const Matrix& m, index_t row, T* out, index_t out_step) {
   with_type(m.dtype, m.data, [&](auto* data) {
     copy_row(data + row * m.row_stride, m.col_stride, out, out_step, m.cols);
   });
-}
-
-// Queries begin .. begin + count as panels [panel][d][kPanel], zero beyond the last query.
-template <class T>
-void pack_queries(const Matrix& m, index_t begin, index_t count, T* out) {
-  constexpr index_t P = kPanel<T>;
-  for (index_t first = 0; first < count; first += P) {
-    T* panel = out + first * m.cols;
-    for (index_t i = 0; i < P; ++i) {
-      if (first + i < count) {
-        read_row<T>(m, begin + first + i, panel + i, P);
-      } else {
-        for (index_t d = 0; d < m.cols; ++d) panel[d * P + i] = T(0);
-      }
-    }
-  }
 }
 
 // Filled rows of a bank slice, gathered into a dense tile.

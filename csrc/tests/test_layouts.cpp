@@ -1,4 +1,5 @@
-// Banks in rows and banks in columns, as (D, K), with few queries and many, with holes that hold NaN:
+// Banks in rows and banks in columns, as (D, K), with few queries and many, with holes that hold NaN,
+// and queries of every dtype and layout:
 // the sums and the best rows against loops in double on the stored values.
 #include <limits>
 
@@ -11,7 +12,7 @@ namespace {
 struct Case {
   DType query_dtype, bank_dtype;
   index_t queries, rows, dim;
-  bool in_columns, holes;
+  bool in_columns, holes, query_in_columns = false;
 };
 
 struct Problem {
@@ -23,7 +24,7 @@ struct Problem {
 
   explicit Problem(const Case& shape)
       : c(shape),
-        query(filled(c.query_dtype, c.queries, c.dim, 1)),
+        query(filled(c.query_dtype, c.queries, c.dim, 1, c.query_in_columns)),
         bank(filled(c.bank_dtype, c.rows, c.dim, 2, c.in_columns)) {
     for (index_t j = 0; j < c.rows; ++j) ids.push_back(c.holes && j % 97 > 90 ? -1 : j);
     for (index_t j = 0; j < c.rows; ++j)
@@ -109,6 +110,13 @@ int main() {
     for (bool in_columns : {false, true})
       for (bool holes : {false, true})
         for (DType dtype : {DType::f32, DType::bf16})
-          test_sums({dtype, dtype, 5, 1300, 9, in_columns, holes});
+          for (index_t queries : {1, 3, 5, 9})
+            test_sums({dtype, dtype, queries, 1300, 9, in_columns, holes});
+    // Queries are packed a block of columns at a time, and the last panel is not full.
+    for (DType query : {DType::f32, DType::bf16, DType::f16})
+      for (bool query_in_columns : {false, true})
+        for (index_t dim : {1, 16, 64, 83, 150})
+          for (index_t queries : {20, 45})
+            test_sums({query, query, queries, 24, dim, false, false, query_in_columns});
   });
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import machine, measure, records, run
+from benchmarks import machine, measure, records, run, table
 from benchmarks.case import BOTH, FORWARD, Case, Variant
 from benchmarks.check import Checker
 from benchmarks.limits import Limits, Rate
@@ -232,18 +232,46 @@ def test_the_full_grid_holds_few_queries_small_banks_and_many_k():
     by_op = {}
     for case in GRIDS[("cpu", False)]():
         by_op.setdefault(case.op, set()).add((case.dtype, *case.sizes.values()))
-    queue = {(t, b, k, 256) for t in ("fp32", "bf16") for b in (8, 32) for k in (4096, 65536)}
-    queue |= {("fp32", 1, k, 256) for k in (4096, 65536)}
-    assert queue <= by_op["info_nce_queue"] and queue <= by_op["info_nce"]
+    few = {(t, b, k, 256) for t in ("fp32", "bf16") for b in (8, 32) for k in (4096, 65536)}
+    assert few | {("fp32", 1, k, 256) for k in (4096, 65536)} <= by_op["info_nce"]
+    batches = (1, 3, 4, 5, 6, 8, 16, 32, 128)
+    queue = {(t, b, k, 256) for t in ("fp32", "bf16") for b in batches for k in (4096, 65536)}
+    assert queue <= by_op["info_nce_queue"]
     assert {("fp32", b, k, 256) for b in (1, 16, 64) for k in (64, 1024)} <= by_op["info_nce"]
-    assert {("fp32", b, 4096, 256, k) for b in (1, 8, 64) for k in (1, 1000)} <= by_op["hardest"]
-    assert {("fp32", b, 256) for b in (8, 64, 4096)} <= by_op["info_nce_batch"]
+    ranks = {("fp32", b, n, 256, k) for b in (1, 8, 64) for n in (4096, 65536) for k in (1, 1000)}
+    assert ranks | {("fp32", 128, 256, 256, 100)} <= by_op["hardest"]
+    assert {("fp32", b, d) for b in (8, 64, 4096) for d in (256, 512)} <= by_op["info_nce_batch"]
+    assert by_op["one_pair_t2i"] == {("fp32", 1, 1, 36, 12, 256)}
 
 
 def test_a_queue_lies_in_columns():
     case = Case("info_nce_queue", BOTH, "fp32", {"B": 2, "K": 6, "D": 3})
     rows = OPERATIONS[case.op].draw(case, CPU, _generator())["rows"]
     assert rows.shape == (6, 3) and rows.stride() == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("op", "sizes", "twin"),
+    [
+        ("info_nce_queue", {"B": 3, "K": 64, "D": 8}, "sede cpu, rows"),
+        ("one_pair_t2i", {"B": 1, "N": 1, "R": 5, "L": 3, "D": 8}, "sede cpu, chosen pair"),
+        ("one_pair_i2t", {"B": 1, "N": 1, "R": 5, "L": 3, "D": 8}, "sede cpu, chosen pair"),
+    ],
+)
+def test_a_twin_is_checked_like_ours_and_competes_with_nobody(op, sizes, twin):
+    case, operation = Case(op, BOTH, "fp32", sizes), OPERATIONS[op]
+    inputs = operation.draw(case, CPU, _generator())
+    truth = operation.truth(case, inputs)
+    variant = find(operation.variants(case), twin)
+    if variant.absent(case, CPU) is None:
+        outputs = operation.finish(case, variant.build(case, [inputs])(0))
+        assert outputs.keys() == truth.keys()
+        for name, value in outputs.items():
+            torch.testing.assert_close(value.double(), truth[name], rtol=1e-4, atol=1e-5)
+    times = {"ours": 3.0, "twin": 1.0, "eager": 5.0}
+    timed = [{"kind": k, "status": "ok", "median_ms": ms} for k, ms in times.items()]
+    assert table.best(timed, ours=True) is timed[0]
+    assert table.best(timed, ours=False) is timed[2]
 
 
 @pytest.mark.parametrize(("key", "least"), [(("cuda", False), 300), (("cpu", True), 20)], ids=str)

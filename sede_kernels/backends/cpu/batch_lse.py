@@ -6,7 +6,7 @@ from torch import Tensor
 from sede_kernels.backends.cpu import _native
 from sede_kernels.types import BatchSums, Match, SideGradients, Want, result_dtype
 
-_KEPT_ELEMENTS = 1 << 20  # of s, at most: 4 MB in fp32, within a last-level cache
+_KEPT_ELEMENTS = 1 << 22  # of s, at most: 16 MB in fp32, 2,048 queries
 _PANEL = 64  # a multiple of every instruction set's panel of queries
 
 

@@ -20,11 +20,10 @@ void run(const BankLse& op, const T* lse, const T* grad, T* query_grad, T* key_g
   Shape shape = shape_of(op, ops);
   shape.in_place = false;
   const Plan plan = make_plan(shape, share * index_t(sizeof(T)) / 4);
+  // Similarities that the forward kept need no packed queries.
   Buffer packed(op.scores ? 0 : round_up(queries, ops.panel) * dim * ops.query_bytes);
-  Buffer rows(queries * batch.row_stride(dim) * index_t(sizeof(T)));
   Buffer shares(plan.slices * share * index_t(sizeof(T)));
   if (!op.scores) ops.pack(op.query, 0, queries, packed.get());
-  batch.fill_queries(op.query, 0, queries, rows.as<T>());
 
   TaskCounter slicing(plan.slices), adding(queries);
   const index_t scratch_bytes = batch.scratch(op, queries, plan.tiling);
@@ -34,7 +33,6 @@ void run(const BankLse& op, const T* lse, const T* grad, T* query_grad, T* key_g
       BatchCall<T> call;
       call.op = &op;
       call.packed_query = packed.get();
-      call.rows = rows.as<T>();
       call.bank_begin = plan.slice(n, op.bank.rows).first;
       call.bank_end = plan.slice(n, op.bank.rows).second;
       call.tiling = plan.tiling;

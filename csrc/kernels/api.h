@@ -93,8 +93,7 @@ struct HardestCall {
 template <class T>
 struct BatchCall {
   const BankLse* op;
-  const void* packed_query;  // all queries, or null where their similarities are kept
-  const T* rows;             // all queries as rows of a stride of their own
+  const void* packed_query;  // all queries
   index_t bank_begin, bank_end;
   Tiling tiling;
   const T* lse;              // [E, B]

@@ -45,7 +45,8 @@ void slice(const BatchCall<T>& call) {
   Scratch<T> scratch(carver, op, Q, call.tiling);
   BankTile<T> tile{nullptr, tile_stride<T>(dim), call.tiling.bank_rows, 0, scratch.source};
   carver.take(tile.rows, scratch.capacity * tile.stride);
-  T *key_grad, *panel;
+  T *rows, *key_grad, *panel;
+  carver.take(rows, Q * tile.stride);
   carver.take(key_grad, scratch.capacity * columns);
   carver.take(panel, scratch.panel_size);
   T* weights = scratch.panels[0];
@@ -68,8 +69,13 @@ void slice(const BatchCall<T>& call) {
       }
       product(queries, columns, weights, 1, Q, tile.rows, tile.stride,
               call.query_grad + q * call.grad_stride, call.grad_stride, tile.count, !first);
-      product(tile.count, columns, weights, Q, 1, call.rows + q * tile.stride, tile.stride, key_grad,
-              columns, queries, q > 0);
+      for (index_t i = 0; i < queries; ++i) {
+        T* row = rows + i * tile.stride;
+        read_row(op.query, q + i, row, 1);
+        for (index_t d = dim; d < columns; ++d) row[d] = T(0);
+      }
+      product(tile.count, columns, weights, Q, 1, rows, tile.stride, key_grad, columns, queries,
+              q > 0);
     }
     for (index_t r = 0; r < tile.count; ++r)
       for (index_t d = 0; d < dim; ++d)
@@ -79,20 +85,6 @@ void slice(const BatchCall<T>& call) {
     for (index_t n = 0; n < op.query.rows * call.grad_stride; ++n) call.query_grad[n] = T(0);
 }
 
-// Elements of a query as a row; then the queries begin .. end as such rows, zero beyond D.
-template <class T>
-index_t row_stride(index_t dim) {
-  return tile_stride<T>(dim);
-}
-template <class T>
-void fill_queries(const Matrix& query, index_t begin, index_t end, T* rows) {
-  const index_t stride = row_stride<T>(query.cols);
-  for (index_t i = begin; i < end; ++i) {
-    read_row(query, i, rows + i * stride, 1);
-    for (index_t d = query.cols; d < stride; ++d) rows[i * stride + d] = T(0);
-  }
-}
-
 template <class T>
 index_t scratch_bytes(const BankLse& op, index_t, const Tiling& tiling) {
   Carver carver{nullptr};
@@ -100,6 +92,7 @@ index_t scratch_bytes(const BankLse& op, index_t, const Tiling& tiling) {
   T* rows;
   const index_t stride = tile_stride<T>(op.bank.cols);
   carver.take(rows, scratch.capacity * stride);
+  carver.take(rows, kBlock<T> * stride);
   carver.take(rows, scratch.capacity * round_up(op.bank.cols, Simd<T>::width));
   carver.take(rows, scratch.panel_size);
   return carver.at;
@@ -107,10 +100,8 @@ index_t scratch_bytes(const BankLse& op, index_t, const Tiling& tiling) {
 
 }  // namespace
 
-const BatchOps<float> batch_f32 = {scratch_bytes<float>, row_stride<float>, fill_queries<float>,
-                                   slice<float>};
-const BatchOps<double> batch_f64 = {scratch_bytes<double>, row_stride<double>, fill_queries<double>,
-                                    slice<double>};
+const BatchOps<float> batch_f32 = {scratch_bytes<float>, slice<float>};
+const BatchOps<double> batch_f64 = {scratch_bytes<double>, slice<double>};
 
 }  // namespace SEDE_ISA
 }  // namespace sede

@@ -32,8 +32,6 @@ struct HardestOps {
 template <class T>
 struct BatchOps {
   index_t (*scratch)(const BankLse& op, index_t queries, const Tiling& tiling);
-  index_t (*row_stride)(index_t dim);
-  void (*fill_queries)(const Matrix& query, index_t begin, index_t end, T* rows);
   void (*slice)(const BatchCall<T>& call);
 };
 

@@ -75,11 +75,13 @@ def sums(
     *,
     other: Bank | None = None,
     in_batch: bool = False,
+    combined: bool = True,
 ) -> Sums:
     """The pass over ``bank``, or over the other rows' keys of a batch (``in_batch``).
 
     With ``other``, a bank of the same shape, dtype and kind, ``query`` is (2, B, D), the limit
-    (2, B), and every result has a leading (2,).
+    (2, B), and every result has a leading (2,). Where not ``combined``, a split bank gives the
+    sums of its parts, as ``part_sums`` describes them.
     """
     B, D = query.shape[-2:]
     K, E, A = bank.rows.shape[0], scales.shape[0], len(want.accumulate)
@@ -110,8 +112,9 @@ def sums(
         def run(config: launch.Config) -> Sums:
             static = key.endswith("/static")
             return _launch(
-                query, bank, other, scales, match, want, config, static=static, in_batch=in_batch
-            )
+                query, bank, other, scales, match, want, config,
+                static=static, in_batch=in_batch, combined=combined,
+            )  # fmt: skip
 
         table = _table(other is not None)
         return run(tuning.choose(table, key, query.device, (B, K), run))
@@ -146,6 +149,7 @@ def _launch(
     *,
     static: bool,
     in_batch: bool,
+    combined: bool,
 ) -> Sums:
     B, D = query.shape[-2:]
     K, E, A = bank.rows.shape[0], scales.shape[0], len(want.accumulate)
@@ -228,7 +232,7 @@ def _launch(
             BLOCK_D=block_d,
             **config.options,
         )
-    return found if final else combine(query, scales, found, want, order)
+    return found if final or not combined else combine(query, scales, found, want, order)
 
 
 def bank_lse(query: Tensor, bank: Bank, scales: Tensor, match: Match, want: Want) -> Sums:

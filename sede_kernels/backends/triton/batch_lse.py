@@ -44,29 +44,57 @@ def batch_lse_backward(
     grad_scales: Tensor,
     match: Match,
 ) -> SideGradients:
-    """See ``sede_kernels.ops.batch_lse``. One launch a side; s is recomputed tile by tile."""
+    """See ``sede_kernels.ops.batch_lse``. Two launches; s is recomputed tile by tile."""
+    factor = (grad_lse * grad_scales.unsqueeze(1)).contiguous()
+    return batch_gradients([(query, key)], factor, lse.contiguous(), scales, match)
+
+
+def batch_gradients(
+    batches: list[tuple[Tensor, Tensor]],
+    factor: Tensor,
+    lse: Tensor,
+    scales: Tensor,
+    match: Match,
+    *,
+    upstream: Tensor | None = None,
+    flag: Tensor | None = None,
+    side_step: int = 0,
+) -> SideGradients:
+    """What in-batch negatives add to queries and keys, (B, D) fp32, or (2, B, D) of two batches.
+
+    Two batches have the same layouts and dtypes.
+    ``factor`` and ``lse`` (E, B) lie ``side_step`` apart for the second batch; ``upstream``, () or
+    (B,), multiplies the factors. ``flag``: whether the batch counts.
+    """
+    (query, key), (query_2, key_2) = batches[0], batches[-1]
+    two = len(batches) == 2
     B, D = query.shape
-    grad_query = torch.empty((B, D), dtype=torch.float32, device=query.device)
-    grad_key = torch.empty_like(grad_query)
+    shape = (2, B, D) if two else (B, D)
+    grad_query, grad_key = (
+        torch.empty(shape, dtype=torch.float32, device=query.device) for _ in range(2)
+    )
     if B == 0 or D == 0:
         return SideGradients(grad_query, grad_key)
     dtype = operand_dtype(query, key)
     kind = operand_kind(dtype)
     slice_d = WIDEST_SLICE[kind]
-    factor = (grad_lse * grad_scales.unsqueeze(1)).contiguous()
-    lse = lse.contiguous()
+    step = 0 if upstream is None or not upstream.ndim else upstream.stride(0)
 
     def run(config: launch.Config) -> None:
-        grid = (-(-B // config.rows), -(-D // slice_d))
-        for own, other, out, transposed in (
-            (query, key, grad_query, False),
-            (key, query, grad_key, True),
+        grid = (-(-B // config.rows), -(-D // slice_d), len(batches))
+        for own, other, own_2, other_2, out, transposed in (
+            (query, key, query_2, key_2, grad_query, False),
+            (key, query, key_2, query_2, grad_key, True),
         ):
             _batch_lse_bwd_kernel[grid](
                 own,
                 other,
+                own_2 if two else None,
+                other_2 if two else None,
                 factor,
                 lse,
+                upstream,
+                flag,
                 scales,
                 match.ids,
                 match.limit,
@@ -75,6 +103,9 @@ def batch_lse_backward(
                 D,
                 *own.stride(),
                 *other.stride(),
+                side_step,
+                step,
+                SIDES=len(batches),
                 E=scales.shape[0],
                 SELECT=match.select,
                 HAS_IDS=match.ids is not None,

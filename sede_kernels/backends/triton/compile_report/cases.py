@@ -22,6 +22,7 @@ MODULES = (
     "bank_cases",
     "chunk_cases",
     "row_cases",
+    "info_nce_cases",
     "cross_attention_cases",
     "cross_attention_pairs_cases",
 )

@@ -20,7 +20,7 @@ from sede_kernels.backends.triton.kernels.hardest import (
     _hardest_fwd_kernel,
 )
 
-_ALIGNED = frozenset({"D", "C", "stride_qb", "stride_mk", "stride_xr", "stride_yr"})
+_ALIGNED = frozenset({"D", "C", "stride_qb", "stride_mk", "stride_xr", "stride_yr", "side_step"})
 _STRIDES = {"stride_qd": 1, "stride_md": 1}
 
 
@@ -191,15 +191,17 @@ def _batch_case(architecture: str, kind: str, config: launch.Config, whole: bool
     pointer, operand, precision = OPERANDS[kind]
     width = WIDEST_SLICE[kind]
     types = {
-        **dict.fromkeys(("own", "other"), f"*{pointer}"),
-        **dict.fromkeys(("factor", "lse", "scales", "limit", "grad"), "*fp32"),
+        **dict.fromkeys(("own", "other", "own_2", "other_2"), f"*{pointer}"),
+        **dict.fromkeys(("factor", "lse", "upstream", "scales", "limit", "grad"), "*fp32"),
+        "flag": "*i1",
         "ids": "*i64",
-        **dict.fromkeys(("B", "D", "stride_xr", "stride_yr"), "i32"),
+        **dict.fromkeys(("B", "D", "stride_xr", "stride_yr", "side_step", "step"), "i32"),
     }
     constants = {
         "stride_xd": 1,
         "stride_yd": 1,
-        "E": 3,
+        "SIDES": 2,
+        "E": 2,
         "SELECT": "mask",
         "HAS_IDS": True,
         "HAS_LIMIT": True,

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-"""Backward of the in-batch sums: one kernel for both sides.
+"""Backward of the in-batch sums: one kernel for queries and keys, one launch for two batches.
 
-Rows are the side whose gradient is summed, columns the other side. With w_ij = sum_e g_ei P_eij
-(i a query, j a key) the query side takes w k and, transposed, the key side w^T q.
+Rows are those whose gradient is summed, columns the others. With w_ij = sum_e g_ei P_eij
+(i a query, j a key) the queries take w k and, transposed, the keys w^T q.
 """
 
 import triton
@@ -32,18 +32,25 @@ def _matrix_tile(
 def _batch_lse_bwd_kernel(
     own,  # [B, D]
     other,  # [B, D]
+    own_2,  # those of the second batch, of the same layouts
+    other_2,
     factor,  # [E, B] g r, of the queries
     lse,  # [E, B]
+    upstream,  # [B], or [] with a step of 0: factors are times this; or None
+    flag,  # [] whether the batch counts, or None: it does
     scales,  # [E]
     ids,  # [B]
-    limit,  # [B]
-    grad,  # [B, D] of ``own``
+    limit,  # [sides, B]
+    grad,  # [sides, B, D] of ``own``
     B,
     D,
     stride_xr,
     stride_xd,
     stride_yr,
     stride_yd,
+    side_step,  # from the factors and log-sum-exps of one batch to those of the next
+    step,
+    SIDES: tl.constexpr,
     E: tl.constexpr,
     SELECT: tl.constexpr,
     HAS_IDS: tl.constexpr,
@@ -57,7 +64,18 @@ def _batch_lse_bwd_kernel(
     BLOCK_D: tl.constexpr,
     SLICE_D: tl.constexpr,
 ):
-    """Program (i, n): BLOCK_R rows of the gradient, its columns n SLICE_D and on."""
+    """Program (i, n, side): BLOCK_R rows of the gradient, its columns n SLICE_D and on."""
+    side = 0
+    if SIDES == 2:
+        side = tl.program_id(2)
+        factor += side * side_step
+        lse += side * side_step
+        if side == 1:
+            own = own_2
+            other = other_2
+    columns = B
+    if flag is not None:
+        columns = tl.where(tl.load(flag) != 0, B, 0)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     slice_cols = tl.program_id(1) * SLICE_D + tl.arange(0, SLICE_D)
     row_ids = rows.to(tl.int64)
@@ -67,7 +85,7 @@ def _batch_lse_bwd_kernel(
     if WHOLE:
         x = _matrix_tile(own, rows, slice_cols, B, D, stride_xr, stride_xd, OPERAND)
     acc = tl.zeros((BLOCK_R, SLICE_D), tl.float32)
-    for first in range(0, B, BLOCK_C):
+    for first in range(0, columns, BLOCK_C):
         cols = first + tl.arange(0, BLOCK_C)
         y = _matrix_tile(other, cols, slice_cols, B, D, stride_yr, stride_yd, OPERAND)
         if WHOLE:
@@ -91,7 +109,7 @@ def _batch_lse_bwd_kernel(
             valid = valid_slots(rows, cols, B, row_ids, col_ids, HAS_IDS, HAS_IDS, SELECT, True)
         queries = cols if TRANSPOSED else rows
         if HAS_LIMIT:
-            most = tl.load(limit + queries, mask=queries < B, other=0.0)
+            most = tl.load(limit + side * B + queries, mask=queries < B, other=0.0)
             valid = valid & (s <= (most[None, :] if TRANSPOSED else most[:, None]))
         weight = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
         for e in tl.static_range(E):
@@ -99,6 +117,8 @@ def _batch_lse_bwd_kernel(
             base = tl.load(lse + at, mask=queries < B, other=0.0)
             base = tl.where(base == NEG_INF, 0.0, base)
             share = tl.load(factor + at, mask=queries < B, other=0.0)
+            if upstream is not None:
+                share *= tl.load(upstream + queries * step, mask=queries < B, other=0.0)
             c = tl.load(scales + e)
             if TRANSPOSED:
                 p = tl.exp2((s * c - base[None, :]) * LOG2E) * share[None, :]
@@ -108,5 +128,5 @@ def _batch_lse_bwd_kernel(
         weight = tl.where(valid & (queries < B)[None, :] if TRANSPOSED else valid, weight, 0.0)
         acc = matmul(rounded(weight, OPERAND), y, acc, PRECISION)
     rows = known_from_here(tl.program_id(0) * BLOCK_R) + tl.arange(0, BLOCK_R)
-    offset = rows.to(tl.int64)[:, None] * D + slice_cols[None, :]
+    offset = (side * B + rows).to(tl.int64)[:, None] * D + slice_cols[None, :]
     tl.store(grad + offset, acc, mask=(rows < B)[:, None] & (slice_cols < D)[None, :])

@@ -1,0 +1,127 @@
+"""What the launches of a loss share and no pass computes: exponents, limits, tickets.
+
+Numbers that the host knows are written to the device once for each stream and kept. While a CUDA
+graph is captured nothing that is kept may be used: the graph would outlive it.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sede_kernels.backends.triton import launch
+from sede_kernels.backends.triton.kernels.info_nce import EXTRA_AT, _info_nce_start_kernel
+from sede_kernels.types import InfoNCERule, Scalars, Side
+
+_NUMBERS = 8
+_FEWEST_TICKETS = 1024
+
+
+class Start(NamedTuple):
+    """What the passes of a loss start from."""
+
+    numbers: Tensor  # (8,), see _info_nce_start_kernel
+    exponents: Tensor  # (E,) of the passes
+    similarity: Tensor | None  # (S, B) s+, where a margin needs it
+    limit: Tensor | None  # (S, B) largest similarity that counts
+
+    @property
+    def further(self) -> Tensor:
+        """(2,) the exponents of further positives."""
+        return self.numbers[EXTRA_AT.value : EXTRA_AT.value + 2]
+
+    @classmethod
+    def of(cls, sides: list[Side], scalars: Scalars, rule: InfoNCERule) -> "Start":
+        """No launch where all numbers are known and kept; else one."""
+        device = sides[0].query.device
+        learned = scalars.temperature_at is not None or (
+            rule.weighted and scalars.hardness_at is not None
+        )
+        hardness = scalars.hardness if rule.weighted else 0.0
+        inverse = 1.0 / scalars.temperature
+        stream = _stream(device)
+        if not (learned or rule.margin or stream is None):
+            numbers = _kept(inverse, hardness, str(device), stream)
+            return cls(numbers, numbers[: rule.exponents], None, None)
+        numbers = torch.empty((_NUMBERS,), dtype=torch.float32, device=device)
+        similarity = limit = None
+        if rule.margin:
+            shape = (len(sides), sides[0].query.shape[0])
+            similarity, limit = (
+                torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2)
+            )
+        _start(sides, scalars, rule, inverse, hardness, (numbers, similarity, limit))
+        return cls(numbers, numbers[: rule.exponents], similarity, limit)
+
+
+def _start(
+    sides: list[Side],
+    scalars: Scalars,
+    rule: InfoNCERule,
+    inverse: float,
+    hardness: float,
+    out: tuple[Tensor, Tensor | None, Tensor | None],
+) -> None:
+    B, D = sides[0].query.shape
+    pair = len(sides) == 2
+    rows = [matrix for side in sides for matrix in (side.query, side.positive)]
+    config = launch.candidates("info_nce", "whole", launch.device_class(sides[0].query.device)[0])[
+        0
+    ]
+    _info_nce_start_kernel[(-(-B // config.rows) if rule.margin else 1,)](
+        *rows,
+        *(() if pair else (None, None)),
+        scalars.temperature_at,
+        scalars.hardness_at,
+        scalars.margin_at,
+        *out,
+        B,
+        D,
+        *sides[0].query.stride(),
+        *sides[0].positive.stride(),
+        inverse,
+        hardness,
+        inverse + hardness,
+        scalars.margin,
+        SIDES=len(sides),
+        WEIGHTED=rule.weighted,
+        BLOCK_B=config.rows,
+        BLOCK_D=config.cols,
+        **config.options,
+    )
+
+
+def _stream(device: torch.device) -> int | None:
+    """The current stream of a device; None while it is captured."""
+    if device.type != "cuda":
+        return 0
+    if torch.cuda.is_current_stream_capturing():
+        return None
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+@lru_cache(maxsize=64)
+def _kept(inverse: float, hardness: float, device: str, stream: int) -> Tensor:
+    """The numbers of a temperature and hardness, filled in and never copied from the host."""
+    values = (inverse + hardness, hardness, 0.0, 0.0, inverse, 0.0, hardness, 0.0)
+    with torch.inference_mode(False), torch.no_grad():
+        numbers = torch.empty((_NUMBERS,), dtype=torch.float32, device=device)
+        for place, value in enumerate(values):
+            numbers[place].fill_(value)
+    return numbers
+
+
+def tickets(like: Tensor, programs: int) -> Tensor:
+    """int32 for the programs that add up a loss: the first is 0, and the kernel leaves it so."""
+    stream = _stream(like.device)
+    if stream is None:
+        return like.new_zeros((1 + programs,), dtype=torch.int32)
+    size = max(_FEWEST_TICKETS, 1 << programs.bit_length())
+    return _kept_tickets(size, str(like.device), stream)
+
+
+@lru_cache(maxsize=64)
+def _kept_tickets(size: int, device: str, stream: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros((1 + size,), dtype=torch.int32, device=device)

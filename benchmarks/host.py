@@ -9,9 +9,10 @@ of the backward's.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -102,7 +103,7 @@ CASES: dict[str, tuple[Callable[[Leaves], Loss], float, tuple[int, int]]] = {
 
 
 class Counter(TorchDispatchMode):
-    """Counts torch ops but for views and allocations, and calls into the native module."""
+    """Counts torch ops but for views and allocations, native calls and Triton's launches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,13 +131,38 @@ class _Launches:
         return getattr(self._module, name)
 
 
+def _triton_launches(counter: Counter) -> AbstractContextManager[Any]:
+    """Triton's launches are counted, on a GPU and in the interpreter; nothing runs without it."""
+    if "triton" not in sys.modules:
+        return nullcontext()
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    stack = ExitStack()
+    for kind in (JITFunction, InterpretedFunction):
+
+        def run(
+            kernel: Any, *args: Any, original: Any = kind.run, grid: Any, warmup: bool, **rest: Any
+        ) -> Any:
+            before = len(counter.names)
+            result = original(kernel, *args, grid=grid, warmup=warmup, **rest)
+            # The interpreter's own copies of tensors are no part of a call.
+            counter.names[before:] = [] if warmup else [f"triton::{kernel.fn.__name__}"]
+            return result
+
+        stack.enter_context(mock.patch.object(kind, "run", run))
+    return stack
+
+
 @contextmanager
 def counted() -> Iterator[Counter]:
     """What runs inside, on the eager path: that path is not left because something counts."""
     counter = Counter()
-    native = _Launches(_native.module(), counter)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_native, "module", lambda: native))
+        if _native.unavailable_reason() is None:
+            native = _Launches(_native.module(), counter)
+            stack.enter_context(mock.patch.object(_native, "module", lambda: native))
+        stack.enter_context(_triton_launches(counter))
         stack.enter_context(mock.patch.object(transforms, "only_autograd_looks_on", lambda: True))
         stack.enter_context(counter)
         yield counter
@@ -145,7 +171,11 @@ def counted() -> Iterator[Counter]:
 def launches(build: Callable[[Leaves], Loss]) -> tuple[list[str], list[str]]:
     """Names of the launches and ops of one forward and one backward."""
     leaves = Leaves()
-    loss = build(leaves)
+    return launches_of(build(leaves), leaves)
+
+
+def launches_of(loss: Loss, leaves: Leaves) -> tuple[list[str], list[str]]:
+    """Those of a loss, after a call that fills caches."""
     loss().backward()
     leaves.forget()
     with counted() as forward:

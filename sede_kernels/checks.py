@@ -335,6 +335,7 @@ def check_info_nce(
     in_batch_negatives: bool | Tensor,
     unit_length: bool,
     reduction: str,
+    max_inverse_temperature: float | None = None,
 ) -> None:
     """What can be said of the keywords of the losses without a tensor; modules ask at construction.
 
@@ -344,6 +345,10 @@ def check_info_nce(
     check_weights(name, normalize_weights, detach_weights, false_negatives, reduction)
     if margin is not None:
         check_number(name, "margin", margin)
+    if max_inverse_temperature is not None:
+        check_number(
+            name, "max_inverse_temperature", max_inverse_temperature, low=0.0, open_low=True
+        )
     check_bool(name, "unit_length", unit_length)
     if not isinstance(in_batch_negatives, Tensor):
         check_bool(name, "in_batch_negatives", in_batch_negatives)

@@ -43,7 +43,7 @@ class WeightedInfoNCE(ScaledLoss):
             first puts a larger parameter back to it. None for no cap.
         normalize_weights, detach_weights, positive_focus, tau_plus: as in the function.
         false_negatives, margin, in_batch_negatives, unit_length: as in the function.
-        reduction, backend: as in the function.
+        max_inverse_temperature, reduction, backend: as in the function.
 
     Example:
         >>> loss = WeightedInfoNCE(temperature=0.1, hardness=5.0)
@@ -67,6 +67,7 @@ class WeightedInfoNCE(ScaledLoss):
         margin: float | None = None,
         in_batch_negatives: bool = False,
         unit_length: bool = False,
+        max_inverse_temperature: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
@@ -82,6 +83,7 @@ class WeightedInfoNCE(ScaledLoss):
             "in_batch_negatives": in_batch_negatives,
             "unit_length": unit_length,
             "reduction": reduction,
+            "max_inverse_temperature": max_inverse_temperature,
         }
         check_info_nce(type(self).__name__, **self.options)
         check_backend(type(self).__name__, backend)

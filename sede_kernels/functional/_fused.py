@@ -56,6 +56,13 @@ class Keywords(NamedTuple):
     unit_length: bool
     reduction: str
     backend: str
+    max_inverse_temperature: float | None = None  # the temperature is bounded already
+
+    def plain(self) -> dict[str, Any]:
+        """The keywords of ``check_options``."""
+        found = self._asdict()
+        del found["max_inverse_temperature"]
+        return found
 
 
 class Given(NamedTuple):
@@ -86,8 +93,12 @@ def _settings(
     query_grad: bool,
     scalar_grad: bool,
     keep: bool,
+    most_inverse: float | None,
 ) -> tuple[Scalars, InfoNCERule]:
-    """Numbers and rule, checked; ``_AT`` for a temperature or hardness that is a tensor."""
+    """Numbers and rule, checked; ``_AT`` for a temperature or hardness that is a tensor.
+
+    ``most_inverse``: the bound of 1 / tau, if there is one.
+    """
     check_info_nce(
         name,
         normalize_weights=normalize_weights,
@@ -102,8 +113,10 @@ def _settings(
     )
     scalars = Scalars(1.0, 0.0, 0.0 if margin is None else float(margin))
     most = 0.0
-    if temperature is _AT or hardness is _AT:
+    if hardness is _AT or (temperature is _AT and most_inverse is None):
         most = STATIC_LIMIT + 1  # unknown on the host
+    elif temperature is _AT and most_inverse is not None:
+        most = most_inverse
     if temperature is not _AT:
         number = check_temperature(name, temperature)
         scalars, most = scalars._replace(temperature=number), most + 1.0 / number
@@ -201,7 +214,7 @@ def _checked(name: str, given: Given, keywords: Keywords) -> Side:
     """
     query, positive, bank, ids, bank_ids, names = given
     check_pair(name, query, positive, names[:2])
-    options = check_options(name, query, **keywords._asdict())
+    options = check_options(name, query, **keywords.plain())
     direction = check_direction(
         name, query, positive, bank, ids, bank_ids, options, ids_name=names[2]
     )
@@ -280,6 +293,7 @@ def settings_of(
         query_grad,
         scalar_grad,
         keep,
+        keywords.max_inverse_temperature,
     )
     known = not compiling and _PLAIN.issuperset(map(type, values))
     scalars, rule = (_checked_once if known else _settings)(*values)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import check_same_device, requested
+from sede_kernels.functional._bounded import bounded
 from sede_kernels.functional._fused import Given, Keywords, fused, stats_of
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,
@@ -39,6 +40,7 @@ def symmetric_info_nce(
     margin: float | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
+    max_inverse_temperature: float | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     return_stats: Literal[False] = False,
@@ -65,6 +67,7 @@ def symmetric_info_nce(
     margin: float | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
+    max_inverse_temperature: float | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     return_stats: Literal[True],
@@ -90,6 +93,7 @@ def symmetric_info_nce(
     margin: float | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
+    max_inverse_temperature: float | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     return_stats: bool = False,
@@ -119,6 +123,7 @@ def symmetric_info_nce(
         in_batch_negatives: the other rows' keys are negatives too and get a gradient; a bool, or
             a 0-d bool tensor on the device.
         unit_length: a promise that embeddings and bank rows have unit length, up to rounding.
+        max_inverse_temperature: 1 / tau is at most this; None for no bound.
         reduction: ``none``, ``mean`` or ``sum``, of each direction.
         backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
         return_stats: also return ``InfoNCEStats`` of both directions.
@@ -155,7 +160,7 @@ def symmetric_info_nce(
         check_same_device(NAME, image, text=text)
 
     keywords = Keywords(
-        temperature,
+        bounded(NAME, temperature, max_inverse_temperature, image),
         hardness,
         normalize_weights,
         detach_weights,
@@ -167,6 +172,7 @@ def symmetric_info_nce(
         unit_length,
         reduction,
         chosen,
+        max_inverse_temperature,
     )
     sides = (
         Given(image, text_key, text_bank, ids, None, ("image", "text_key", "ids")),
@@ -176,7 +182,7 @@ def symmetric_info_nce(
     if mixed or chosen == "reference":
         check()
     if chosen == "reference":
-        options = check_options(NAME, image, **keywords._asdict())
+        options = check_options(NAME, image, **keywords.plain())
         directions = [check_direction(NAME, *given[:5], options, ids_name="ids") for given in sides]
         losses = [reference_loss(direction, options) for direction in directions]
         loss = (losses[0] + losses[1]) / 2

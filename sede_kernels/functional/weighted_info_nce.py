@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import requested
+from sede_kernels.functional._bounded import bounded
 from sede_kernels.functional._fused import Given, Keywords, fused, stats_of
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,
@@ -37,6 +38,7 @@ def weighted_info_nce(
     margin: float | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
+    max_inverse_temperature: float | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     return_stats: Literal[False] = False,
@@ -61,6 +63,7 @@ def weighted_info_nce(
     margin: float | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
+    max_inverse_temperature: float | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     return_stats: Literal[True],
@@ -84,6 +87,7 @@ def weighted_info_nce(
     margin: float | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
+    max_inverse_temperature: float | None = None,
     reduction: str = "mean",
     backend: str = "auto",
     return_stats: bool = False,
@@ -116,6 +120,9 @@ def weighted_info_nce(
         unit_length: a promise that queries and bank rows have unit length, up to rounding. A GPU
             kernel then works with a fixed maximum instead of a running one, where 1 / tau + beta
             is a number <= 43. Longer rows may overflow to inf.
+        max_inverse_temperature: 1 / tau is at most this, None for no bound: the temperature counts
+            as max(tau, 1 / bound), without a gradient where the bound holds it. It lets a
+            temperature tensor have the fixed maximum of ``unit_length``.
         reduction: ``none`` (B,), ``mean`` (divided by the sum of the row weights) or ``sum``.
         backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
         return_stats: also return ``InfoNCEStats``.
@@ -151,7 +158,7 @@ def weighted_info_nce(
     """
     chosen = requested(NAME, backend)
     keywords = Keywords(
-        temperature,
+        bounded(NAME, temperature, max_inverse_temperature, query),
         hardness,
         normalize_weights,
         detach_weights,
@@ -163,10 +170,11 @@ def weighted_info_nce(
         unit_length,
         reduction,
         chosen,
+        max_inverse_temperature,
     )
     if chosen == "reference":
         check_pair(NAME, query, positive)
-        options = check_options(NAME, query, **keywords._asdict())
+        options = check_options(NAME, query, **keywords.plain())
         direction = check_direction(NAME, query, positive, bank, query_ids, bank_ids, options)
         plain = reference_loss(direction, options)
         return (plain, reference_stats(direction, options)) if return_stats else plain

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.triton import launch
-from sede_kernels.backends.triton.kernels.info_nce import EXTRA_AT, _info_nce_start_kernel
+from sede_kernels.backends.triton.kernels.info_nce_start import _info_nce_start_kernel
+from sede_kernels.backends.triton.kernels.info_nce_table import EXTRA_AT
 from sede_kernels.types import InfoNCERule, Scalars, Side
 
 _NUMBERS = 8

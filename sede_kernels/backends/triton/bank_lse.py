@@ -94,8 +94,9 @@ def sums(
     flat = query.flatten(0, -2)
     banks = [bank.rows] if other is None else [bank.rows, other.rows]
     plain = all(describable(matrix) for matrix in (flat, *banks)) and not scaled
-    # fp16 would lose the small weights of a fixed maximum.
-    lean = "static" if want.unit_length and dtype == torch.bfloat16 else "lean"
+    # fp16 would lose the small weights of a fixed maximum; the hardest row needs the running one.
+    static = want.unit_length and dtype == torch.bfloat16 and plain and A > 0 and not want.hardest
+    lean = "static" if static else "lean"
     key = table_key(kind, D, A, "safe" if not plain else "full" if full else lean)
     architecture, _ = launch.device_class(query.device)
     whole = one_pass(query, dtype, A, architecture, scaled=scaled)
@@ -110,7 +111,6 @@ def sums(
             return chunk_sums(query, bank, scales, match, want)
 
         def run(config: launch.Config) -> Sums:
-            static = key.endswith("/static")
             return _launch(
                 query, bank, other, scales, match, want, config,
                 static=static, in_batch=in_batch, combined=combined,

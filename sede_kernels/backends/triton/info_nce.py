@@ -16,11 +16,9 @@ from sede_kernels.backends.triton._host import MAX_PARTS, on_device
 from sede_kernels.backends.triton._scalars import Start, tickets
 from sede_kernels.backends.triton.bank_lse import sums
 from sede_kernels.backends.triton.batch_lse import batch_gradients
-from sede_kernels.backends.triton.kernels.info_nce import (
-    _info_nce_finish_kernel,
-    _info_nce_focus_kernel,
-    _info_nce_scale_kernel,
-)
+from sede_kernels.backends.triton.kernels.info_nce import _info_nce_finish_kernel
+from sede_kernels.backends.triton.kernels.info_nce_focus import _info_nce_focus_kernel
+from sede_kernels.backends.triton.kernels.info_nce_scale import _info_nce_scale_kernel
 from sede_kernels.types import (
     TABLE,
     Bank,

@@ -6,12 +6,10 @@ from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._host import MAX_PARTS
 from sede_kernels.backends.triton.compile_report.cases import Case, configurations, tile_name
 from sede_kernels.backends.triton.info_nce import BLOCK, BLOCK_S
-from sede_kernels.backends.triton.kernels.info_nce import (
-    _info_nce_finish_kernel,
-    _info_nce_focus_kernel,
-    _info_nce_scale_kernel,
-    _info_nce_start_kernel,
-)
+from sede_kernels.backends.triton.kernels.info_nce import _info_nce_finish_kernel
+from sede_kernels.backends.triton.kernels.info_nce_focus import _info_nce_focus_kernel
+from sede_kernels.backends.triton.kernels.info_nce_scale import _info_nce_scale_kernel
+from sede_kernels.backends.triton.kernels.info_nce_start import _info_nce_start_kernel
 
 _INPUTS = ("query", "key", "other_query", "other_key")
 _STRIDES = ("stride_qb", "stride_kb")

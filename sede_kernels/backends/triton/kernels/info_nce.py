@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-"""The weighted InfoNCE around its passes: scalars, ``finish``, focused weights, ``backward``.
+"""The weighted InfoNCE from the sums of its passes: losses, statistics, gradients of a unit loss.
 
 A table of a side is [16, B], as ``sede_kernels.types.TABLE`` names its rows. The reduced loss is a
 sum in the order of the rows: each program leaves the sum of its own, and the last one that comes
@@ -13,93 +13,28 @@ from sede_kernels.backends.triton.kernels.device import LOG2E, NEG_INF, log2_bas
 from sede_kernels.backends.triton.kernels.info_nce_row import (
     dots,
     log_add,
-    one_minus_exp,
+    power,
     row_loss,
     segment_sums,
     share_of,
 )
-from sede_kernels.types import TABLE
-
-_ROWS = tl.constexpr(len(TABLE))
-_LOSS = tl.constexpr(TABLE.index("loss"))
-_WEIGHT = tl.constexpr(TABLE.index("weight"))
-_POSITIVE = tl.constexpr(TABLE.index("positive"))
-_LOG_NEGATIVES = tl.constexpr(TABLE.index("log_negatives"))
-_HARDEST = tl.constexpr(TABLE.index("hardest"))
-_POSITIVE_GRAD = tl.constexpr(TABLE.index("positive_grad"))
-_TEMPERATURE_GRAD = tl.constexpr(TABLE.index("temperature_grad"))
-_HARDNESS_GRAD = tl.constexpr(TABLE.index("hardness_grad"))
-_LSE = tl.constexpr(TABLE.index("lse"))
-_LSE_GRAD = tl.constexpr(TABLE.index("lse_grad"))
-_EXTRA_LSE = tl.constexpr(TABLE.index("extra_lse"))
-_EXTRA_GRAD = tl.constexpr(TABLE.index("extra_grad"))
-#: Where ``numbers`` has the exponents of further positives, and beta; those of the passes lead.
-EXTRA_AT = tl.constexpr(4)
-BETA_AT = tl.constexpr(6)
-
-
-@triton.jit
-def _info_nce_start_kernel(
-    query,  # [B, D], these four; both sides have the same layouts
-    key,
-    other_query,
-    other_key,
-    temperature,  # [], these three: None for the number
-    hardness,
-    margin,
-    numbers,  # [8]: exponents of the passes; at EXTRA_AT 1 / tau and 0; at BETA_AT beta
-    similarity,  # [sides, B] s+, or None: no margin
-    limit,  # [sides, B]
-    B,
-    D,
-    stride_qb,
-    stride_qd,
-    stride_kb,
-    stride_kd,
-    inverse,  # 1 / tau
-    beta,
-    first,  # the first exponent
-    most,  # the margin
-    SIDES: tl.constexpr,
-    WEIGHTED: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Program i: BLOCK_B rows' limits; the first one writes the numbers."""
-    if tl.program_id(0) == 0:
-        if temperature is not None or (hardness is not None and WEIGHTED):
-            it = tl.full((), inverse, tl.float64)
-            b = tl.full((), beta, tl.float64)
-            if temperature is not None:
-                it = 1.0 / tl.load(temperature).to(tl.float64)
-            if hardness is not None and WEIGHTED:
-                b = tl.load(hardness).to(tl.float64)
-            inverse = it.to(tl.float32)
-            beta = b.to(tl.float32)
-            first = (it + b).to(tl.float32)
-        tl.store(numbers, first)
-        tl.store(numbers + 1, beta)
-        tl.store(numbers + EXTRA_AT, inverse)
-        tl.store(numbers + EXTRA_AT + 1, 0.0)
-        tl.store(numbers + BETA_AT, beta)
-    if similarity is not None:
-        rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-        keep = rows < B
-        if margin is not None:
-            most = tl.load(margin).to(tl.float32)
-        for side in tl.static_range(SIDES):
-            if side == 0:
-                s = dots(
-                    query, key, rows, keep, D, stride_qb, stride_qd, stride_kb, stride_kd,
-                    BLOCK_B, BLOCK_D,
-                )  # fmt: skip
-            else:
-                s = dots(
-                    other_query, other_key, rows, keep, D, stride_qb, stride_qd, stride_kb,
-                    stride_kd, BLOCK_B, BLOCK_D,
-                )  # fmt: skip
-            tl.store(similarity + side * B + rows, s, mask=keep)
-            tl.store(limit + side * B + rows, s + most, mask=keep)
+from sede_kernels.backends.triton.kernels.info_nce_table import (
+    AT_EXTRA_GRAD,
+    AT_EXTRA_LSE,
+    AT_HARDEST,
+    AT_HARDNESS_GRAD,
+    AT_LOG_NEGATIVES,
+    AT_LOSS,
+    AT_LSE,
+    AT_LSE_GRAD,
+    AT_POSITIVE,
+    AT_POSITIVE_GRAD,
+    AT_TEMPERATURE_GRAD,
+    AT_WEIGHT,
+    BETA_AT,
+    EXTRA_AT,
+    TABLE_ROWS,
+)
 
 
 @triton.jit
@@ -144,14 +79,6 @@ def _row_means(
             found += tl.sum(tile * weight[:, :, None], 0)
         found = found / some[:, None]
     return found
-
-
-@triton.jit
-def _power(loss, most, focus):
-    """((1 - e^{-loss}) / most)^focus; NaN of NaN."""
-    base = one_minus_exp(loss) / most
-    none = base <= 0.0
-    return tl.where(none, 0.0, tl.exp2(focus * tl.log2(tl.where(none, 1.0, base))))
 
 
 @triton.jit
@@ -295,29 +222,29 @@ def _info_nce_finish_kernel(
         )  # fmt: skip
         weight = tl.zeros((BLOCK_B,), tl.float32) + scale
         if FOCUS:
-            weight *= _power(loss, 1.0, focus)
+            weight *= power(loss, 1.0, focus)
         by_s *= weight
         first *= weight
         second *= weight
         toward *= weight
         mean_row *= weight
-        to = table + side * _ROWS * B + rows
-        tl.store(to + _LOSS * B, loss, mask=once)
-        tl.store(to + _WEIGHT * B, weight, mask=once)
-        tl.store(to + _POSITIVE * B, s, mask=once)
-        tl.store(to + _LOG_NEGATIVES * B, log_negatives, mask=once)
-        tl.store(to + _HARDEST * B, top, mask=once)
-        tl.store(to + _POSITIVE_GRAD * B, by_s, mask=once)
-        tl.store(to + _TEMPERATURE_GRAD * B, -it * it * by_it * weight, mask=once)
-        tl.store(to + _HARDNESS_GRAD * B, by_beta * weight, mask=once)
-        tl.store(to + _LSE * B, lse, mask=once)
-        tl.store(to + _LSE * B + B, lse_1, mask=once)
-        tl.store(to + _LSE_GRAD * B, first, mask=once)
-        tl.store(to + _LSE_GRAD * B + B, second, mask=once)
-        tl.store(to + _EXTRA_LSE * B, more, mask=once)
-        tl.store(to + _EXTRA_LSE * B + B, more_0, mask=once)
-        tl.store(to + _EXTRA_GRAD * B, toward, mask=once)
-        tl.store(to + _EXTRA_GRAD * B + B, mean_row, mask=once)
+        to = table + side * TABLE_ROWS * B + rows
+        tl.store(to + AT_LOSS * B, loss, mask=once)
+        tl.store(to + AT_WEIGHT * B, weight, mask=once)
+        tl.store(to + AT_POSITIVE * B, s, mask=once)
+        tl.store(to + AT_LOG_NEGATIVES * B, log_negatives, mask=once)
+        tl.store(to + AT_HARDEST * B, top, mask=once)
+        tl.store(to + AT_POSITIVE_GRAD * B, by_s, mask=once)
+        tl.store(to + AT_TEMPERATURE_GRAD * B, -it * it * by_it * weight, mask=once)
+        tl.store(to + AT_HARDNESS_GRAD * B, by_beta * weight, mask=once)
+        tl.store(to + AT_LSE * B, lse, mask=once)
+        tl.store(to + AT_LSE * B + B, lse_1, mask=once)
+        tl.store(to + AT_LSE_GRAD * B, first, mask=once)
+        tl.store(to + AT_LSE_GRAD * B + B, second, mask=once)
+        tl.store(to + AT_EXTRA_LSE * B, more, mask=once)
+        tl.store(to + AT_EXTRA_LSE * B + B, more_0, mask=once)
+        tl.store(to + AT_EXTRA_GRAD * B, toward, mask=once)
+        tl.store(to + AT_EXTRA_GRAD * B + B, mean_row, mask=once)
         if HARDEST:
             tl.store(count_out + side * B + rows, n, mask=once)
             tl.store(index_out + side * B + rows, index, mask=once)
@@ -373,150 +300,3 @@ def _add_up(loss_out, slots, part):
             total += tl.where(at < programs, value, 0.0).to(tl.float64)
         tl.store(loss_out, tl.sum(total, 0).to(tl.float32))
         tl.atomic_xchg(slots, 0)
-
-
-@triton.jit
-def _info_nce_focus_kernel(
-    table,  # [sides, 16, B], of rows that weigh 1
-    grad,  # [sides, B, D], or None
-    loss_out,  # []
-    B,
-    D,
-    scale,
-    focus,
-    SIDES: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Program (i, n): the weights of a focused mean for BLOCK_B rows, and columns of the gradient.
-
-    Every program sums all losses, in one order. Bases are relative to the largest one, before the
-    power: they may be subnormal or 0 where the share of a row is still well defined.
-    """
-    rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-    keep = rows < B
-    once = rows < tl.where(tl.program_id(1) == 0, B, 0)
-    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    reduced = tl.zeros((BLOCK,), tl.float64)
-    for side in range(SIDES):
-        losses = table + side * _ROWS * B + _LOSS * B
-        largest = tl.zeros((BLOCK,), tl.float32)
-        for first in range(0, B, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            largest = tl.maximum(
-                largest, one_minus_exp(tl.load(losses + at, mask=at < B, other=0.0))
-            )
-        most = tl.max(largest, 0)
-        most = tl.where(most == 0.0, 1.0, most)
-        total = tl.zeros((BLOCK,), tl.float64)
-        weighted = tl.zeros((BLOCK,), tl.float64)
-        for first in range(0, B, BLOCK):
-            at = first + tl.arange(0, BLOCK)
-            loss = tl.load(losses + at, mask=at < B, other=0.0)
-            power = _power(loss, most, focus).to(tl.float64)
-            total += power
-            weighted += power * loss.to(tl.float64)
-        all_of = tl.sum(total, 0)
-        all_of = tl.where(all_of == 0.0, 1.0, all_of)
-        reduced += weighted / all_of
-        loss = tl.load(losses + rows, mask=keep, other=0.0)
-        weight = _power(loss, most, focus) * (scale / all_of.to(tl.float32))
-        to = table + side * _ROWS * B + rows
-        tl.store(to + _WEIGHT * B, weight, mask=once)
-        for row in tl.static_range(_POSITIVE_GRAD, _ROWS):
-            if row < _LSE or (row >= _LSE_GRAD and row < _EXTRA_LSE) or row >= _EXTRA_GRAD:
-                value = tl.load(to + row * B, mask=once, other=0.0)
-                tl.store(to + row * B, value * weight, mask=once)
-        if grad is not None:
-            place = (side * B + rows).to(tl.int64)[:, None] * D + d[None, :]
-            inside = keep[:, None] & (d < D)[None, :]
-            value = tl.load(grad + place, mask=inside, other=0.0)
-            tl.store(grad + place, value * weight[:, None], mask=inside)
-    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        tl.store(loss_out, tl.sum(reduced, 0).to(tl.float32) * scale)
-
-
-@triton.jit
-def _scaled_side(
-    g, unit, added_query, added_key, query, coefficient, to_query, to_key, side, B, D, rows, d,
-    inside, stride_b, stride_d,
-):  # fmt: skip
-    """Gradients of one side's queries and keys, in their dtypes."""
-    place = rows.to(tl.int64)[:, None] * D + d[None, :]
-    ours = side.to(tl.int64) * B * D + place
-    if to_query is not None:
-        value = tl.load(unit + ours, mask=inside, other=0.0) * g[:, None]
-        if added_query is not None:
-            value += tl.load(added_query + ours, mask=inside, other=0.0)
-        tl.store(to_query + place, value.to(to_query.dtype.element_ty), mask=inside)
-    if to_key is not None:
-        at = rows.to(tl.int64)[:, None] * stride_b + d.to(tl.int64)[None, :] * stride_d
-        q = tl.load(query + at, mask=inside, other=0.0).to(tl.float32)
-        value = q * (coefficient * g)[:, None]
-        if added_key is not None:
-            value += tl.load(added_key + ours, mask=inside, other=0.0)
-        tl.store(to_key + place, value.to(to_key.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _info_nce_scale_kernel(
-    upstream,  # [B], or [] with a step of 0
-    table,  # [sides, 16, B]
-    unit,  # [sides, B, D] gradients of the queries for an upstream gradient of 1
-    added_query,  # [sides, B, D] those through in-batch negatives, or None
-    added_key,
-    query,  # [B, D]
-    other_query,
-    to_query,  # [B, D], these four: None where nobody asks
-    to_key,
-    to_other_query,
-    to_other_key,
-    to_temperature,  # [], these two likewise
-    to_hardness,
-    B,
-    D,
-    step,
-    stride_qb,
-    stride_qd,
-    SIDES: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Program (i, n): BLOCK_B rows, columns n BLOCK_D and on; the last i: temperature, hardness."""
-    if tl.program_id(0) * BLOCK_B < B:
-        rows = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
-        keep = rows < B
-        d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-        inside = keep[:, None] & (d < D)[None, :]
-        g = tl.load(upstream + rows * step, mask=keep, other=0.0)
-        p = tl.load(table + _POSITIVE_GRAD * B + rows, mask=keep, other=0.0)
-        zero = tl.program_id(0) * 0
-        _scaled_side(
-            g, unit, added_query, added_key, query, p, to_query, to_key, zero, B, D, rows, d,
-            inside, stride_qb, stride_qd,
-        )  # fmt: skip
-        if SIDES == 2:
-            p = tl.load(table + (_ROWS + _POSITIVE_GRAD) * B + rows, mask=keep, other=0.0)
-            _scaled_side(
-                g, unit, added_query, added_key, other_query, p, to_other_query, to_other_key,
-                zero + 1, B, D, rows, d, inside, stride_qb, stride_qd,
-            )  # fmt: skip
-    elif tl.program_id(1) == 0:
-        by_tau = tl.zeros((BLOCK,), tl.float64)
-        by_beta = tl.zeros((BLOCK,), tl.float64)
-        for side in range(SIDES):
-            start = table + side * _ROWS * B
-            for first in range(0, B, BLOCK):
-                at = first + tl.arange(0, BLOCK)
-                keep = at < B
-                g = tl.load(upstream + at * step, mask=keep, other=0.0).to(tl.float64)
-                tau = tl.load(start + _TEMPERATURE_GRAD * B + at, mask=keep, other=0.0)
-                beta = tl.load(start + _HARDNESS_GRAD * B + at, mask=keep, other=0.0)
-                by_tau += tau.to(tl.float64) * g
-                by_beta += beta.to(tl.float64) * g
-        if to_temperature is not None:
-            tl.store(to_temperature, tl.sum(by_tau, 0).to(tl.float32))
-        if to_hardness is not None:
-            tl.store(to_hardness, tl.sum(by_beta, 0).to(tl.float32))

@@ -268,3 +268,11 @@ def row_loss(
         toward = tl.where(more, it * sigmoid(-above) * sigmoid(further_lse - logit), 0.0)
         mean_row = tl.where(more, -it * further / (1.0 + further), 0.0)
     return loss, log_negatives, by_s, by_it, by_beta, first, second, toward, mean_row
+
+
+@triton.jit
+def power(loss, most, focus):
+    """((1 - e^{-loss}) / most)^focus; NaN of NaN."""
+    base = one_minus_exp(loss) / most
+    none = base <= 0.0
+    return tl.where(none, 0.0, tl.exp2(focus * tl.log2(tl.where(none, 1.0, base))))

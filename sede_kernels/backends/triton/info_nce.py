@@ -337,13 +337,12 @@ def _through_batch(
             of: list[Side], first: int, at: int = at, scales: Tensor = scales,
             select: str = select, limit: Tensor | None = limit,
         ) -> SideGradients:  # fmt: skip
-            lse = table[first, at : at + scales.shape[0]]
-            factor = table[first, at + 2 : at + 2 + scales.shape[0]]
+            rows = table[first:].flatten(0, 1)  # from here on, of all sides
             most = None if limit is None else limit[first : first + len(of)]
             return batch_gradients(
                 [(one.query, one.positive) for one in of],
-                factor,
-                lse,
+                rows[at + 2 :],
+                rows[at:],
                 scales,
                 Match(of[0].ids, most, select),
                 upstream=grad,

@@ -118,7 +118,7 @@ void memory_modifiers(Decode& x) {
   x.has("nc");
   x.ignore({"L1::", "L2::", "cache_hint"});
   for (const char* operator_ : {"ca", "cg", "cs", "lu", "cv", "wb", "wt"}) x.has(operator_);
-  for (const char* word : {"volatile", "relaxed", "acquire", "release", "mmio"})
+  for (const char* word : {"volatile", "relaxed", "acquire", "release", "acq_rel", "mmio"})
     if (x.has(word)) x.in.flags |= ORDERED;
   for (const char* scope : {"cta", "cluster", "gpu", "sys"}) x.has(scope);
 }

@@ -9,7 +9,7 @@ from sede_kernels import MemoryBank, SEDELoss, functional
 from sede_kernels.backends import triton as backend
 from sede_kernels.backends.triton import bank_lse as bank_module
 
-B, K, D = 21, 75, 24
+B, K, D = 17, 40, 24
 OPTIONS = {
     "plain": {},
     "attached": {"hardness": 3.0, "detach_weights": False, "margin": 0.2, "reduction": "sum"},
@@ -61,12 +61,21 @@ def outcome(name, options, dtype, learned, two, over=None):
     return [loss.detach(), *grads], found
 
 
-@pytest.mark.parametrize("two", [False, True], ids=["one", "two"])
-@pytest.mark.parametrize("learned", [False, True], ids=["numbers", "learned"])
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "learned", "two"),
+    [
+        ("plain", True, False),
+        ("attached", True, True),
+        ("weighted", True, True),
+        ("debiased", True, True),
+        ("debiased", False, False),
+        ("positives", True, True),
+        ("positives", False, False),
+        ("margin", False, True),
+        ("focused rows", False, True),
+    ],
+)
 def test_against_fp64(name, learned, two) -> None:
-    if two is learned and name not in ("debiased", "positives"):
-        pytest.skip("the other two cases have what this one would")
     got, stats = outcome("triton", OPTIONS[name], torch.float32, learned, two)
     want, truth = outcome("reference", OPTIONS[name], torch.float64, learned, two)
     plain, _ = outcome("torch", OPTIONS[name], torch.float32, learned, two)
@@ -76,7 +85,7 @@ def test_against_fp64(name, learned, two) -> None:
         oracle.assert_close("statistics", value, exact, 2e-6)
 
 
-@pytest.mark.parametrize("name", ["plain", "weighted", "debiased"])
+@pytest.mark.parametrize("name", ["weighted", "debiased"])
 def test_parts_of_half_rows(name) -> None:
     over = {"kept": torch.bfloat16}
     got, stats = outcome("triton", OPTIONS[name], torch.bfloat16, False, True, over)

@@ -44,8 +44,8 @@ class _Segment(NamedTuple):
     total: Tensor | None = None
     moment: Tensor | None = None
     acc: Tensor | None = None
-    count: Tensor | None = None
-    index: Tensor | None = None
+    negatives: Tensor | None = None
+    hardest_index: Tensor | None = None
     parts: int = 0  # 0: there is none; 1: they are its sums
 
     @property
@@ -95,11 +95,12 @@ class _Passes:
         if not any(bank.rows.shape[0] for bank in banks):
             return _Segment()
         limit = self._start.limit if select != "positive" else None
-        options = {"in_batch": in_batch}
         if len(banks) == 1:
             side = self._sides[0]
             match = Match(side.ids, None if limit is None else limit[0], select)
-            found = sums(side.query, banks[0], scales, match, want, combined=False, **options)
+            found = sums(
+                side.query, banks[0], scales, match, want, combined=False, in_batch=in_batch
+            )
             return _segment(found, side.query)
         if _alike(banks, self._sides):
             if self._joint is None:
@@ -107,13 +108,13 @@ class _Passes:
             match = Match(self._sides[0].ids, limit, select)
             found = sums(
                 self._joint, banks[0], scales, match, want, other=banks[1], combined=False,
-                **options,
+                in_batch=in_batch,
             )  # fmt: skip
             return _segment(found, self._joint)
         each = []
         for n, (side, bank) in enumerate(zip(self._sides, banks, strict=True)):
             match = Match(side.ids, None if limit is None else limit[n], select)
-            each.append(sums(side.query, bank, scales, match, want, **options))
+            each.append(sums(side.query, bank, scales, match, want, in_batch=in_batch))
         return _segment(Sums(*map(torch.stack, zip(*each, strict=True))), each[0].acc[:0])
 
 
@@ -183,10 +184,10 @@ def _finish(
         None if last is None else last.positive,
         *bank[:6],
         *batch[:3],
-        batch.count,
+        batch.negatives,
         *more[1:5],
         *more_of_batch[1:3],
-        more_of_batch.count,
+        more_of_batch.negatives,
         start.numbers,
         scalars.batch_at if rule.in_batch else None,
         start.similarity,

@@ -54,9 +54,9 @@ class _Segment(NamedTuple):
         return MAX_PARTS if self.parts > 1 else self.parts
 
 
-def _segment(found: Sums, query: Tensor) -> _Segment:
-    split = found.lse.ndim > query.ndim
-    parts = found.lse.shape[-3] if split else 1
+def _segment(found: Sums, dims: int) -> _Segment:
+    """Sums of a query of so many dimensions; those of parts have one more."""
+    parts = found.lse.shape[-3] if found.lse.ndim > dims else 1
     return _Segment(
         found.hardest, found.lse, found.moment, found.acc, found.negatives, found.hardest_index,
         parts,
@@ -101,7 +101,7 @@ class _Passes:
             found = sums(
                 side.query, banks[0], scales, match, want, combined=False, in_batch=in_batch
             )
-            return _segment(found, side.query)
+            return _segment(found, 2)
         if _alike(banks, self._sides):
             if self._joint is None:
                 self._joint = torch.stack([side.query for side in self._sides])
@@ -110,12 +110,12 @@ class _Passes:
                 self._joint, banks[0], scales, match, want, other=banks[1], combined=False,
                 in_batch=in_batch,
             )  # fmt: skip
-            return _segment(found, self._joint)
+            return _segment(found, 3)
         each = []
         for n, (side, bank) in enumerate(zip(self._sides, banks, strict=True)):
             match = Match(side.ids, None if limit is None else limit[n], select)
             each.append(sums(side.query, bank, scales, match, want, in_batch=in_batch))
-        return _segment(Sums(*map(torch.stack, zip(*each, strict=True))), each[0].acc[:0])
+        return _segment(Sums(*map(torch.stack, zip(*each, strict=True))), 3)
 
 
 def _together(side: Side, other: Side | None) -> list[Side]:

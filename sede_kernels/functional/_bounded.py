@@ -1,16 +1,18 @@
 """An upper bound of 1 / tau, which the host knows of a temperature that it does not."""
 
+from typing import Any
+
 from torch import Tensor
 
 from sede_kernels.checks import check_number, check_temperature, scalar_parameter
 
 
 def bounded(
-    name: str, temperature: float | Tensor, most: float | None, like: Tensor
+    name: str, temperature: float | Tensor, most: float | None, like: Any
 ) -> float | Tensor:
     """``max(temperature, 1 / most)``; a tensor gets no gradient where the bound holds it.
 
-    ``like`` is the query.
+    ``like`` is the query as it came.
 
     Raises:
         TypeError, ValueError: one sentence on what was expected and what came.

@@ -40,10 +40,11 @@ class WeightedInfoNCE(ScaledLoss):
         learn_temperature: make the temperature a parameter (``log_inverse_temperature``, (1,)).
         learn_hardness: make the hardness a parameter ((1,), clamped at 0 from below).
         max_inverse_temperature: cap of a learnable 1 / tau, as CLIP has one: each training call
-            first puts a larger parameter back to it. None for no cap.
+            first puts a larger parameter back to it. None for no cap. A fixed temperature stays
+            as it is.
         normalize_weights, detach_weights, positive_focus, tau_plus: as in the function.
         false_negatives, margin, in_batch_negatives, unit_length: as in the function.
-        max_inverse_temperature, reduction, backend: as in the function.
+        reduction, backend: as in the function.
 
     Example:
         >>> loss = WeightedInfoNCE(temperature=0.1, hardness=5.0)
@@ -67,7 +68,6 @@ class WeightedInfoNCE(ScaledLoss):
         margin: float | None = None,
         in_batch_negatives: bool = False,
         unit_length: bool = False,
-        max_inverse_temperature: float | None = None,
         reduction: str = "mean",
         backend: str = "auto",
     ) -> None:
@@ -83,7 +83,6 @@ class WeightedInfoNCE(ScaledLoss):
             "in_batch_negatives": in_batch_negatives,
             "unit_length": unit_length,
             "reduction": reduction,
-            "max_inverse_temperature": max_inverse_temperature,
         }
         check_info_nce(type(self).__name__, **self.options)
         check_backend(type(self).__name__, backend)
@@ -104,6 +103,7 @@ class WeightedInfoNCE(ScaledLoss):
         options = {
             "temperature": self.temperature,
             "hardness": self.hardness_at_least_zero,
+            "max_inverse_temperature": self.bound,
             "query_ids": as_ids("WeightedInfoNCE", "query_ids", query_ids, query),
             "bank_ids": as_ids("WeightedInfoNCE", "bank_ids", bank_ids, query),
             **self.options,
@@ -274,6 +274,7 @@ class SEDELoss(WarmUp):
         options |= {
             "temperature": self.nce.temperature,
             "hardness": self.nce.hardness_at_least_zero,
+            "max_inverse_temperature": self.nce.bound,
             "ids": as_ids("SEDELoss", "ids", ids, image),
         }
         banks = self.image_bank.where(warm), self.text_bank.where(warm)

@@ -59,7 +59,7 @@ class ScaledLoss(nn.Module):
         Raises:
             ValueError: no number > 0, or below the first 1 / tau.
         """
-        if cap is None or self.log_inverse_temperature is None:
+        if cap is None:
             return
         name, first = type(self).__name__, self.fixed_temperature
         known = isinstance(cap, int | float) and not isinstance(cap, bool)
@@ -68,6 +68,8 @@ class ScaledLoss(nn.Module):
             raise ValueError(
                 f"{name}: max_inverse_temperature must be None or a number > 0, got {cap!r}."
             )
+        if self.log_inverse_temperature is None:
+            return
         if number * first < 1.0 - 1e-6:
             raise ValueError(
                 f"{name}: temperature {first:g} is below 1 / max_inverse_temperature = "
@@ -81,6 +83,15 @@ class ScaledLoss(nn.Module):
         cap = self.max_inverse_temperature
         if self.log_inverse_temperature is not None and cap is not None and self.training:
             self.log_inverse_temperature.clamp_(max=math.log(cap))
+
+    @property
+    def bound(self) -> float | None:
+        """``max_inverse_temperature`` for the function: above the cap by more than a rounding.
+
+        A parameter at its cap keeps its gradient so, and can leave it.
+        """
+        cap = self.max_inverse_temperature
+        return None if cap is None else cap * (1.0 + 1e-5)
 
     def parameter_group(self) -> dict[str, Any]:
         """The learnable scalars as a group of an optimizer, without weight decay.

@@ -60,15 +60,32 @@ def test_the_host_knows_that_a_fixed_maximum_serves(monkeypatch) -> None:
     assert seen == [False, True, False, False]
 
 
-def test_modules_pass_it_on() -> None:
-    module = WeightedInfoNCE(temperature=0.05, learn_temperature=True, max_inverse_temperature=10.0)
-    want = WeightedInfoNCE(temperature=0.1)(QUERY, KEY, BANK)
-    torch.testing.assert_close(module(QUERY, KEY, BANK), want)
-    both = SEDELoss(8, 8, temperature=0.05, max_inverse_temperature=10.0)
-    want = symmetric_info_nce(
-        QUERY, KEY, QUERY, KEY, None, None, temperature=0.1, in_batch_negatives=True
-    )
-    torch.testing.assert_close(both(QUERY, KEY), want)
+def test_a_module_at_its_cap_keeps_the_gradient_of_its_temperature() -> None:
+    module = WeightedInfoNCE(temperature=0.1, learn_temperature=True, max_inverse_temperature=10.0)
+    with torch.no_grad():
+        module.log_inverse_temperature.fill_(5.0)
+    loss = module(QUERY, KEY, BANK)
+    torch.testing.assert_close(loss.detach(), WeightedInfoNCE(temperature=0.1)(QUERY, KEY, BANK))
+    loss.backward()
+    tau = torch.tensor(0.1, requires_grad=True)
+    weighted_info_nce(QUERY, KEY, BANK, temperature=tau).backward()
+    want = -0.1 * tau.grad.reshape(1)  # d tau / d log(1 / tau) = -tau
+    torch.testing.assert_close(module.log_inverse_temperature.grad, want)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_both_directions_are_bounded_and_a_fixed_temperature_is_not(training) -> None:
+    batch = QUERY, KEY, QUERY, KEY, None, None
+    both = SEDELoss(
+        8, 8, temperature=0.1, learn_temperature=True, max_inverse_temperature=10.0
+    ).train(training)
+    with torch.no_grad():
+        both.nce.log_inverse_temperature.fill_(5.0)
+    want = symmetric_info_nce(*batch, temperature=0.1, in_batch_negatives=True)
+    torch.testing.assert_close(both(QUERY, KEY).detach(), want, rtol=1e-4, atol=1e-6)
+    fixed = SEDELoss(8, 8, temperature=0.05, max_inverse_temperature=10.0)
+    want = symmetric_info_nce(*batch, temperature=0.05, in_batch_negatives=True)
+    torch.testing.assert_close(fixed(QUERY, KEY), want)
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])

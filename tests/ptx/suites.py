@@ -45,6 +45,7 @@ def run(file: str, architecture: str) -> dict[str, Any]:
     of = {kind: [case for case in cases if case.find(kind) is not None]
           for kind in ("failure", "error", "skipped")}  # fmt: skip
     failed = [case.get("name", "") for case in of["failure"] + of["error"]]
+    passed = len(cases) - len(failed) - len(of["skipped"])
     if done.returncode and not failed:
         failed = [(done.stdout + done.stderr)[-500:]]
     return {
@@ -52,7 +53,7 @@ def run(file: str, architecture: str) -> dict[str, Any]:
         "architecture": architecture,
         "triton": triton.__version__,
         "date": datetime.date.today().isoformat(),
-        "passed": len(cases) - len(failed) - len(of["skipped"]),
+        "passed": passed,
         "skipped": len(of["skipped"]),
         "failed": failed,
         "seconds": round(time.perf_counter() - started),

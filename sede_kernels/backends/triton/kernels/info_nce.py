@@ -290,13 +290,13 @@ def _info_nce_finish_kernel(
 def _add_up(loss_out, slots, part):
     """Leave a part of the loss; the last program adds them all up, in order, in fp64."""
     programs = tl.num_programs(0)
-    tl.atomic_xchg(slots + 1 + tl.program_id(0), part.to(tl.int32, bitcast=True), sem="relaxed")
-    if tl.atomic_add(slots, 1, sem="acq_rel") == programs - 1:
+    tl.atomic_xchg(slots + 1 + tl.program_id(0), part.to(tl.int32, bitcast=True))
+    if tl.atomic_add(slots, 1) == programs - 1:
         total = tl.zeros((128,), tl.float64)
         for first in range(0, programs, 128):
             at = first + tl.arange(0, 128)
-            bits = tl.atomic_add(slots + 1 + at, at * 0, mask=at < programs, sem="relaxed")
+            bits = tl.atomic_add(slots + 1 + at, at * 0, mask=at < programs)
             value = bits.to(tl.float32, bitcast=True)
             total += tl.where(at < programs, value, 0.0).to(tl.float64)
         tl.store(loss_out, tl.sum(total, 0).to(tl.float32))
-        tl.atomic_xchg(slots, 0, sem="relaxed")
+        tl.atomic_xchg(slots, 0)

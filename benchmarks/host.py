@@ -4,7 +4,7 @@
 query, positive and bank, both taken in turn and a few calls at a time: medians of ratios, so that
 another program's turn on the processor does not count. ``dispatched_ops_*`` counts kernel launches
 and torch ops on the eager path, but for views and allocations; the incoming gradient of 1 is one
-of the backward's.
+of the backward's. ``dispatched_ops_train_step_*`` counts those of a whole step of ``sede train``.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from sede_kernels.backends.cpu import _native
 from sede_kernels.ops import transforms
 from sede_kernels.whole_file import write_text
 
-from . import flags, machine, measured
+from . import flags, machine, measured, train_step
 
 B, K, D = 4, 8, 16
 _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -226,7 +226,7 @@ def results(rounds: int, calls: int) -> dict[str, Any]:
             "count": [len(forward), len(backward)],
             "target": list(targets),
         }
-    return found
+    return found | train_step.results(counted)
 
 
 def markdown(cases: dict[str, Any]) -> str:
@@ -236,6 +236,8 @@ def markdown(cases: dict[str, Any]) -> str:
         if "ratio" in case:
             value = f"{case['ratio']:.2f} x eager ({case['us']:.0f} us)"
             most = f"{case['target']} x"
+        elif "ops" in case:
+            value, most = f"{case['ops']}, {case['of_sede']} of them kernels of ours", ""
         else:
             value, most = (" + ".join(map(str, case[key])) for key in ("count", "target"))
         lines.append(f"| `{name}` | {value} | {most} |")

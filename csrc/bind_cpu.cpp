@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bind_checks.h"
+#include "bind_enqueue.h"
 #include "bind_fragments.h"
 #include "bind_info_nce.h"
 #include "bind_score_info_nce.h"
@@ -122,41 +123,33 @@ void batch_lse_backward(const MatrixTuple& query, const MatrixTuple& key, Addres
   sede::batch_lse_backward(op, lse_in, grad_in, query_out, key_out);
 }
 
-void hardest(const MatrixTuple& query, const MatrixTuple& bank, Address row_scale,
-             Address query_ids, Address bank_ids, index_t k, Address values, Address indices) {
+// Tensors in: bank is (rows, row_scale, ids). False, and nothing done, where one has to be converted.
+bool hardest(const py::object& query, const py::tuple& bank, const py::object& query_ids, index_t k,
+             const py::object& values, const py::object& indices) {
   const char* name = "hardest";
-  sede::BankLse op = pass(name, query, bank, row_scale, query_ids, bank_ids,
-                          int(sede::Select::mask));
+  sede::BankLse op{};
+  require(bank.size() == 3, name, "the bank must be rows, scales and ids");
+  const py::handle rows = PyTuple_GET_ITEM(bank.ptr(), 0), scale = PyTuple_GET_ITEM(bank.ptr(), 1);
+  const index_t *ids = nullptr, *bank_ids = nullptr;
+  if (!is_matrix(query, op.query) || !is_matrix(rows, op.bank) || op.query.cols != op.bank.cols ||
+      op.query.dtype == sede::DType::i8 ||
+      (op.bank.dtype == sede::DType::i8) == scale.is_none() ||
+      !is_vector(scale, int(sede::DType::f32), op.bank.rows, op.row_scale) ||
+      !is_vector(py::handle(PyTuple_GET_ITEM(bank.ptr(), 2)), kInt64, op.bank.rows, bank_ids) ||
+      !is_vector(query_ids, kInt64, op.query.rows, ids))
+    return false;
+  op.query_ids = ids, op.bank_ids = bank_ids;
+  op.select = sede::Select::mask;
   op.empty_slots = true;
   require(k >= 0, name, "k is negative");
-  void* values_out = array(name, "values", values, op.query.rows * k);
-  index_t* indices_out = array<index_t>(name, "indices", indices, op.query.rows * k);
+  const sede::DType found = op.query.dtype == sede::DType::f64 ? sede::DType::f64 : sede::DType::f32;
+  void* values_out = wanted(name, "values", values, int(found), op.query.rows * k);
+  index_t* indices_out = wanted<index_t>(name, "indices", indices, kInt64, op.query.rows * k);
+  if (op.query.rows * k == 0) return true;
+  require(values_out && indices_out, name, "the results have no memory");
   py::gil_scoped_release release;
   sede::hardest(op, k, values_out, indices_out);
-}
-
-// The last rows.rows of `total` keys, of which the first are not among `keys`; the ring's pointer and
-// its counts move on.
-void enqueue(const MatrixTuple& rows, Address row_scale, Address ids, const MatrixTuple& keys,
-             Address key_ids, Address ptr, Address count, Address rejected, index_t total,
-             bool normalize) {
-  const char* name = "enqueue";
-  sede::Enqueue op{matrix(name, "rows", rows),
-                   optional<float>(row_scale),
-                   nullptr,
-                   matrix(name, "keys", keys),
-                   optional<const index_t>(key_ids),
-                   0,
-                   normalize};
-  op.ids = array<index_t>(name, "ids", ids, op.rows.rows);
-  require(op.keys.dtype != sede::DType::i8, name, "the keys must be floating");
-  require((op.rows.dtype == sede::DType::i8) == (op.row_scale != nullptr), name,
-          "an int8 bank, and no other, has row scales");
-  const sede::Ring ring{array<index_t>(name, "ptr", ptr, 1),
-                        array<index_t>(name, "count", count, 1),
-                        array<index_t>(name, "rejected", rejected, 1)};
-  py::gil_scoped_release release;
-  sede::enqueue(op, ring, total);
+  return true;
 }
 
 // GFLOP/s of a loop of fused multiply-adds in registers on `threads` threads at once.
@@ -195,7 +188,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("batch_lse", &batch_lse);
   m.def("batch_lse_backward", &batch_lse_backward);
   m.def("hardest", &hardest);
-  m.def("enqueue", &enqueue);
+  bind_enqueue(m);
   bind_fragments(m);
   bind_info_nce(m);
   bind_score_info_nce(m);

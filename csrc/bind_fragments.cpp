@@ -1,51 +1,98 @@
-// Bindings of the ops on fragments: contiguous arrays by address.
+// Bindings of the ops on fragments: erasing by tensors, the similarities by addresses.
 #include "bind_fragments.h"
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <tuple>
 
+#include "bind_tensors.h"
 #include "fragments.h"
 
 namespace {
 
-namespace py = pybind11;
 using sede::index_t;
-using Address = std::uintptr_t;
+using namespace sede_bind;
 
 template <class T = void>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-void erase(Address attention, Address lengths, index_t rows, index_t length, int dtype, int rule,
-           double threshold, index_t keep_min, bool low, bool renormalize, Address out,
-           Address mask) {
-  const sede::EraseForward op{pointer<const void>(attention),
-                              pointer(out),
-                              pointer<unsigned char>(mask),
-                              pointer<const index_t>(lengths),
+// Whether these are int64 numbers of that shape in [0, most], as kernels count by.
+bool lengths_fit(const py::object& lengths, const py::tuple& shape, index_t most) {
+  Dense seen;
+  if (!look_at(lengths, seen) || seen.code != kInt64 || !seen.contiguous() ||
+      seen.dimensions != int(shape.size()))
+    return false;
+  for (int d = 0; d < seen.dimensions; ++d)
+    if (seen.size[d] != shape[std::size_t(d)].cast<index_t>()) return false;
+  const index_t* values = reinterpret_cast<const index_t*>(seen.data);
+  return std::all_of(values, values + seen.elements(),
+                     [&](index_t value) { return value >= 0 && value <= most; });
+}
+
+// Rows of weights, contiguous and of single or half precision.
+bool weights(const py::object& tensor, Dense& out) {
+  return look_at(tensor, out) && out.dimensions > 0 && out.contiguous() &&
+         out.code < int(sede::DType::i8) && out.code != int(sede::DType::f64);
+}
+
+index_t rows_of(const Dense& tensor) {
+  const index_t length = tensor.size[tensor.dimensions - 1];
+  return length == 0 ? 0 : tensor.elements() / length;
+}
+
+// Tensors in; false, and nothing done, where one has to be converted or a length is out of range.
+bool erase(const py::object& attention, const py::object& lengths, int rule, double threshold,
+           index_t keep_min, bool low, bool renormalize, const py::object& out,
+           const py::object& mask) {
+  const char* name = "erase";
+  Dense seen, counts;
+  if (!weights(attention, seen)) return false;
+  const index_t length = seen.size[seen.dimensions - 1], rows = rows_of(seen);
+  if (!lengths.is_none()) {
+    py::tuple shape(std::size_t(seen.dimensions - 1));
+    for (int d = 0; d + 1 < seen.dimensions; ++d) shape[std::size_t(d)] = py::int_(seen.size[d]);
+    if (!lengths_fit(lengths, shape, length) || !look_at(lengths, counts)) return false;
+  }
+  require(rule >= 0 && rule <= int(sede::Rule::quantile), name, "the code of the rule is unknown");
+  if (seen.elements() == 0) return true;
+  const sede::EraseForward op{pointer<const void>(seen.data),
+                              results(name, "out", out, seen.code, seen.elements()),
+                              results<unsigned char>(name, "mask", mask, kBool, seen.elements()),
+                              pointer<const index_t>(counts.data),
                               rows,
                               length,
-                              sede::DType(dtype),
+                              sede::DType(seen.code),
                               {sede::Rule(rule), threshold, keep_min, low, renormalize}};
   py::gil_scoped_release release;
   sede::erase(op);
+  return true;
 }
 
-void erase_backward(Address grad, Address attention, Address mask, index_t rows, index_t length,
-                    int dtype, bool renormalize, Address out) {
-  const sede::EraseBackward op{pointer<const void>(grad),
-                               pointer<const void>(attention),
-                               pointer<const unsigned char>(mask),
-                               pointer(out),
-                               rows,
-                               length,
-                               sede::DType(dtype),
+bool erase_backward(const py::object& grad, const py::object& attention, const py::object& mask,
+                    bool renormalize, const py::object& out) {
+  const char* name = "erase_backward";
+  Dense seen, upstream;
+  unsigned char* kept = nullptr;
+  if (!weights(attention, seen) || !weights(grad, upstream) || upstream.code != seen.code ||
+      upstream.elements() != seen.elements() || mask.is_none() ||
+      !is_array(mask, kBool, seen.elements(), kept))
+    return false;
+  if (seen.elements() == 0) return true;
+  const sede::EraseBackward op{pointer<const void>(upstream.data),
+                               pointer<const void>(seen.data),
+                               kept,
+                               results(name, "out", out, seen.code, seen.elements()),
+                               rows_of(seen),
+                               seen.size[seen.dimensions - 1],
+                               sede::DType(seen.code),
                                renormalize};
   py::gil_scoped_release release;
   sede::erase_backward(op);
+  return true;
 }
 
 // Fields of CrossAttention in their order: addresses and sizes, then the settings.
@@ -134,6 +181,7 @@ void cross_pairs_backward(const Pairs& pairs, const Settings& settings, Address 
 }  // namespace
 
 void bind_fragments(py::module_& m) {
+  m.def("lengths_fit", &lengths_fit);
   m.def("erase", &erase);
   m.def("erase_backward", &erase_backward);
   m.def("cross_attention", &cross_attention);

@@ -65,7 +65,11 @@ sede::InfoNceRule rule_of(const char* name, const RuleTuple& rule, const py::tup
 bool side_of(const py::handle& side, sede::InfoNceSide& out) {
   if (!PyTuple_Check(side.ptr()) || PyTuple_GET_SIZE(side.ptr()) != 6) return false;
   const auto at = [&](int n) { return py::handle(PyTuple_GET_ITEM(side.ptr(), n)); };
-  if (!is_matrix(at(0), out.query) || !is_matrix(at(1), out.positive)) return false;
+  if (!is_matrix(at(0), out.query)) return false;
+  if (at(1).is(at(0)))
+    out.positive = out.query;
+  else if (!is_matrix(at(1), out.positive))
+    return false;
   if (at(2).is(at(0)))
     out.bank = out.query;
   else if (!is_matrix(at(2), out.bank))

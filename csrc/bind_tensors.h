@@ -12,7 +12,7 @@ namespace py = pybind11;
 
 // After the codes of sede::DType.
 constexpr int kInt64 = 5, kBool = 6, kDtypes = 7;
-constexpr int kDimensions = 4;
+constexpr int kDimensions = 8;  // at most
 
 struct Names {
   PyObject* dtypes[kDtypes] = {};
@@ -33,6 +33,11 @@ inline void set_dtypes(const py::tuple& dtypes) {
   require(dtypes.size() == std::size_t(kDtypes), "set_dtypes", "there must be seven dtypes");
   for (int code = 0; code < kDtypes; ++code)
     names().dtypes[code] = py::object(dtypes[code]).release().ptr();
+}
+
+inline index_t element_bytes(int code) {
+  constexpr index_t bytes[kDtypes] = {4, 8, 2, 2, 1, 8, 1};
+  return bytes[code];
 }
 
 // A dense tensor on the CPU.

@@ -37,6 +37,9 @@ struct Ring {
 // Throws std::invalid_argument where pointer or count lie outside the ring; nothing is written then.
 void enqueue(Enqueue op, const Ring& ring, index_t total);
 
+// The same of sets; also throws where a length is not in [0, L'].
+void enqueue_sets(EnqueueSets op, const Ring& ring, index_t total);
+
 // GFLOP/s of register-only fused multiply-adds on `threads` threads at once, for `ms` milliseconds.
 double fma_peak_gflops(int threads, double ms);
 

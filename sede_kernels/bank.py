@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sede_kernels import ops
@@ -26,6 +25,9 @@ __all__ = [
     "FragmentView",
     "MemoryBank",
 ]
+
+
+_RING = ("rows", "row_scale", "ids", "ptr", "count", "rejected")  # the buffers of a RingState
 
 
 class BankView(NamedTuple):
@@ -137,6 +139,11 @@ class MemoryBank(Ring):
         Cost:
             One read of the keys and one write of N rows; no host synchronisation.
         """
+        held: Any = self._buffers
+        if not (torch.compiler.is_compiling() or self._needs_a_look()):
+            ring = RingState(*(held[name] for name in _RING))
+            if ops.enqueue.at_once(ring, keys, ids, self.normalize, backend):
+                return
         self._ready()
         rows = self.rows
         dim = rows.shape[1]
@@ -155,7 +162,7 @@ class MemoryBank(Ring):
             )
         key_ids = check_key_ids("MemoryBank.enqueue", ids, keys.shape[0], keys.device)
         if keys.shape[0]:
-            ring = RingState(rows, self.row_scale, self.ids, self.ptr, self.count, self.rejected)
+            ring = RingState(*(held[name] for name in _RING))
             ops.enqueue.enqueue(ring, keys.detach(), key_ids, self.normalize, backend)
 
     def where(self, flag: Tensor | None) -> "MemoryBank | BankView":
@@ -177,7 +184,7 @@ class MemoryBank(Ring):
 
     def glance(self) -> tuple[Tensor, Tensor | None, Tensor] | None:
         """Rows, scales and ids for a caller that checks them; None where the bank has to look."""
-        if self._unsettled or (self._looks_left and dist.is_available() and dist.is_initialized()):
+        if self._needs_a_look():
             return None
         held: Any = self._buffers
         return held["rows"], held["row_scale"], held["ids"]

@@ -270,6 +270,9 @@ def check_lengths(
             f"{name}: {argument} must be a torch.Tensor, got {type(lengths).__name__}; use "
             "torch.as_tensor."
         )
+    look = registry.native_look("erase", "lengths_fit") if readable(lengths) else None
+    if look is not None and look(lengths, shape, maximum):
+        return lengths
     found = check_integers(name, argument, lengths, shape)
     if readable(lengths) and lengths.numel():
         smallest, largest = int(lengths.min()), int(lengths.max())

@@ -1,21 +1,22 @@
 """A bank of fragment sets, for models that compare sets and have no single vector to store."""
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from sede_kernels import ops
 from sede_kernels.checks import check_count, check_dense, check_key_ids, is_integer
 from sede_kernels.ring import (
     BANK_DTYPES,
     Ring,
     ids_where,
 )
-from sede_kernels.types import ANONYMOUS, EMPTY
+from sede_kernels.types import FragmentRing
 
 NAME = "FragmentBank.enqueue"
+_RING = ("rows", "lengths", "ids", "ptr", "count", "rejected")  # of a FragmentRing
 
 
 class FragmentView(NamedTuple):
@@ -90,7 +91,12 @@ class FragmentBank(Ring):
 
     @torch.no_grad()
     def enqueue(
-        self, keys: Tensor, lengths: Tensor | None = None, ids: Tensor | None = None
+        self,
+        keys: Tensor,
+        lengths: Tensor | None = None,
+        ids: Tensor | None = None,
+        *,
+        backend: str = "auto",
     ) -> None:
         """Write N fragment sets at the ring pointer.
 
@@ -98,6 +104,7 @@ class FragmentBank(Ring):
             keys: (N, L', D) floating with L' <= max_length, on the bank's device.
             lengths: (N,) integers in [1, L']; None: all L' fragments are valid.
             ids: (N,) integers >= 0, or None.
+            backend: see ``weighted_info_nce``.
 
         Raises:
             ValueError, TypeError: wrong shape, dtype, device, lengths or ids; nothing is written.
@@ -106,35 +113,22 @@ class FragmentBank(Ring):
             One read of the keys and one write of N sets, and a read of them to find what is not
             finite; no host synchronisation.
         """
+        held: Any = self._buffers
+        if not (torch.compiler.is_compiling() or self._needs_a_look()):
+            ring = FragmentRing(*(held[name] for name in _RING))
+            if ops.enqueue_fragments.at_once(ring, keys, lengths, ids, backend):
+                return
         self._ready()
         key_lengths = self._checked(keys, lengths)
         key_ids = check_key_ids(NAME, ids, keys.shape[0], keys.device)
         self._check_place(NAME)
-        size, longest, _ = self.rows.shape
-        total, width = keys.shape[:2]
-        skipped = max(0, total - size)
-        slots = (self.ptr + torch.arange(skipped, total, device=keys.device)) % size
-        sets, key_lengths = keys[skipped:], key_lengths[skipped:]
-        if lengths is not None:
-            index = torch.arange(width, device=keys.device)
-            sets = sets.masked_fill((index >= key_lengths.unsqueeze(1)).unsqueeze(2), 0.0)
-        if width < longest:
-            sets = F.pad(sets, (0, 0, 0, longest - width))
-        sets = sets.to(self.rows.dtype)
-        good = torch.linalg.vector_norm(sets.flatten(1), torch.inf, dim=1).isfinite()
-        stored = torch.full_like(slots, ANONYMOUS) if key_ids is None else key_ids[skipped:]
-        if not _known_to_hold(good):
-            sets = sets.masked_fill(~good.view(-1, 1, 1), 0.0)
-            stored, key_lengths = stored.masked_fill(~good, EMPTY), key_lengths * good
-        filled = (stored != EMPTY).sum() - (self.ids[slots] != EMPTY).sum()
-        self.rows.index_copy_(0, slots, sets)
-        self.lengths.index_copy_(0, slots, key_lengths)
-        self.ids.index_copy_(0, slots, stored)
-        self.ptr.copy_((self.ptr + total) % size)
-        self.count.copy_((self.count + filled).clamp(0, size))
-        self.rejected.add_((~good).sum())
+        if keys.shape[0]:
+            ring = FragmentRing(*(held[name] for name in _RING))
+            ops.enqueue_fragments.enqueue_fragments(
+                ring, keys.detach(), key_lengths, key_ids, backend
+            )
 
-    def _checked(self, keys: Tensor, lengths: Tensor | None) -> Tensor:
+    def _checked(self, keys: Tensor, lengths: Tensor | None) -> Tensor | None:
         """Lengths (N,) int64 of keys that fit this bank."""
         _, longest, dim = self.rows.shape
         if not isinstance(keys, Tensor) or not keys.dtype.is_floating_point:
@@ -149,7 +143,7 @@ class FragmentBank(Ring):
             raise ValueError(f"{NAME}: keys are on {keys.device}, the bank on {self.rows.device}.")
         total, width = keys.shape[:2]
         if lengths is None:
-            return torch.full((total,), width, dtype=torch.int64, device=keys.device)
+            return None
         if not isinstance(lengths, Tensor):
             raise TypeError(
                 f"{NAME}: lengths must be a torch.Tensor, got {type(lengths).__name__}."
@@ -180,9 +174,3 @@ class FragmentBank(Ring):
         if name == "lengths" and not 0 <= int(value.min()) <= int(value.max()) <= longest:
             return [f"lengths must lie in [0, {longest}], got {value.min()} to {value.max()}"]
         return super()._wrong_value(name, value)
-
-
-def _known_to_hold(flags: Tensor) -> bool:
-    """Whether all flags hold, where the host may look without waiting for a device."""
-    looks = flags.device.type == "cpu" and not torch.compiler.is_compiling()
-    return looks and bool(flags.all())

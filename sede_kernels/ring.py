@@ -115,6 +115,11 @@ class Ring(nn.Module):
     def _tensors(self) -> dict[str, Tensor]:
         return {name: b for name, b in self._buffers.items() if b is not None and name != "home"}
 
+    def _needs_a_look(self) -> bool:
+        """Whether there is memory that nobody may have written, or a broadcast to watch for."""
+        watches = self._looks_left and dist.is_available() and dist.is_initialized()
+        return self._unsettled or bool(watches)
+
     def _ready(self) -> None:
         """Before any use: dtypes and sizes as said, no memory that nobody wrote, no broadcast.
 

@@ -168,6 +168,17 @@ class RingState(NamedTuple):
     rejected: Tensor  # () int64, keys that were not stored
 
 
+class FragmentRing(NamedTuple):
+    """The buffers of a ring of K sets of at most L fragments, written in place."""
+
+    rows: Tensor  # (K, L, D)
+    lengths: Tensor  # (K,) int64
+    ids: Tensor  # (K,) int64
+    ptr: Tensor  # () int64, as in ``RingState``
+    filled: Tensor
+    rejected: Tensor
+
+
 class RankedRows(NamedTuple):
     """The most similar rows of a bank that several ranks hold, and those rows if wanted."""
 

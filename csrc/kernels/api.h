@@ -115,6 +115,20 @@ struct Enqueue {
   bool normalize;
 };
 
+// Sets of fragments into a ring of them. A set with a fragment whose row would not be finite is
+// refused: its slot gets zeros, length 0 and id -1.
+struct EnqueueSets {
+  Matrix rows;                 // of slot 0: [L][D] floating; written
+  index_t slots, slot_step;    // slot n starts n slot_step elements further
+  index_t* lengths;            // [slots]
+  index_t* ids;                // [slots]
+  Matrix keys;                 // of set 0: [L'][D] with L' <= L
+  index_t sets, set_step;
+  const index_t* key_lengths;  // [sets] or null: L'. What lies beyond a length is not read
+  const index_t* key_ids;      // [sets] or null: -2
+  index_t first_slot;          // of set 0
+};
+
 struct Enqueued {
   index_t filled;    // slots filled by the call less those it emptied
   index_t rejected;  // keys refused

@@ -122,6 +122,55 @@ Enqueued write_keys(const Enqueue& op, index_t begin, index_t end, T* scratch) {
   return done;
 }
 
+// Sets begin .. end of the call: read to find what is not finite, then written.
+template <class T>
+Enqueued write_sets_as(const EnqueueSets& op, index_t begin, index_t end, T* scratch) {
+  const index_t dim = op.rows.cols, longest = op.rows.rows;
+  const index_t padded = round_up(dim, Simd<T>::width);
+  Enqueue plain{};
+  plain.rows = op.rows;
+  for (index_t d = dim; d < padded; ++d) scratch[d] = T(0);
+  Enqueued done{0, 0};
+  for (index_t n = begin; n < end; ++n) {
+    const index_t slot = (op.first_slot + n) % op.slots;
+    const index_t length = op.key_lengths ? op.key_lengths[n] : op.keys.rows;
+    Matrix set = op.keys;
+    set.data = static_cast<const char*>(set.data) + n * op.set_step * bytes_of(set.dtype);
+    bool kept = true;
+    for (index_t r = 0; r < length && kept; ++r) {
+      read_row(set, r, scratch, 1);
+      kept = Scaling<T>(scratch, padded, plain).is_finite;
+    }
+    with_type(op.rows.dtype, op.rows.data, [&](auto* data) {
+      auto* first = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(data)>>*>(data) +
+                    slot * op.slot_step;
+      const index_t step = op.rows.col_stride;
+      for (index_t r = 0; r < longest; ++r) {
+        auto* row = first + r * op.rows.row_stride;
+        const bool filled = kept && r < length;
+        if (filled) read_row(set, r, scratch, 1);
+        for (index_t d = 0; d < dim; ++d) {
+          if (filled)
+            narrow(scratch[d], row[d * step]);
+          else
+            row[d * step] = {};
+        }
+      }
+    });
+    const index_t id = !kept ? -1 : op.key_ids ? op.key_ids[n] : -2;
+    done.filled += index_t(id != -1) - index_t(op.ids[slot] != -1);
+    done.rejected += index_t(!kept);
+    op.ids[slot] = id;
+    op.lengths[slot] = kept ? length : 0;
+  }
+  return done;
+}
+
+Enqueued write_sets(const EnqueueSets& op, index_t begin, index_t end, char* scratch) {
+  if (op.keys.dtype == DType::f64) return write_sets_as<double>(op, begin, end, (double*)scratch);
+  return write_sets_as<float>(op, begin, end, (float*)scratch);
+}
+
 Enqueued write(const Enqueue& op, index_t begin, index_t end, char* scratch) {
   if (op.keys.dtype == DType::f64) return write_keys<double>(op, begin, end, (double*)scratch);
   return write_keys<float>(op, begin, end, (float*)scratch);
@@ -131,7 +180,7 @@ index_t scratch_bytes(index_t dim) { return round_up(dim, kAlign) * 8; }
 
 }  // namespace
 
-const EnqueueOps enqueue_ops = {scratch_bytes, write};
+const EnqueueOps enqueue_ops = {scratch_bytes, write, write_sets};
 
 }  // namespace SEDE_ISA
 }  // namespace sede

@@ -38,6 +38,7 @@ struct BatchOps {
 struct EnqueueOps {
   index_t (*scratch)(index_t dim);
   Enqueued (*write)(const Enqueue& op, index_t begin, index_t end, char* scratch);
+  Enqueued (*write_sets)(const EnqueueSets& op, index_t begin, index_t end, char* scratch);
 };
 
 // Tables are constants the compiler can lay out: code that ran at start-up to build one would run

@@ -80,11 +80,53 @@ void test_damaged() {
   expect(ring.ptr == 7 && ring.count == 7 && ring.slot(6, 500), "a sound state goes on");
 }
 
+// Sets of up to three fragments into four slots: padded, wrapped, one refused, lengths checked.
+void test_sets() {
+  constexpr index_t slots = 4, longest = 3, width = 2, sets = 3;
+  std::vector<float> rows(slots * longest * kDim, 9.0f), keys(sets * width * kDim, 5.0f);
+  std::vector<index_t> ids(slots, -1), lengths(slots, 7), key_lengths{2, 1, 2};
+  keys[(1 * width + 1) * kDim] = std::numeric_limits<float>::quiet_NaN();  // beyond its length
+  keys[2 * width * kDim + 4] = std::numeric_limits<float>::infinity();
+  index_t ptr = 2, count = 0, rejected = 0;
+  sede::EnqueueSets op{};
+  op.rows = {rows.data(), longest, kDim, kDim, 1, sede::DType::f32};
+  op.slots = slots, op.slot_step = longest * kDim;
+  op.lengths = lengths.data(), op.ids = ids.data();
+  op.keys = {keys.data(), width, kDim, kDim, 1, sede::DType::f32};
+  op.sets = sets, op.set_step = width * kDim;
+  op.key_lengths = key_lengths.data();
+  const sede::Ring ring{&ptr, &count, &rejected};
+  sede::enqueue_sets(op, ring, sets);
+  expect(ptr == 1 && count == 2 && rejected == 1, "two of three sets are stored");
+  expect(ids == std::vector<index_t>({-1, -1, -2, -2}), "a refused set is a hole");
+  expect(lengths == std::vector<index_t>({0, 7, 2, 1}), "a hole has length 0");
+  bool right = true;
+  for (index_t slot = 0; slot < slots; ++slot)
+    for (index_t e = 0; e < longest * kDim; ++e) {
+      const bool valid = e / kDim < lengths[std::size_t(slot)];
+      const float want = slot == 1 ? 9.0f : slot >= 2 && valid ? 5.0f : 0.0f;
+      right = right && rows[std::size_t(slot * longest * kDim + e)] == want;
+    }
+  expect(right, "zeros lie beyond each length, and in a hole");
+  const std::vector<float> before = rows;
+  for (index_t length : {index_t(-1), index_t(3)}) {
+    key_lengths[1] = length;
+    bool thrown = false;
+    try {
+      sede::enqueue_sets(op, ring, sets);
+    } catch (const std::invalid_argument&) {
+      thrown = true;
+    }
+    expect(thrown && rows == before && ptr == 1, "a length outside the set writes nothing");
+  }
+}
+
 }  // namespace
 
 int main() {
   return on_every_isa([] {
     test_holes();
     test_damaged();
+    test_sets();
   });
 }

@@ -30,6 +30,7 @@ FILES = {
     "score_info_nce_backward": "score_info_nce",
     "hardest": "hardest",
     "enqueue": "enqueue",
+    "enqueue_fragments": "enqueue_fragments",
     "erase": "erase",
     "erase_backward": "erase",
     "cross_attention": "cross_attention",
@@ -127,7 +128,7 @@ def serving(op: str, backend: str, *tensors: Tensor, **options: Any) -> str:
         ValueError: unknown backend name.
     """
     name = requested(backend)
-    if name == "reference" and op == "enqueue":
+    if name == "reference" and op.startswith("enqueue"):
         name = "torch"  # the ring write has no other plain form: it changes buffers in place
     if name == "reference":
         raise ValueError(f"{op}: the reference has no ops; call sede_kernels.functional instead.")

@@ -1,11 +1,81 @@
 """The ``bank`` argument of the functions: a dense tensor or a MemoryBank, unpacked and checked."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from sede_kernels import ops
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import FLOATS, check_dense, check_ids, check_same_device, shape_of
-from sede_kernels.types import Bank, Shard
+from sede_kernels.types import Bank, Shard, Side
+
+_DTYPES = frozenset((*FLOATS, torch.int8))
+
+
+def side_at_a_glance(
+    query: Tensor,
+    positive: Tensor,
+    bank: Tensor | MemoryBank | BankView | None,
+    ids: Tensor | None,
+    bank_ids: Tensor | None,
+) -> Side | None:
+    """The arguments as kernels take them where nothing has to be converted or refused, else None.
+
+    One look in native code where it serves; ``unpack_bank`` and the checks say what is wrong.
+    """
+    row_scale = None
+    if isinstance(bank, MemoryBank):
+        if bank_ids is not None:
+            return None
+        rows, row_scale, bank_ids = bank.glance() or bank.view()[:3]
+    elif isinstance(bank, Tensor):
+        rows = bank.detach() if bank.requires_grad else bank
+    elif isinstance(bank, BankView) and bank_ids is None:
+        rows, row_scale, bank_ids, _ = bank
+    else:
+        return None
+    side = Side(query, positive, rows, row_scale, bank_ids, ids)
+    if not torch.compiler.is_compiling() and ops.info_nce.fits(side):
+        return side
+    return side if _fits(side) else None
+
+
+def _fits(side: tuple[Any, ...]) -> bool:
+    """Whether nothing about the tensors of a side has to be converted or refused, on any device."""
+    query, positive, rows, row_scale, bank_ids, ids = side
+    if not (isinstance(query, Tensor) and isinstance(positive, Tensor)):
+        return False
+    try:
+        shape, device, size = query.shape, query.device, rows.shape[:1]
+        alike = positive.shape == shape
+    except RuntimeError:  # nested tensors have no shape
+        return False
+    if not (
+        len(shape) == 2
+        and alike
+        and query.layout is positive.layout is rows.layout is torch.strided
+        and query.dtype in FLOATS
+        and positive.dtype in FLOATS
+        and positive.device == device
+        and rows.ndim == 2
+        and rows.shape[1] == shape[1]
+        and rows.dtype in _DTYPES
+        and rows.device == device
+        and (row_scale is None) == (rows.dtype != torch.int8)
+    ):
+        return False
+    for of, length in ((ids, shape[:1]), (bank_ids, size)):
+        if of is not None and not (
+            isinstance(of, Tensor)
+            and of.dtype == torch.int64
+            and of.shape == length
+            and of.device == device
+        ):
+            return False
+    return row_scale is None or (
+        row_scale.dtype == torch.float32 and row_scale.shape == size and row_scale.device == device
+    )
 
 
 def unpack_bank(

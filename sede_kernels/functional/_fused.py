@@ -15,14 +15,13 @@ from torch import Tensor
 from sede_kernels import ops
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import (
-    FLOATS,
     check_flag,
     check_hardness,
     check_info_nce,
     check_temperature,
     scalar_parameter,
 )
-from sede_kernels.functional._bank_argument import training_shard
+from sede_kernels.functional._bank_argument import side_at_a_glance, training_shard
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,
     check_direction,
@@ -35,7 +34,6 @@ from sede_kernels.types import TABLE, InfoNCE, InfoNCERule, Scalars, Shard, Side
 
 _AT = object()  # in the place of a number that a tensor holds
 _PLAIN = frozenset((float, int, str, bool, type(None), object))
-_DTYPES = frozenset((*FLOATS, torch.int8))
 _LOSS, _POSITIVE, _LOG_NEGATIVES, _HARDEST = (
     TABLE.index(name) for name in ("loss", "positive", "log_negatives", "hardest")
 )
@@ -148,62 +146,11 @@ _checked_once = lru_cache(maxsize=256, typed=True)(_settings)
 def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
     """The side where nothing about its tensors has to be converted or refused."""
     query, positive, bank, ids, bank_ids, _ = given
-    row_scale = None
-    if isinstance(bank, MemoryBank):
-        if bank_ids is not None:
-            return None
-        rows, row_scale, bank_ids = bank.glance() or bank.view()[:3]
-    elif isinstance(bank, Tensor):
-        rows = bank.detach() if bank.requires_grad else bank
-    elif bank is None and keywords.in_batch_negatives is not False and isinstance(query, Tensor):
-        rows = query.detach()[:0]
-    elif isinstance(bank, BankView) and bank_ids is None:
-        rows, row_scale, bank_ids, _ = bank
-    else:
-        return None
     if ids is None and keywords.false_negatives == "positive":
         return None
-    side = Side(query, positive, rows, row_scale, bank_ids, ids)
-    if not torch.compiler.is_compiling() and ops.info_nce.fits(side):
-        return side
-    return side if _fits(side) else None
-
-
-def _fits(side: Side) -> bool:
-    """Whether nothing about the tensors of a side has to be converted or refused, on any device."""
-    query, positive, rows, row_scale, bank_ids, ids = side
-    if not (isinstance(query, Tensor) and isinstance(positive, Tensor)):
-        return False
-    try:
-        shape, device, size = query.shape, query.device, rows.shape[:1]
-        alike = positive.shape == shape
-    except RuntimeError:  # nested tensors have no shape
-        return False
-    if not (
-        len(shape) == 2
-        and alike
-        and query.layout is positive.layout is rows.layout is torch.strided
-        and query.dtype in FLOATS
-        and positive.dtype in FLOATS
-        and positive.device == device
-        and rows.ndim == 2
-        and rows.shape[1] == shape[1]
-        and rows.dtype in _DTYPES
-        and rows.device == device
-        and (row_scale is None) == (rows.dtype != torch.int8)
-    ):
-        return False
-    for of, length in ((ids, shape[:1]), (bank_ids, size)):
-        if of is not None and not (
-            isinstance(of, Tensor)
-            and of.dtype == torch.int64
-            and of.shape == length
-            and of.device == device
-        ):
-            return False
-    return row_scale is None or (
-        row_scale.dtype == torch.float32 and row_scale.shape == size and row_scale.device == device
-    )
+    if bank is None and keywords.in_batch_negatives is not False and isinstance(query, Tensor):
+        bank = query.detach()[:0]
+    return side_at_a_glance(query, positive, bank, ids, bank_ids)
 
 
 def _checked(name: str, given: Given, keywords: Keywords) -> Side:

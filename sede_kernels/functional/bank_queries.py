@@ -17,7 +17,7 @@ from sede_kernels.checks import (
     readable,
     shape_of,
 )
-from sede_kernels.functional._bank_argument import shard_of, unpack_bank
+from sede_kernels.functional._bank_argument import shard_of, side_at_a_glance, unpack_bank
 from sede_kernels.functional._exponents import Scalar, constants
 from sede_kernels.functional._rows import rows_of
 from sede_kernels.types import Match, Want, result_dtype
@@ -187,14 +187,18 @@ def hardest_negatives(
         [0, 1]
     """
     name = "hardest_negatives"
-    check_float_matrix(name, "query", query)
-    chosen = check_backend(name, backend, query)
-    tensors, shard = unpack_bank(name, query, bank, bank_ids), shard_of(bank)
+    k = check_count(name, "k", k, least=1)
+    side = side_at_a_glance(query, query, bank, query_ids, bank_ids)
+    if side is None:
+        check_float_matrix(name, "query", query)
+        tensors = unpack_bank(name, query, bank, bank_ids)
+        ids = check_ids(name, "query_ids", query_ids, query.shape[0])
+        check_same_device(name, query, query_ids=ids)
+    else:
+        tensors, ids = side.bank, side.ids
+    chosen, shard = check_backend(name, backend, query), shard_of(bank)
     if shard is not None and chosen == "reference":
         tensors = ops.sharded.whole_bank(tensors, shard)
-    ids = check_ids(name, "query_ids", query_ids, query.shape[0])
-    check_same_device(name, query, query_ids=ids)
-    k = check_count(name, "k", k, least=1)
     if chosen == "reference":
         dense = tensors.dense(query.dtype)
         values, indices = reference.hardest_negatives(query, dense, k, ids, tensors.ids)

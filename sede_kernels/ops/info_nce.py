@@ -188,7 +188,7 @@ class _Loss(torch.autograd.Function):
 
 _SPARE = torch.empty(0, device="cpu")
 # Past a function that only torch.func needs: nothing of it looks on here.
-_apply = super(torch.autograd.Function, _Loss).apply
+_apply: Any = super(torch.autograd.Function, _Loss).apply
 
 
 @info_nce.directly

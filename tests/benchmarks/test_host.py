@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import host, run
+from benchmarks import host, run, train_step
 from sede_kernels.backends.cpu import _native
 
 pytestmark = pytest.mark.skipif(
@@ -34,9 +34,11 @@ def test_a_record_of_a_few_calls(tmp_path, capsys) -> None:
     out = tmp_path / "new" / "host.json"
     assert run.main(["host", "--rounds", "2", "--calls", "2", "--out", str(out)]) == 0
     record = json.loads(out.read_text())
-    assert set(record["cases"]) == {
+    steps = {f"dispatched_ops_train_step_{name}" for name in train_step.CASES}
+    assert set(record["cases"]) == steps | {
         f"{kind}_{name}" for kind in ("host_time", "dispatched_ops") for name in host.CASES
     }
+    assert all(0 < record["cases"][name]["of_sede"] < 30 for name in steps)
     for name in host.CASES:
         assert record["cases"][f"host_time_{name}"]["ratio"] > 0
     assert "`host_time_sede_loss`" in capsys.readouterr().out

@@ -68,8 +68,7 @@ def test_the_gil_is_released() -> None:
     query = unit(512, 64, dtype=torch.float32)
     bank = unit(100_000, 64, dtype=torch.float32)
     values, indices = torch.empty(512, 1), torch.empty(512, 1, dtype=torch.int64)
-    addresses = values.data_ptr(), indices.data_ptr()
-    call = (_native.matrix(query), _native.matrix(bank), 0, 0, 0, 1, *addresses)
+    call = (query, (bank, None, None), None, 1, values, indices)
     hardest = _native.module().hardest
     ticks, stop = [0], threading.Event()
 

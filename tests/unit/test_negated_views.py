@@ -41,7 +41,7 @@ def stored(x: Tensor, y: Tensor, backend: str) -> Tensor:
 
 def stored_sets(x: Tensor, y: Tensor, backend: str) -> Tensor:
     bank = FragmentBank(5, 3, x.shape[-1])
-    bank.enqueue(x)
+    bank.enqueue(x, backend=backend)
     return bank.rows
 
 

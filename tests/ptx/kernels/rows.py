@@ -1,4 +1,4 @@
-"""Problems of the kernels that work row by row: erasing and the ring write."""
+"""Problems of the kernels that work row by row: erasing and the ring writes."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from sede_kernels import MemoryBank, functional
+from sede_kernels import FragmentBank, MemoryBank, functional
 from sede_kernels.backends.triton import launch
 from sede_kernels.testing import FLOORS
 from tests.ptx.kernels.problem import Check, Problem, compared, same
@@ -74,10 +74,29 @@ def _enqueue(dtype: torch.dtype, entries: Entries) -> Iterator[Check]:
             yield same(name, got, want)
 
 
+def _enqueue_fragments(dtype: torch.dtype, entries: Entries) -> Iterator[Check]:
+    """Sets that wrap, more of them than slots, short ones, a NaN within a length and beyond one."""
+    banks = {name: FragmentBank(11, 5, 260, dtype=dtype) for name in ("triton", "torch")}
+    for step, (count, width) in enumerate(((7, 5), (6, 4), (15, 5), (1, 1))):
+        keys, names = torch.randn(count, width, 260), torch.randint(0, 9, (count,))
+        lengths = torch.randint(1, width + 1, (count,)) if step else None
+        if step == 1:
+            keys[2, 0, 3] = keys[3, 3, 0] = torch.nan
+            lengths[3] = 3
+        for backend, bank in banks.items():
+            bank.enqueue(keys, lengths, names, backend=backend)
+    found = banks["triton"].state_dict()
+    for name, want in banks["torch"].state_dict().items():
+        yield same(name, found[name], want)
+
+
 def problems() -> Iterator[Problem]:
-    """One for every row of the table, and the ring write."""
+    """One for every row of the table, and the ring writes."""
     for key in launch.table("erase"):
         yield Problem(f"erase {key}", (("erase", key),), partial(_erase, key))
     for dtype in (torch.bfloat16, torch.int8):
         name = str(dtype).removeprefix("torch.")
         yield Problem(f"enqueue {name}", (), partial(_enqueue, dtype))
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        yield Problem(f"enqueue_fragments {name}", (), partial(_enqueue_fragments, dtype))

@@ -1,12 +1,15 @@
-"""Compilations of the kernels that work row by row: erasing and the ring write."""
+"""Compilations of the kernels that work row by row: erasing and the ring writes."""
 
 from collections.abc import Iterator
 
 from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton.compile_report.cases import Case, configurations, tile_name
 from sede_kernels.backends.triton.enqueue import ADVANCE_OPTIONS, BLOCK_D, OPTIONS
+from sede_kernels.backends.triton.enqueue_fragments import BLOCK
+from sede_kernels.backends.triton.enqueue_fragments import OPTIONS as SET_OPTIONS
 from sede_kernels.backends.triton.erase import EXACT
 from sede_kernels.backends.triton.kernels.enqueue import _enqueue_advance_kernel, _enqueue_kernel
+from sede_kernels.backends.triton.kernels.enqueue_fragments import _enqueue_fragments_kernel
 from sede_kernels.backends.triton.kernels.erase import _erase_bwd_kernel, _erase_fwd_kernel
 
 #: Rules with the most work: order statistics, and sums in fp64.
@@ -81,8 +84,29 @@ def _enqueue_cases(architecture: str) -> Iterator[Case]:
     )
 
 
+def _set_cases(architecture: str) -> Iterator[Case]:
+    sizes = ("skipped", "K", "L", "D", "W", "stride_rk", "stride_rl", "stride_kn", "stride_kl")
+    pointers = ("lengths", "ids", "ptr", "count", "rejected", "key_lengths", "key_ids")
+    for stored in ("fp32", "bf16"):
+        yield Case(
+            f"enqueue_fragments {stored}",
+            architecture,
+            _enqueue_fragments_kernel,
+            {
+                "rows": f"*{stored}",
+                "keys": "*fp32",
+                **dict.fromkeys(pointers, "*i64"),
+                **dict.fromkeys(sizes, "i32"),
+            },
+            {"stride_rd": 1, "stride_kd": 1, "HAS_LENGTHS": True, "HAS_IDS": True, "BLOCK": BLOCK},
+            SET_OPTIONS,
+            frozenset({"D", "stride_rk", "stride_rl", "stride_kn", "stride_kl"}),
+        )
+
+
 def cases(architecture: str) -> Iterator[Case]:
-    """Every width of the erasing table with its heaviest rules, and the ring write."""
+    """Every width of the erasing table with its heaviest rules, and the ring writes."""
     for key, config in configurations("erase", architecture):
         yield from _erase_cases(architecture, key, config)
     yield from _enqueue_cases(architecture)
+    yield from _set_cases(architecture)

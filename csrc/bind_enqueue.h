@@ -1,0 +1,6 @@
+// Registers the ring writes with the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+void bind_enqueue(pybind11::module_& m);

@@ -33,6 +33,8 @@ from . import flags, machine, measured, train_step
 B, K, D = 4, 8, 16
 _ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
+_LOOKS = ("_fits", "_fit")  # native functions that look at tensors and launch nothing
+
 Loss = Callable[[], Tensor]
 
 
@@ -114,8 +116,8 @@ class Counter(TorchDispatchMode):
     ) -> Any:
         schema = func._schema
         views = any(r.alias_info and not r.alias_info.is_write for r in schema.returns)
-        name = schema.name.split("::")[1]
-        if not views and name not in _ALLOCATIONS:
+        kind, name = schema.name.split("::")
+        if not views and kind != "profiler" and name not in _ALLOCATIONS:
             self.names.append(schema.name)
         return func(*args, **(kwargs or {}))
 
@@ -127,7 +129,7 @@ class _Launches:
         self._module, self._counter = module, counter
 
     def __getattr__(self, name: str) -> Any:
-        if not name.endswith("_fits"):
+        if not name.endswith(_LOOKS):
             self._counter.names.append(f"native::{name}")
         return getattr(self._module, name)
 

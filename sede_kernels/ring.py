@@ -36,7 +36,7 @@ def ids_where(name: str, flag: Tensor, ids: Tensor) -> Tensor:
     if not isinstance(flag, Tensor) or flag.dtype != torch.bool or flag.ndim:
         came = f"{flag.dtype} {tuple(flag.shape)}" if isinstance(flag, Tensor) else repr(flag)
         raise TypeError(f"{name}: flag must be a 0-d bool tensor or None, got {came}.")
-    return torch.where(flag, ids, EMPTY)
+    return ids.masked_fill(~flag, EMPTY)  # torch.where would make a tensor of the number
 
 
 def _readable(*tensors: Tensor | None) -> bool:

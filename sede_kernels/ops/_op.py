@@ -203,10 +203,13 @@ class Op(Generic[P, R]):
             return self._wrap(self._op(*self._flatten(values)))
         if not torch.is_grad_enabled():
             return self._run_directly(values)
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                break
+        else:
+            return self._run_directly(values)
         if self._direct is not None:
-            for tensor in tensors:
-                if tensor is not None and tensor.requires_grad:
-                    return self._direct(*values)  # type: ignore[no-any-return]
+            return self._direct(*values)  # type: ignore[no-any-return]
         with torch.no_grad():
             return self._run_directly(values)
 

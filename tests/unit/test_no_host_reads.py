@@ -16,26 +16,23 @@ import sede_kernels as sk
 
 B, K, R, D = 4, 8, 3, 16
 #: Ops that read a value, or make a tensor of a number of the host.
-FORBIDDEN = {"_local_scalar_dense", "lift_fresh", "nonzero", "item", "equal"}
+FORBIDDEN = {"_local_scalar_dense", "scalar_tensor", "lift_fresh", "nonzero", "item", "equal"}
 
 
 class Watch(TorchDispatchMode):
     """Raises where the host reads a value, makes a tensor of a number, or moves one."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: str = "") -> None:
         super().__init__()
+        self.allowed = allowed
         self.ops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
-        assert name not in FORBIDDEN, name
+        assert name not in FORBIDDEN or name == self.allowed, name
         out = func(*args, **(kwargs or {}))
-        if name == "scalar_tensor":  # a number for torch.where, which takes it along
-            assert out.device.type == "cpu"
-            return out
         for tensor in (*args, out):
-            number = isinstance(tensor, Tensor) and name == "where" and not tensor.ndim
-            assert not isinstance(tensor, Tensor) or tensor.is_meta or number, (name, tensor.device)
+            assert not isinstance(tensor, Tensor) or tensor.is_meta, (name, tensor.device)
         self.ops += 1
         return out
 
@@ -95,7 +92,8 @@ STEPS: dict[str, Callable[[], Tensor | None]] = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_promise_4_a_step_reads_no_value(name) -> None:
-    outer = Watch()
+    # torch's gradient of clamp, which keeps a learnt hardness >= 0, fills in a number on the device.
+    outer = Watch(allowed="scalar_tensor" if "learns" in name else "")
     if name.startswith(("SEDELoss", "FragmentBank")):  # these watch once they are built
         loss = STEPS[name]()
     else:
@@ -112,7 +110,7 @@ def test_the_watch_sees_reads_and_copies() -> None:
     for step in (
         lambda: value.sum().item(),
         lambda: value + torch.tensor([1.0, 2.0]).to("meta"),
-        lambda: torch.tensor(2.0, device="meta"),
+        lambda: torch.where(value > 0, value, 2.0),
     ):
         with pytest.raises((AssertionError, RuntimeError)), Watch():
             step()

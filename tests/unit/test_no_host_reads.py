@@ -92,7 +92,7 @@ STEPS: dict[str, Callable[[], Tensor | None]] = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_promise_4_a_step_reads_no_value(name) -> None:
-    # torch's gradient of clamp, which keeps a learnt hardness >= 0, fills in a number on the device.
+    # The gradient of clamp, which keeps a learnt hardness >= 0, fills in a number on the device.
     outer = Watch(allowed="scalar_tensor" if "learns" in name else "")
     if name.startswith(("SEDELoss", "FragmentBank")):  # these watch once they are built
         loss = STEPS[name]()

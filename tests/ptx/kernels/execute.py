@@ -18,7 +18,7 @@ from tests.ptx.kernels.problem import Check, Problem
 from tests.ptx.machine import driver
 
 #: Modules with a ``problems()`` each.
-MODULES = ("bank", "rows", "info_nce", "attention")
+MODULES = ("bank", "rows", "info_nce", "scores", "attention")
 #: Share of a kernel's instructions that a problem must reach.
 _LEAST_EXECUTED = 0.5
 

@@ -23,6 +23,7 @@ MODULES = (
     "chunk_cases",
     "row_cases",
     "info_nce_cases",
+    "score_cases",
     "cross_attention_cases",
     "cross_attention_pairs_cases",
 )

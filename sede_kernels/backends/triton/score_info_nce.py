@@ -22,6 +22,19 @@ def _config(scores: Tensor) -> launch.Config:
     return launch.candidates("score_info_nce", layout(scores), architecture)[0]
 
 
+def _on_device(scalars: Scalars, rule: InfoNCERule, like: Tensor) -> Scalars:
+    """Numbers filled in on the device: one kernel serves numbers and learnable tensors."""
+
+    def filled(value: float, at: Tensor | None) -> Tensor:
+        return like.new_full((), value, dtype=torch.float32) if at is None else at
+
+    temperature = filled(scalars.temperature, scalars.temperature_at)
+    if not rule.weighted:
+        return scalars._replace(temperature_at=temperature)
+    hardness = filled(scalars.hardness, scalars.hardness_at)
+    return scalars._replace(temperature_at=temperature, hardness_at=hardness)
+
+
 def _tensors(given: Scores, scalars: Scalars) -> tuple[Tensor | None, ...]:
     """(valid, ids, key_ids, temperature, hardness) as the kernels take them."""
     valid = None if given.valid is None else given.valid.view(torch.uint8)
@@ -51,8 +64,9 @@ def _strides(tensor: Tensor | None) -> tuple[int, int]:
 
 
 def score_info_nce(given: Scores, scalars: Scalars, rule: InfoNCERule) -> ScoreLoss:
-    """See ``sede_kernels.ops.score_info_nce``. One launch, and a sum of the row losses."""
+    """See ``sede_kernels.ops.score_info_nce``. One launch, a fill for each number, a sum."""
     scores, positive = given.scores, given.positive
+    scalars = _on_device(scalars, rule, scores)
     rows, columns = scores.shape
     out = ScoreLoss.empty(scores, "none")
     mean = rule.reduction == "mean"
@@ -95,8 +109,9 @@ def score_info_nce_backward(
     rule: InfoNCERule,
     needs: tuple[int, ...],
 ) -> ScoreGradients:
-    """See ``sede_kernels.ops.score_info_nce``. One launch, and a sum for each learnt number."""
+    """See ``sede_kernels.ops.score_info_nce``. One launch, a sum for each learnt number."""
     scores = given.scores
+    scalars = _on_device(scalars, rule, scores)
     rows, columns = scores.shape
     found = ScoreGradients.empty(grad, given, needs)
     config = _config(scores)

@@ -23,8 +23,6 @@ _OLDEST_FOR_SM_100 = (3, 8)
 LONGEST_ERASE_ROW = 4096
 #: Fragments of one set: a program holds a whole image-caption pair.
 LARGEST_FRAGMENT_SET = 64
-#: Of the smaller side of chosen pairs, where fp32 is multiplied in full: larger tiles spill.
-LARGEST_FULL_SET = 32
 
 
 @dataclass(frozen=True)
@@ -108,11 +106,6 @@ def unavailable_reason() -> str | None:
     return _outdated_everywhere()
 
 
-def _full_float32(tensors: tuple[Tensor, ...]) -> bool:
-    highest = torch.get_float32_matmul_precision() == "highest"
-    return highest and any(tensor.dtype == torch.float32 for tensor in tensors)
-
-
 def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
     """Why these tensors cannot be served, or None."""
     first = tensors[0]
@@ -133,11 +126,4 @@ def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:
         fragments = max(tensor.shape[-2] for tensor in tensors)
         if fragments > LARGEST_FRAGMENT_SET:
             return f"it takes sets of at most {LARGEST_FRAGMENT_SET} fragments, got {fragments}"
-    if op.startswith("cross_attention_pairs") and _full_float32(tensors):
-        fragments = min(tensor.shape[-2] for tensor in tensors)
-        if fragments > LARGEST_FULL_SET:
-            return (
-                f"in full float32 it takes one side of at most {LARGEST_FULL_SET} fragments, got "
-                f'{fragments} (torch.set_float32_matmul_precision("high") lifts this)'
-            )
     return None

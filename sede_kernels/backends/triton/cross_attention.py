@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
+from sede_kernels.backends import _chosen_pairs
 from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, interpreting, launch
 from sede_kernels.backends.triton._host import on_device, operand_kind, padded
 from sede_kernels.backends.triton.erase import double_halves
@@ -21,6 +22,12 @@ from sede_kernels.backends.triton.kernels.cross_attention import (
     _cross_attention_fwd_kernel,
     _gram_bwd_kernel,
     _gram_kernel,
+)
+from sede_kernels.backends.triton.pair_launches import (
+    Pairs,
+    PairSide,
+    add_gradients,
+    write_similarities,
 )
 from sede_kernels.types import Attend, Attended, Erase, Fragments, SideGradients, Wanted
 
@@ -126,18 +133,10 @@ def _constants(
     }
 
 
-def product_precision(kind: str) -> str:
-    """How operands of a kind are multiplied: "ieee" asks for three tf32 products, not for one.
-
-    Half inputs keep G and a in fp32 as well, for |context|^2 is a difference of large terms.
-    """
-    return "tf32x3" if kind == "ieee" else "tf32"
-
-
 def tile_precision(kernel: str, kind: str, cols: int, architecture: str) -> str:
     """``product_precision`` of a tile; full fp32 where three tf32 products would spill."""
     plain = architecture.startswith("sm_8") and (kernel, cols) == _WITHOUT_MATRIX_UNITS
-    return "ieee" if plain and kind == "ieee" else product_precision(kind)
+    return "ieee" if plain and kind == "ieee" else launch.product_precision(kind)
 
 
 def _gram(source: Side) -> Tensor:
@@ -152,7 +151,7 @@ def _gram(source: Side) -> Tensor:
         width,
         D,
         HAS_LENGTHS=source.vary,
-        PRECISION=product_precision(operand_kind(source.sets.dtype)),
+        PRECISION=launch.product_precision(operand_kind(source.sets.dtype)),
         BLOCK_R=LARGEST_FRAGMENT_SET,
         BLOCK_D=GRAM_STEP,
         **GRAM_OPTIONS,
@@ -190,6 +189,19 @@ def how_numbers(how: Attend, sources: int) -> tuple[float, float, int, int, int]
     return (how.smoothing, how.aggregate_scale, *halves, min(erase.keep_min, sources))
 
 
+def _formed(query: Side, source: Side, sources: Tensor, how: Attend) -> Pairs:
+    """All pairs as chosen ones, with contexts; ``sources`` as given, without padding."""
+    return Pairs(
+        PairSide(query.sets, query.lengths, row=0, step=1),
+        PairSide(sources, source.lengths, row=1, step=0),
+        rows=sources.shape[0],
+        pairs=query.sets.shape[0],
+        lost=None,
+        numbers=how_numbers(how, sources.shape[1]),
+        options=how_constants(how),
+    )
+
+
 def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
     """Elements of S that the forward keeps: none, the backward computes S again."""
     return 0
@@ -209,6 +221,9 @@ def cross_attention(sides: Fragments, how: Attend, keep: bool) -> Attended:
     with on_device(regions):
         query = _side(roles[0][0].contiguous(), roles[0][1], SMALLEST_QUERY)
         source = _side(roles[1][0].contiguous(), roles[1][1], SMALLEST_SOURCE)
+        if _chosen_pairs.all_chosen(regions):
+            write_similarities(_formed(query, source, source.sets, how), by_source)
+            return found
         (Q, L, D), (P, R, _) = query.sets.shape, source.sets.shape
         norms, gram = _norms(query.sets), _gram(source)
         for buckets in _pairs(query, source):
@@ -296,6 +311,10 @@ def cross_attention_backward(
                 part = slice(first, first + step)
                 lengths = None if source_lengths is None else source_lengths[part]
                 source = _side(clean[part], lengths, SMALLEST_SOURCE)
+                if _chosen_pairs.all_chosen(sources):
+                    formed = _formed(query, source, sources[part].contiguous(), how)
+                    add_gradients(formed, g[part], d_query, d_source[part])
+                    continue
                 d_part = _chunk_backward(
                     g[part], query, source, R, norms, how, d_query, for_sources
                 )
@@ -359,7 +378,7 @@ def _chunk_backward(
     if not for_sources:
         return None
     d_gram = torch.empty_like(gram)
-    precision = product_precision(operand_kind(source.sets.dtype))
+    precision = launch.product_precision(operand_kind(source.sets.dtype))
     _gram_bwd_kernel[(P,)](
         attention,
         d_square,

@@ -103,3 +103,11 @@ def candidates(kernel: str, key: str, architecture: str) -> list[Config]:
     if interpreting():
         return [Config(16, 32, 4, 1), Config(32, 32, 4, 1)]
     return [Config(*entry) for entry in table(kernel)[key][architecture]]
+
+
+def product_precision(kind: str) -> str:
+    """How operands of a kind are multiplied: "ieee" asks for three tf32 products, not for one.
+
+    Half inputs keep G and a in fp32 as well, for |context|^2 is a difference of large terms.
+    """
+    return "tf32x3" if kind == "ieee" else "tf32"

@@ -16,7 +16,6 @@ from sede_kernels.backends.triton.cross_attention import (
     GRAM_QUERIES,
     GRAM_STEP,
     GROUP,
-    product_precision,
     tile_precision,
 )
 from sede_kernels.backends.triton.kernels.cross_attention import (
@@ -89,7 +88,7 @@ def _tile_case(
 
 
 def _gram_cases(architecture: str, kind: str) -> Iterator[Case]:
-    precision = product_precision(kind)
+    precision = launch.product_precision(kind)
     for name, kernel in (("gram", _gram_kernel), ("gram_backward", _gram_bwd_kernel)):
         yield Case(
             f"cross_attention {name} {kind}",

@@ -9,13 +9,15 @@ from sede_kernels.backends.triton.compile_report.cases import (
     configurations,
     tile_name,
 )
-from sede_kernels.backends.triton.cross_attention_pairs import tile_precision
 from sede_kernels.backends.triton.kernels.cross_attention_pairs import (
     _pairs_bwd_kernel,
     _pairs_fwd_kernel,
+)
+from sede_kernels.backends.triton.kernels.cross_attention_sides import (
     _pairs_query_grad_kernel,
     _pairs_source_grad_kernel,
 )
+from sede_kernels.backends.triton.pair_launches import tile_precision
 
 #: Launch table -> its kernels by name and what else tells their compilations apart.
 _KERNELS = {
@@ -26,19 +28,23 @@ _KERNELS = {
         "source": _pairs_source_grad_kernel,
     },
 }
-_FLOATS = ("out", "grad", "d_scores", "d_norm", "d_gram", "d_query", "d_source")
-_INTEGERS = ("pairs", "query_sets", "source_sets", "L", "R", "D")
+_WRITTEN = ("d_scores", "attention", "d_dot", "along", "d_norm")
+_FLOATS = ("out", "grad", *_WRITTEN, "d_query", "d_source")
+_STEPS = ("query_row", "query_step", "source_row", "source_step", "first", "step", "number")
+_STRIDES = ("stride_ob", "stride_on", "stride_gb", "stride_gn")
+_INTEGERS = ("pairs", "L", "R", "D", *_STEPS, *_STRIDES)
 _THRESHOLDS = ("threshold_high", "threshold_low", "keep_min")
 
 
 def _case(op: str, architecture: str, key: str, config: launch.Config, what: str) -> Case:
     kind, _, blocks = key.partition("/")
-    sources = int(blocks.partition("x")[2])
-    precision = tile_precision(op, kind, sources, architecture)
+    queries, sources = (int(size) for size in blocks.split("x"))
+    precision = tile_precision(op, kind, queries, sources)
     types = {
         **dict.fromkeys(("query", "source"), f"*{OPERANDS[kind][0]}"),
         **dict.fromkeys(_FLOATS, "*fp32"),
         **dict.fromkeys(("query_lengths", "source_lengths"), "*i64"),
+        "lost": "*i8",
         **dict.fromkeys((*_INTEGERS, *_THRESHOLDS), "i32"),
         **dict.fromkeys(("smoothing", "scale"), "fp32"),
     }
@@ -49,7 +55,7 @@ def _case(op: str, architecture: str, key: str, config: launch.Config, what: str
         kernel,
         {name: types[name] for name in kernel.arg_names if name in types},
         {
-            "FOR_SOURCE": True,
+            "MARKED": True,
             "QUERY_VARY": True,
             "SOURCE_VARY": True,
             "AGGREGATE": "lse",

@@ -1,40 +1,67 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
-"""Region-word similarity of chosen pairs: a program an image-caption pair.
+"""Region-word similarity of chosen pairs: a program an image-caption pair, its contexts formed.
 
-S = E V^T and G = V V^T come from one walk over D; no other pair uses this G, so it is never stored.
-The backward writes dS and dG of each pair; a kernel a side makes its gradient from them.
+Pair b N + n has the query set b query_row + n query_step, and a source set likewise. ``lost`` marks
+the pairs that are wanted, where not all are. Contexts go by BLOCK_D columns and never leave the
+chip; the backward writes dS and the attention, from which a kernel a side makes its gradient
+(``kernels.cross_attention_sides``).
 """
 
 import triton
 import triton.language as tl
 
 from sede_kernels.backends.triton.kernels.cross_attention_tile import (
+    COSINE_EPS,
     aggregate,
     aggregate_grad,
     attend,
-    cosine,
+    attention_grad,
+    cosine_grad,
     erase,
     leaky,
-    scores_grad,
+    scores,
 )
 from sede_kernels.backends.triton.kernels.device import matmul
 
 
 @triton.jit
-def _set(pair, pairs, sets, lengths, fragments, HAS_LENGTHS: tl.constexpr, BLOCK: tl.constexpr):
-    """Of one side of a pair: (rows of its matrix [BLOCK] int64, which are valid, their number)."""
-    at = (pair // pairs).to(tl.int64) * sets + (pair % pairs) % sets
+def set_rows(at, lengths, fragments, VARY: tl.constexpr, BLOCK: tl.constexpr):
+    """Of set ``at``: (rows of its side's matrix [BLOCK] int64, which are valid, their number)."""
     length = fragments
-    if HAS_LENGTHS:
+    if VARY:
         length = tl.load(lengths + at).to(tl.int32)
     index = tl.arange(0, BLOCK)
-    return at * fragments + index, index < length, length
+    return at.to(tl.int64) * fragments + index, index < length, length
 
 
 @triton.jit
-def _products(
+def attended(a, y, acc, PRECISION: tl.constexpr):
+    """A y + acc with all digits of ``a`` (fp32): a 16-bit y meets it in parts of its own type."""
+    if y.dtype == tl.float32:
+        acc = matmul(a, y, acc, PRECISION)
+    else:
+        PARTS: tl.constexpr = 3 if y.dtype == tl.bfloat16 else 2
+        for _ in tl.static_range(PARTS):
+            part = a.to(y.dtype)
+            acc = matmul(part, y, acc, PRECISION)
+            a = a - part.to(tl.float32)
+    return acc
+
+
+@triton.jit
+def _sides_at(query, source, rows, cols, D, BLOCK_D: tl.constexpr):
+    """Pointers to the first columns of both sets, and the columns [BLOCK_D]."""
+    depth = tl.arange(0, BLOCK_D)
+    x_at = query + (rows * D)[:, None] + depth[None, :]
+    y_at = source + (cols * D)[:, None] + depth[None, :]
+    return x_at, y_at, depth
+
+
+@triton.jit
+def _cosine(
     query,
     source,
+    a,  # [M, N]
     rows,  # [M]
     row_valid,  # [M]
     cols,  # [N]
@@ -43,44 +70,85 @@ def _products(
     PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """(S [M, N], G [N, N], |query| [M]) in fp32, 0 in padding whatever that holds."""
+    """(similarity [M], |context| [M], |query| [M]) from the contexts a V."""
     M: tl.constexpr = rows.shape[0]
-    N: tl.constexpr = cols.shape[0]
-    depth = tl.arange(0, BLOCK_D)
-    x_at = query + (rows * D)[:, None] + depth[None, :]
-    y_at = source + (cols * D)[:, None] + depth[None, :]
-    s = tl.zeros((M, N), tl.float32)
-    g = tl.zeros((N, N), tl.float32)
+    x_at, y_at, depth = _sides_at(query, source, rows, cols, D, BLOCK_D)
+    dot = tl.zeros((M,), tl.float32)
     square = tl.zeros((M,), tl.float32)
+    own = tl.zeros((M,), tl.float32)
     for d in range(0, D, BLOCK_D):
         inside = (depth < D - d)[None, :]
-        x = tl.load(x_at + d, mask=row_valid[:, None] & inside, other=0.0)
+        x = tl.load(x_at + d, mask=row_valid[:, None] & inside, other=0.0).to(tl.float32)
         y = tl.load(y_at + d, mask=col_valid[:, None] & inside, other=0.0)
-        s = matmul(x, tl.trans(y), s, PRECISION)
-        g = matmul(y, tl.trans(y), g, PRECISION)
-        wide = x.to(tl.float32)
-        square += tl.sum(wide * wide, 1)
-    return s, g, tl.sqrt(square)
+        context = attended(a, y, tl.zeros((M, BLOCK_D), tl.float32), PRECISION)
+        dot += tl.sum(context * x, 1)
+        square += tl.sum(context * context, 1)
+        own += tl.sum(x * x, 1)
+    size, norm = tl.sqrt(square), tl.sqrt(own)
+    return dot / tl.maximum(norm * size, COSINE_EPS), size, norm
 
 
-@triton.jit(do_not_specialize=["threshold_high", "threshold_low", "keep_min"])
+@triton.jit
+def _attention_grad_of_contexts(
+    query,
+    source,
+    a,  # [M, N]
+    along,  # [M] see ``pull``
+    rows,  # [M]
+    row_valid,  # [M]
+    cols,  # [N]
+    col_valid,  # [N]
+    D,
+    PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """[M, N]: d query.context / d a less what the norm of the context takes away."""
+    M: tl.constexpr = rows.shape[0]
+    N: tl.constexpr = cols.shape[0]
+    x_at, y_at, depth = _sides_at(query, source, rows, cols, D, BLOCK_D)
+    d_a = tl.zeros((M, N), tl.float32)
+    for d in range(0, D, BLOCK_D):
+        inside = (depth < D - d)[None, :]
+        x = tl.load(x_at + d, mask=row_valid[:, None] & inside, other=0.0).to(tl.float32)
+        y = tl.load(y_at + d, mask=col_valid[:, None] & inside, other=0.0)
+        context = attended(a, y, tl.zeros((M, BLOCK_D), tl.float32), PRECISION)
+        d_a = attended(x - along[:, None] * context, tl.trans(y), d_a, PRECISION)
+    return d_a
+
+
+@triton.jit
+def wanted(pair, lost, MARKED: tl.constexpr):
+    """Whether a pair is to be computed."""
+    if MARKED:
+        return tl.load(lost + pair).to(tl.int32) > 0
+    return pair >= 0
+
+
+@triton.jit(do_not_specialize=["query_row", "query_step", "source_row", "source_step",
+                               "threshold_high", "threshold_low", "keep_min"])  # fmt: skip
 def _pairs_fwd_kernel(
-    query,  # [B, N or 1, L, D]
-    source,  # [B, N or 1, R, D]
-    query_lengths,  # [B, N or 1]
-    source_lengths,  # [B, N or 1]
+    query,  # [query sets, L, D]
+    source,  # [source sets, R, D]
+    query_lengths,  # [query sets]
+    source_lengths,  # [source sets]
+    lost,  # [B, N] int8
     out,  # [B, N] fp32
     pairs,  # N
-    query_sets,  # N or 1
-    source_sets,  # N or 1
+    query_row,
+    query_step,
+    source_row,
+    source_step,
     L,
     R,
     D,
+    stride_ob,
+    stride_on,
     smoothing,
     scale,
     threshold_high,
     threshold_low,
     keep_min,
+    MARKED: tl.constexpr,
     QUERY_VARY: tl.constexpr,
     SOURCE_VARY: tl.constexpr,
     AGGREGATE: tl.constexpr,
@@ -92,47 +160,62 @@ def _pairs_fwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Program b N + n: query set and source set of one pair."""
+    """Program b N + n: one pair, if it is wanted."""
     pair = tl.program_id(0)
-    rows, row_valid, queries = _set(pair, pairs, query_sets, query_lengths, L, QUERY_VARY, BLOCK_M)
-    cols, col_valid, sources = _set(
-        pair, pairs, source_sets, source_lengths, R, SOURCE_VARY, BLOCK_N
+    if not wanted(pair, lost, MARKED):
+        return
+    b, n = pair // pairs, pair % pairs
+    rows, row_valid, queries = set_rows(
+        b * query_row + n * query_step, query_lengths, L, QUERY_VARY, BLOCK_M
     )
-    s, g, norm = _products(query, source, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D)
+    cols, col_valid, sources = set_rows(
+        b * source_row + n * source_step, source_lengths, R, SOURCE_VARY, BLOCK_N
+    )
+    s = scores(query, source, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D)
     place = tl.zeros((BLOCK_M,), tl.int32)
     a, _ = attend(leaky(s), col_valid, place, smoothing, 1, BLOCK_M, 1)
     if RULE != "":
         a, _, _ = erase(
-            a, col_valid, sources, threshold_high, threshold_low, keep_min, RULE, LOW, RENORMALIZE
-        )
-    sim, _, _ = cosine(s, a, g, norm, PRECISION)
+            a, col_valid, sources, threshold_high, threshold_low, keep_min, RULE, LOW,
+            RENORMALIZE,
+        )  # fmt: skip
+    sim, _, _ = _cosine(query, source, a, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D)
     total = aggregate(sim, row_valid[None, :], scale, AGGREGATE)
     some = (queries > 0) & (sources > 0)
-    tl.store(out + pair + tl.arange(0, 1), tl.where(some, total, 0.0))
+    at = out + b.to(tl.int64) * stride_ob + n.to(tl.int64) * stride_on
+    tl.store(at + tl.arange(0, 1), tl.where(some, total, 0.0))
 
 
-@triton.jit(do_not_specialize=["threshold_high", "threshold_low", "keep_min"])
+@triton.jit(do_not_specialize=["query_row", "query_step", "source_row", "source_step",
+                               "threshold_high", "threshold_low", "keep_min"])  # fmt: skip
 def _pairs_bwd_kernel(
     grad,  # [B, N] fp32
-    query,  # [B, N or 1, L, D]
-    source,  # [B, N or 1, R, D]
-    query_lengths,  # [B, N or 1]
-    source_lengths,  # [B, N or 1]
-    d_scores,  # [B, N, L, R] fp32
+    query,  # [query sets, L, D]
+    source,  # [source sets, R, D]
+    query_lengths,  # [query sets]
+    source_lengths,  # [source sets]
+    lost,  # [B, N] int8
+    d_scores,  # [B, N, L, R] fp32, without what query.context gives
+    attention,  # [B, N, L, R] fp32
+    d_dot,  # [B, N, L] fp32: d total / d query.context
+    along,  # [B, N, L] fp32: d |context| takes so many times the context from the query
     d_norm,  # [B, N, L] fp32: d total / d |query|, over |query|
-    d_gram,  # [B, N, R, R] fp32: twice d total / d G
     pairs,
-    query_sets,
-    source_sets,
+    query_row,
+    query_step,
+    source_row,
+    source_step,
     L,
     R,
     D,
+    stride_gb,
+    stride_gn,
     smoothing,
     scale,
     threshold_high,
     threshold_low,
     keep_min,
-    FOR_SOURCE: tl.constexpr,  # d_gram is wanted
+    MARKED: tl.constexpr,
     QUERY_VARY: tl.constexpr,
     SOURCE_VARY: tl.constexpr,
     AGGREGATE: tl.constexpr,
@@ -144,138 +227,64 @@ def _pairs_bwd_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Program b N + n: S again, and what the gradients of both sides need, 0 in padding."""
+    """Program b N + n: S again, and what the gradients of both sides need, 0 in padding.
+
+    ``d_scores`` holds S while the contexts are formed.
+    """
     pair = tl.program_id(0)
-    rows, row_valid, _ = _set(pair, pairs, query_sets, query_lengths, L, QUERY_VARY, BLOCK_M)
-    cols, col_valid, sources = _set(
-        pair, pairs, source_sets, source_lengths, R, SOURCE_VARY, BLOCK_N
+    if not wanted(pair, lost, MARKED):
+        return
+    b, n = pair // pairs, pair % pairs
+    rows, row_valid, queries = set_rows(
+        b * query_row + n * query_step, query_lengths, L, QUERY_VARY, BLOCK_M
     )
-    s, g, norm = _products(query, source, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D)
-    place = tl.zeros((BLOCK_M,), tl.int32)
-    softmax, of_set = attend(leaky(s), col_valid, place, smoothing, 1, BLOCK_M, 1)
-    a, keep, divisor = softmax, softmax, norm  # erasing gives the last two a meaning
-    if RULE != "":
-        a, keep, divisor = erase(
-            a, col_valid, sources, threshold_high, threshold_low, keep_min, RULE, LOW, RENORMALIZE
-        )
-    sim, context, gram_a = cosine(s, a, g, norm, PRECISION)
-    member = row_valid[None, :] & (sources > 0)
-    d_sim = aggregate_grad(tl.load(grad + pair + tl.arange(0, 1)), sim, member, scale, AGGREGATE)
-    d_s, d_own, d_context = scores_grad(
-        d_sim, s, softmax, of_set, a, keep, divisor, sim, context, gram_a, norm, place, smoothing,
-        RULE, RENORMALIZE, 1, BLOCK_M, 1,
-    )  # fmt: skip
+    cols, col_valid, sources = set_rows(
+        b * source_row + n * source_step, source_lengths, R, SOURCE_VARY, BLOCK_N
+    )
     row, col = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    valid = row_valid[:, None] & col_valid[None, :]
     own = pair.to(tl.int64) * L + row
-    tl.store(d_norm + own, tl.where(row_valid, d_own, 0.0), mask=row < L)
-    at = d_scores + (own * R)[:, None] + col[None, :]
-    tl.store(at, tl.where(valid, d_s, 0.0), mask=(row < L)[:, None] & (col < R)[None, :])
-    if FOR_SOURCE:
-        a = tl.where(valid, a, 0.0)
-        weighted = a * (2.0 * d_context)[:, None]
-        total = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)
-        total = matmul(tl.trans(weighted), a, total, PRECISION)
-        at = d_gram + ((pair.to(tl.int64) * R + col) * R)[:, None] + col[None, :]
-        tl.store(at, total, mask=(col < R)[:, None] & (col < R)[None, :])
-
-
-@triton.jit
-def _side_tile(side, rows, valid, depth, D):
-    """[BLOCK, BLOCK_D] of a side in fp32, 0 in padding whatever that holds."""
-    at = side + (rows * D)[:, None] + depth[None, :]
-    return tl.load(at, mask=valid[:, None] & (depth < D)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _pairs_query_grad_kernel(
-    d_scores,  # [B, N, L, R] fp32
-    d_norm,  # [B, N, L] fp32
-    query,  # [B, N or 1, L, D]
-    source,  # [B, N or 1, R, D]
-    query_lengths,  # [B, N or 1]
-    source_lengths,  # [B, N or 1]
-    d_query,  # [B, N or 1, L, D] fp32
-    pairs,
-    query_sets,
-    source_sets,
-    L,
-    R,
-    D,
-    QUERY_VARY: tl.constexpr,
-    SOURCE_VARY: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Program (set, d): BLOCK_D columns of one query set, over all pairs that share it."""
-    shared = pairs // query_sets
-    first = tl.program_id(0) * shared
-    depth = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    row, col = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    at = (own * R)[:, None] + col[None, :]
     inside = (row < L)[:, None] & (col < R)[None, :]
-    total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    own = tl.zeros((BLOCK_M,), tl.float32)
-    for n in range(0, shared):
-        pair = (first + n).to(tl.int64)
-        d_s = tl.load(
-            d_scores + ((pair * L + row) * R)[:, None] + col[None, :], mask=inside, other=0.0
-        )
-        own += tl.load(d_norm + pair * L + row, mask=row < L, other=0.0)
-        cols, col_valid, _ = _set(
-            first + n, pairs, source_sets, source_lengths, R, SOURCE_VARY, BLOCK_N
-        )
-        total = matmul(d_s, _side_tile(source, cols, col_valid, depth, D), total, PRECISION)
-    rows, row_valid, _ = _set(first, pairs, query_sets, query_lengths, L, QUERY_VARY, BLOCK_M)
-    total += own[:, None] * _side_tile(query, rows, row_valid, depth, D)
-    at = d_query + (rows * D)[:, None] + depth[None, :]
-    tl.store(at, total, mask=(row < L)[:, None] & (depth < D)[None, :])
-
-
-@triton.jit
-def _pairs_source_grad_kernel(
-    d_scores,  # [B, N, L, R] fp32
-    d_gram,  # [B, N, R, R] fp32
-    query,  # [B, N or 1, L, D]
-    source,  # [B, N or 1, R, D]
-    query_lengths,  # [B, N or 1]
-    source_lengths,  # [B, N or 1]
-    d_source,  # [B, N or 1, R, D] fp32
-    pairs,
-    query_sets,
-    source_sets,
-    L,
-    R,
-    D,
-    QUERY_VARY: tl.constexpr,
-    SOURCE_VARY: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Program (set, d): BLOCK_D columns of one source set, over all pairs that share it."""
-    shared = pairs // source_sets
-    first = tl.program_id(0) * shared
-    depth = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    row, col = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
-    across = (col < R)[:, None] & (row < L)[None, :]
-    square = (col < R)[:, None] & (col < R)[None, :]
-    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    gram = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)
-    for n in range(0, shared):
-        pair = (first + n).to(tl.int64)
-        at = d_scores + ((pair * L + row) * R)[None, :] + col[:, None]
-        d_s = tl.load(at, mask=across, other=0.0)
-        gram += tl.load(
-            d_gram + ((pair * R + col) * R)[:, None] + col[None, :], mask=square, other=0.0
-        )
-        rows, row_valid, _ = _set(
-            first + n, pairs, query_sets, query_lengths, L, QUERY_VARY, BLOCK_M
-        )
-        total = matmul(d_s, _side_tile(query, rows, row_valid, depth, D), total, PRECISION)
-    cols, col_valid, _ = _set(first, pairs, source_sets, source_lengths, R, SOURCE_VARY, BLOCK_N)
-    total = matmul(gram, _side_tile(source, cols, col_valid, depth, D), total, PRECISION)
-    at = d_source + (cols * D)[:, None] + depth[None, :]
-    tl.store(at, total, mask=(col < R)[:, None] & (depth < D)[None, :])
+    s = scores(query, source, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D)
+    tl.store(d_scores + at, s, mask=inside)
+    place = tl.zeros((BLOCK_M,), tl.int32)
+    a, _ = attend(leaky(s), col_valid, place, smoothing, 1, BLOCK_M, 1)
+    if RULE != "":
+        a, _, _ = erase(
+            a, col_valid, sources, threshold_high, threshold_low, keep_min, RULE, LOW,
+            RENORMALIZE,
+        )  # fmt: skip
+    valid = row_valid[:, None] & col_valid[None, :]
+    tl.store(attention + at, tl.where(valid, a, 0.0), mask=inside)
+    sim, size, norm = _cosine(
+        query, source, a, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D
+    )
+    member = row_valid[None, :] & (sources > 0)
+    grad_at = grad + b.to(tl.int64) * stride_gb + n.to(tl.int64) * stride_gn
+    d_sim = aggregate_grad(tl.load(grad_at + tl.arange(0, 1)), sim, member, scale, AGGREGATE)
+    of_dot, of_norm, free = cosine_grad(d_sim, sim, size, norm)
+    # d query.context is that of a vector x - along context: at right angles to the context.
+    of_size = tl.where(free, sim * norm, 0.0) / tl.where(free, size, 1.0)
+    d_a = of_dot[:, None] * _attention_grad_of_contexts(
+        query, source, a, of_size, rows, row_valid, cols, col_valid, D, PRECISION, BLOCK_D
+    )
+    # S and the attention come back from memory: kept through two walks they would spill.
+    tl.debug_barrier()
+    s = tl.load(d_scores + at, mask=inside, other=0.0)
+    a = tl.load(attention + at, mask=inside, other=0.0)
+    tl.debug_barrier()
+    softmax, of_set = attend(leaky(s), col_valid, place, smoothing, 1, BLOCK_M, 1)
+    # What erasing kept and is 0 has no gradient either.
+    keep, divisor = a != 0.0, tl.full((BLOCK_M,), 1.0, tl.float32)
+    if RENORMALIZE:
+        total = tl.sum(tl.where(keep, softmax, 0.0), 1)
+        divisor = tl.where(total == 0.0, 1.0, total)
+    single = tl.zeros((1,), tl.int32) + queries == 1
+    d_s = attention_grad(
+        d_a, s, softmax, of_set, a, keep, divisor, single, place, smoothing, RULE,
+        RENORMALIZE, 1, BLOCK_M, 1,
+    )  # fmt: skip
+    tl.store(d_dot + own, tl.where(row_valid, of_dot, 0.0), mask=row < L)
+    tl.store(along + own, tl.where(row_valid, of_size, 0.0), mask=row < L)
+    tl.store(d_norm + own, tl.where(row_valid, of_norm, 0.0), mask=row < L)
+    tl.store(d_scores + at, tl.where(valid, d_s, 0.0), mask=inside)

@@ -284,3 +284,58 @@ def scores_grad(
     inner = inner / tl.where(norm == 0.0, float("inf"), norm)
     d_x = d_x * spread(unit, place, SETS, STRIDE) - x * spread(inner, place, SETS, STRIDE)
     return d_s + tl.where(s > 0, d_x, 0.1 * d_x), d_own, d_context
+
+
+@triton.jit
+def cosine_grad(
+    d_sim,  # [M]
+    sim,  # [M]
+    context,  # [M] |context|
+    query_norm,  # [M]
+):
+    """Of each query [M]: (d total / d query.context, that of |query| over |query|, norms count)."""
+    both = query_norm * context
+    free = both > COSINE_EPS
+    d_dot = d_sim / tl.where(free, both, COSINE_EPS)
+    # d sim / d |query| = -sim / |query|
+    radial = tl.where(free, d_sim * sim, 0.0)
+    d_own = -radial / tl.where(free, query_norm * query_norm, 1.0)
+    return d_dot, d_own, free
+
+
+@triton.jit
+def attention_grad(
+    d_a,  # [M, N]
+    s,  # [M, N]
+    softmax,  # [M, N]
+    norm,  # [G, N] of ``attend``
+    a,  # [M, N] after erasing
+    keep,  # [M, N] kept by erasing
+    divisor,  # [M] of erasing
+    single,  # [G] sets of one query
+    place,  # [M]
+    smoothing,
+    RULE: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
+    SETS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    G: tl.constexpr,
+):
+    """[M, N]: what the gradient of the attention gives that of S.
+
+    The norm takes away all that goes along with it: of a single query nearly everything, which is
+    told exactly and not by a difference.
+    """
+    if RULE != "":
+        if RENORMALIZE:
+            d_a = d_a - tl.sum(d_a * a, 1)[:, None]
+        d_a = tl.where(keep, d_a / divisor[:, None], 0.0)
+    d_x = smoothing * softmax * (d_a - tl.sum(softmax * d_a, 1)[:, None])
+    x = leaky(s)
+    unit = 1.0 / (norm + NORM_EPS)
+    inner = set_sums(d_x * x, place, SETS, STRIDE, G) * unit * unit
+    inner = inner / tl.where(norm == 0.0, float("inf"), norm)
+    inner = tl.where(single[:, None], 0.0, inner)
+    unit = tl.where(single[:, None], unit * unit * NORM_EPS, unit)
+    d_x = d_x * spread(unit, place, SETS, STRIDE) - x * spread(inner, place, SETS, STRIDE)
+    return tl.where(s > 0, d_x, 0.1 * d_x)

@@ -144,12 +144,12 @@ void cross_attention_backward(const Block& block, const Settings& settings, Addr
   sede::cross_attention_backward(op, blocks);
 }
 
-// Fields of CrossPairs in their order, up to the settings.
+// Fields of CrossAttentionPairs in their order, up to the settings.
 using Pairs = std::tuple<Address, Address, index_t, index_t, index_t, index_t, index_t, index_t, index_t,
                          Address, Address, bool>;
 
-sede::CrossPairs pairs_call(const Pairs& pairs, const Settings& settings) {
-  sede::CrossPairs op{};
+sede::CrossAttentionPairs pairs_call(const Pairs& pairs, const Settings& settings) {
+  sede::CrossAttentionPairs op{};
   Address source, query, source_lengths, query_lengths;
   std::tie(source, query, op.batch, op.pairs, op.source_sets, op.query_sets, op.sources, op.queries,
            op.dim, source_lengths, query_lengths, op.contexts) = pairs;
@@ -161,21 +161,21 @@ sede::CrossPairs pairs_call(const Pairs& pairs, const Settings& settings) {
   return op;
 }
 
-void cross_pairs(const Pairs& pairs, const Settings& settings, Address out) {
-  sede::CrossPairs op = pairs_call(pairs, settings);
+void cross_attention_pairs(const Pairs& pairs, const Settings& settings, Address out) {
+  sede::CrossAttentionPairs op = pairs_call(pairs, settings);
   op.out = pointer<float>(out);
   py::gil_scoped_release release;
-  sede::cross_pairs(op);
+  sede::cross_attention_pairs(op);
 }
 
-void cross_pairs_backward(const Pairs& pairs, const Settings& settings, Address grad,
+void cross_attention_pairs_backward(const Pairs& pairs, const Settings& settings, Address grad,
                           Address d_source, Address d_query) {
-  sede::CrossPairs op = pairs_call(pairs, settings);
+  sede::CrossAttentionPairs op = pairs_call(pairs, settings);
   op.grad = pointer<const float>(grad);
   op.d_source = pointer<float>(d_source);
   op.d_query = pointer<float>(d_query);
   py::gil_scoped_release release;
-  sede::cross_pairs_backward(op);
+  sede::cross_attention_pairs_backward(op);
 }
 
 }  // namespace
@@ -186,6 +186,6 @@ void bind_fragments(py::module_& m) {
   m.def("erase_backward", &erase_backward);
   m.def("cross_attention", &cross_attention);
   m.def("cross_attention_backward", &cross_attention_backward);
-  m.def("cross_pairs", &cross_pairs);
-  m.def("cross_pairs_backward", &cross_pairs_backward);
+  m.def("cross_attention_pairs", &cross_attention_pairs);
+  m.def("cross_attention_pairs_backward", &cross_attention_pairs_backward);
 }

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels/cross_attention_api.h"
-#include "kernels/cross_pairs_api.h"
+#include "kernels/cross_attention_pairs_api.h"
 
 namespace sede {
 
@@ -14,7 +14,7 @@ void cross_attention(const CrossAttention& op);
 void cross_attention_backward(const CrossAttention& op, index_t blocks);
 
 // The similarity of chosen pairs, from the fragments on.
-void cross_pairs(const CrossPairs& op);
-void cross_pairs_backward(const CrossPairs& op);
+void cross_attention_pairs(const CrossAttentionPairs& op);
+void cross_attention_pairs_backward(const CrossAttentionPairs& op);
 
 }  // namespace sede

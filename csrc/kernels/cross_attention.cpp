@@ -3,7 +3,7 @@
 // them as chosen pairs.
 #include "cross_attention_api.h"
 
-#include "cross_math.h"
+#include "cross_attention_math.h"
 #include "erase_lanes.h"
 
 namespace sede {
@@ -376,7 +376,7 @@ void backward(const CrossAttention& op, index_t set, index_t block, char* memory
 
 }  // namespace
 
-extern const CrossOps cross_ops = {scratch, forward, backward};
+extern const CrossOps cross_attention_ops = {scratch, forward, backward};
 
 }  // namespace SEDE_ISA
 }  // namespace sede

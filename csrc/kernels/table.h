@@ -4,7 +4,7 @@
 
 #include "api.h"
 #include "cross_attention_api.h"
-#include "cross_pairs_api.h"
+#include "cross_attention_pairs_api.h"
 #include "info_nce_api.h"
 #include "score_info_nce_api.h"
 
@@ -57,7 +57,7 @@ struct Kernels {
   index_t fma_loop_flops;  // per round
   const EraseOps* erase;
   const CrossOps* cross;
-  const CrossPairsOps* cross_pairs;
+  const CrossAttentionPairsOps* cross_attention_pairs;
   const InfoNceOps<float>* info_nce_f32;
   const InfoNceOps<double>* info_nce_f64;
   const ScoreOps* score_info_nce;
@@ -74,8 +74,8 @@ extern const BatchOps<float> batch_f32;
 extern const BatchOps<double> batch_f64;
 extern const EnqueueOps enqueue_ops;
 extern const EraseOps erase_ops;
-extern const CrossOps cross_ops;
-extern const CrossPairsOps cross_pairs_ops;
+extern const CrossOps cross_attention_ops;
+extern const CrossAttentionPairsOps cross_attention_pairs_ops;
 extern const InfoNceOps<float> info_nce_f32;
 extern const InfoNceOps<double> info_nce_f64;
 extern const ScoreOps score_ops;

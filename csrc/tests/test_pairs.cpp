@@ -103,7 +103,7 @@ void test_pairs(bool shared_source, Aggregate aggregate, bool erase, bool cancel
   const std::vector<float> query(p.query.begin(), p.query.end());
   const std::vector<float> grad(p.weight.begin(), p.weight.end());
   std::vector<float> out(grad.size()), d_source(source.size()), d_query(query.size());
-  sede::CrossPairs op{};
+  sede::CrossAttentionPairs op{};
   op.source = source.data(), op.query = query.data();
   op.batch = Problem::batch, op.pairs = Problem::pairs;
   op.source_sets = p.source_sets(), op.query_sets = p.query_sets();
@@ -113,16 +113,16 @@ void test_pairs(bool shared_source, Aggregate aggregate, bool erase, bool cancel
   // Quantile 0.2 of 3 to 5 sources erases the least attended alone.
   op.erase = erase, op.rule = {sede::Rule::quantile, 0.2, 1, true, true};
   op.out = out.data();
-  sede::cross_pairs(op);
+  sede::cross_attention_pairs(op);
   for (std::size_t n = 0; n < out.size(); ++n)
     near(double(out[n]), p.similarity(index_t(n) / 2, index_t(n) % 2), 1e-5, "similarity");
   const std::vector<float> first = out;
   op.contexts = true;
-  sede::cross_pairs(op);
+  sede::cross_attention_pairs(op);
   expect(!cancels || out == first, "contexts that cancel are formed");
   op.contexts = false;
   op.grad = grad.data(), op.d_source = d_source.data(), op.d_query = d_query.data();
-  sede::cross_pairs_backward(op);
+  sede::cross_attention_pairs_backward(op);
   auto slope = [&](double& x) {
     const double step = 1e-6, before = x;
     x = before + step;

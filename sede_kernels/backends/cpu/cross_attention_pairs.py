@@ -76,7 +76,7 @@ def cross_attention_pairs(sides: Fragments, how: Attend) -> Tensor:
     """See ``sede_kernels.ops.cross_attention_pairs``."""
     pairs = _Pairs(sides, how.direction)
     out = _native.zeros(*pairs.shape)
-    _native.module().cross_pairs(pairs.call(), native_settings(how), out.data_ptr())
+    _native.module().cross_attention_pairs(pairs.call(), native_settings(how), out.data_ptr())
     return out
 
 
@@ -94,7 +94,9 @@ def cross_attention_pairs_backward(
         for side, wants in zip((pairs.source, pairs.query), asked, strict=True)
     ]
     addresses = (d.data_ptr() if wants else 0 for d, wants in zip(grads, asked, strict=True))
-    _native.module().cross_pairs_backward(pairs.call(), settings, grad_address, *addresses)
+    _native.module().cross_attention_pairs_backward(
+        pairs.call(), settings, grad_address, *addresses
+    )
     dim = sides.regions.shape[3]
     d_source, d_query = (
         d[..., :dim] if wants else d for d, wants in zip(grads, asked, strict=True)

@@ -58,7 +58,7 @@ class RunningSums:
         return lse, moment, self.acc
 
 
-class RunningTop:
+class RunningHardest:
     """Largest similarity and its lowest index, fed block by block in index order."""
 
     def __init__(self, s_like: Tensor, rows: int) -> None:
@@ -88,7 +88,7 @@ def bank_lse(query: Tensor, bank: Bank, scales: Tensor, match: Match, want: Want
         q = query.to(dtype)
         rows = q.shape[0]
         sums = RunningSums(scales.to(dtype), rows, q.shape[1], want.accumulate, want.moments)
-        top = RunningTop(q, rows if want.hardest else 0)
+        top = RunningHardest(q, rows if want.hardest else 0)
         count = torch.zeros(rows, dtype=torch.int64, device=q.device)
         for start, stop in blocks(bank.rows.shape[0] if rows else 0, rows):
             part = bank.part(start, stop)

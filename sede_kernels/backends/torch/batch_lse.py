@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.torch._blocks import blocks, compute_dtype, valid_block
-from sede_kernels.backends.torch.bank_lse import RunningSums, RunningTop
+from sede_kernels.backends.torch.bank_lse import RunningHardest, RunningSums
 from sede_kernels.types import EMPTY, BatchSums, Match, SideGradients, Want
 
 
@@ -39,7 +39,7 @@ def batch_lse(
         q, k = query.to(dtype), key.to(dtype)
         rows = q.shape[0]
         sums = RunningSums(scales.to(dtype), rows, 0, (), want.moments)
-        top = RunningTop(q, rows if want.hardest else 0)
+        top = RunningHardest(q, rows if want.hardest else 0)
         count = torch.zeros(rows, dtype=torch.int64, device=q.device)
         for start, stop in blocks(rows, rows):
             s = q @ k[start:stop].T

@@ -3,7 +3,7 @@
 // Arrays of one value a source and query are [vector of queries][source][lane].
 #pragma once
 
-#include "cross_pairs.h"
+#include "cross_attention_pairs.h"
 #include "erase_lanes.h"
 
 namespace sede {
@@ -11,7 +11,7 @@ namespace SEDE_ISA {
 namespace {
 
 struct QueryLanes {
-  const CrossPairs& op;
+  const CrossAttentionPairs& op;
   const PairOfSets& of;
   const index_t n, m, padded, width;  // sources, queries, both in whole vectors (padded: m, width: n)
   float *s, *softmax, *a, *gram_a;    // [padded / lanes][n][lanes]
@@ -21,7 +21,7 @@ struct QueryLanes {
   float* row;                         // [width], and:
   std::int32_t *keep, *keys;
 
-  QueryLanes(const CrossPairs& call, const PairOfSets& sets, Arrays& memory)
+  QueryLanes(const CrossAttentionPairs& call, const PairOfSets& sets, Arrays& memory)
       : op(call),
         of(sets),
         n(sets.n),

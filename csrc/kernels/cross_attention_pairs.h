@@ -1,9 +1,9 @@
 // What both ways to go through a pair share: dot products of rows, their lengths, the aggregation.
 #pragma once
 
-#include "cross_pairs_api.h"
+#include "cross_attention_pairs_api.h"
 
-#include "cross_math.h"
+#include "cross_attention_math.h"
 #include "erase_row.h"
 #include "gemm.h"
 
@@ -85,7 +85,7 @@ SEDE_INLINE void add_row(float factor, const float* row, index_t dim, float* out
 }
 
 // The result of m similarities; share becomes its derivative by each.
-inline float aggregate(const CrossPairs& op, const float* sim, index_t m, float* share) {
+inline float aggregate(const CrossAttentionPairs& op, const float* sim, index_t m, float* share) {
   float top = kNegInf<float>;
   for (index_t j = 0; j < m; ++j) top = sim[j] > top || sim[j] != sim[j] ? sim[j] : top;
   float sum = 0.0f, whole = 0.0f;

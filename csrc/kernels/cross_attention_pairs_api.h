@@ -6,7 +6,7 @@
 namespace sede {
 
 // A query set and `pairs` candidates of its own a batch row; a side of one set serves all of them.
-struct CrossPairs {
+struct CrossAttentionPairs {
   const float *source, *query;  // [batch][source_sets][sources][dim], [batch][query_sets][queries][dim]
   index_t batch, pairs;
   index_t source_sets, query_sets;  // pairs or 1
@@ -26,10 +26,10 @@ struct CrossPairs {
   float *d_source, *d_query;   // like the sides, added to; null: not wanted
 };
 
-struct CrossPairsOps {
-  index_t (*scratch)(const CrossPairs& op);  // bytes a thread needs
-  void (*forward)(const CrossPairs& op, index_t row, char* scratch);
-  void (*backward)(const CrossPairs& op, index_t row, char* scratch);
+struct CrossAttentionPairsOps {
+  index_t (*scratch)(const CrossAttentionPairs& op);  // bytes a thread needs
+  void (*forward)(const CrossAttentionPairs& op, index_t row, char* scratch);
+  void (*backward)(const CrossAttentionPairs& op, index_t row, char* scratch);
 };
 
 }  // namespace sede

@@ -3,14 +3,14 @@
 // digits of contexts that cancel.
 #pragma once
 
-#include "cross_pairs.h"
+#include "cross_attention_pairs.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
 
 struct SourceLanes {
-  const CrossPairs& op;
+  const CrossAttentionPairs& op;
   const PairOfSets& of;
   const index_t n, m, padded;
   float *s, *softmax, *a, *products;  // [m][padded]
@@ -19,7 +19,7 @@ struct SourceLanes {
   float *sim, *share, *size, *context_norm, *kept_sum;  // [m]
   float* context;                     // [m][dim]
 
-  SourceLanes(const CrossPairs& call, const PairOfSets& sets, Arrays& memory)
+  SourceLanes(const CrossAttentionPairs& call, const PairOfSets& sets, Arrays& memory)
       : op(call), of(sets), n(sets.n), m(sets.m), padded(whole_vectors(sets.n)) {
     memory.take(m * padded, s, softmax, products);
     a = softmax;
@@ -142,8 +142,9 @@ struct SourceLanes {
     }
   }
 
-  // From the softmax's argument to S: products becomes what attention gives dS. The norm takes away all that goes along
-  // with it: of a single query nearly everything, which is told exactly and not by a difference.
+  // From the softmax's argument to S: products becomes what attention gives dS. The norm takes away
+  // all that goes along with it: of a single query nearly everything, which is told exactly and
+  // not by a difference.
   void score_backward() const {
     for (index_t i = 0; i < padded; i += kLanes) {
       const VecF of_source = load<VecF>(norm + i), scale = 1.0f / (of_source + kNormEps);

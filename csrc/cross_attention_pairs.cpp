@@ -8,8 +8,9 @@
 namespace sede {
 namespace {
 
-void each_row(const CrossPairs& op, void (*run)(const CrossPairs&, index_t, char*)) {
-  const index_t bytes = kernels().cross_pairs->scratch(op);
+void each_row(const CrossAttentionPairs& op,
+              void (*run)(const CrossAttentionPairs&, index_t, char*)) {
+  const index_t bytes = kernels().cross_attention_pairs->scratch(op);
   TaskCounter counter(op.batch);
   run_workers(op.batch, [&] {
     index_t row;
@@ -23,7 +24,12 @@ void each_row(const CrossPairs& op, void (*run)(const CrossPairs&, index_t, char
 
 }  // namespace
 
-void cross_pairs(const CrossPairs& op) { each_row(op, kernels().cross_pairs->forward); }
-void cross_pairs_backward(const CrossPairs& op) { each_row(op, kernels().cross_pairs->backward); }
+void cross_attention_pairs(const CrossAttentionPairs& op) {
+  each_row(op, kernels().cross_attention_pairs->forward);
+}
+
+void cross_attention_pairs_backward(const CrossAttentionPairs& op) {
+  each_row(op, kernels().cross_attention_pairs->backward);
+}
 
 }  // namespace sede

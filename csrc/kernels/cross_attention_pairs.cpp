@@ -1,14 +1,14 @@
 // Region-word similarity of one pair of sets after another, with the side that has more fragments
 // along vector lanes.
-#include "cross_pairs_queries.h"
-#include "cross_pairs_sources.h"
+#include "cross_attention_pairs_queries.h"
+#include "cross_attention_pairs_sources.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
 
 // Bytes of a thread: lengths of the queries, then what either way needs.
-index_t scratch(const CrossPairs& op) {
+index_t scratch(const CrossAttentionPairs& op) {
   const PairOfSets largest{nullptr, nullptr, nullptr, op.sources, op.queries, nullptr, nullptr};
   Arrays norms{nullptr}, first{nullptr}, second{nullptr};
   float* unused;
@@ -20,7 +20,7 @@ index_t scratch(const CrossPairs& op) {
 
 // Uses a pair taken one way, unless that way would lose digits.
 template <class Way, class F>
-bool take(const CrossPairs& op, const PairOfSets& of, char* memory, index_t pair, F use) {
+bool take(const CrossAttentionPairs& op, const PairOfSets& of, char* memory, index_t pair, F use) {
   Arrays arrays{memory};
   const Way one(op, of, arrays);
   const bool right = one.similarities();
@@ -29,7 +29,7 @@ bool take(const CrossPairs& op, const PairOfSets& of, char* memory, index_t pair
 }
 
 template <class F>
-void each_pair(const CrossPairs& op, index_t row, char* memory, F use) {
+void each_pair(const CrossAttentionPairs& op, index_t row, char* memory, F use) {
   Arrays norms{memory};
   float* query_norm;
   norms.take(op.queries, query_norm);
@@ -57,19 +57,19 @@ void each_pair(const CrossPairs& op, index_t row, char* memory, F use) {
   }
 }
 
-void forward(const CrossPairs& op, index_t row, char* memory) {
+void forward(const CrossAttentionPairs& op, index_t row, char* memory) {
   float* out = op.out + row * op.pairs;
   each_pair(op, row, memory, [=](const auto& one, index_t pair) { out[pair] = one.result(); });
 }
 
-void backward(const CrossPairs& op, index_t row, char* memory) {
+void backward(const CrossAttentionPairs& op, index_t row, char* memory) {
   const float* grad = op.grad + row * op.pairs;
   each_pair(op, row, memory, [=](const auto& one, index_t pair) { one.backward(grad[pair]); });
 }
 
 }  // namespace
 
-extern const CrossPairsOps cross_pairs_ops = {scratch, forward, backward};
+extern const CrossAttentionPairsOps cross_attention_pairs_ops = {scratch, forward, backward};
 
 }  // namespace SEDE_ISA
 }  // namespace sede

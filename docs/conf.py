@@ -2,7 +2,6 @@
 
 import re
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -42,9 +41,18 @@ myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes and dtypes, which annotations lack
-# Their packages are optional: a page of the API must not need them.
-HOSTS = ("open_clip", "sentence_transformers", "pytorch_metric_learning", "lightly")
-autodoc_mock_imports = [name for name in HOSTS if find_spec(name) is None]
+# A page of the API needs no host: with them installed or not, it is the same.
+autodoc_mock_imports = [
+    "accelerate",
+    "lightly",
+    "lightning",
+    "open_clip",
+    "pytorch_lightning",
+    "pytorch_metric_learning",
+    "sentence_transformers",
+    "torchvision",
+    "transformers",
+]
 napoleon_custom_sections = [("Cost", "notes_style"), ("Gradients", "notes_style"), "Source"]
 napoleon_use_rtype = False
 napoleon_use_ivar = True  # else the fields of a tuple are described twice

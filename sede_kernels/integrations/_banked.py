@@ -1,5 +1,6 @@
 """What the twins share: when a call may write to its banks, and how it reads and saves them."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,10 @@ class BankState:
 
     def save(self, folder: Path, rank: int) -> None:
         """Into a checkpoint folder, each rank its own file."""
+        buffer = io.BytesIO()
+        torch.save(self.state_dict(), buffer)  # to memory: errors of the file keep their errno
         with atomic_file(folder / self._file(rank)) as handle:
-            torch.save(self.state_dict(), handle)
+            handle.write(buffer.getbuffer())
 
     def load(self, folder: Path, rank: int) -> None:
         """From such a folder; a rank without a file of its own takes that of the first."""

@@ -273,10 +273,10 @@ def test_a_fixed_maximum_reaches_the_kernel_only_where_it_is_safe(monkeypatch):
 
     monkeypatch.setattr(bank_module, "_bank_lse_fwd_kernel", Watching())
 
-    def static(temperature, dtype=torch.bfloat16, **options):
+    def static(temperature, dtype=torch.bfloat16, dim=40, **options):
         launched.clear()
-        query = oracle.matrix(5, 40, 37, dtype).requires_grad_()
-        bank = oracle.matrix(64, 40, 38, dtype)
+        query = oracle.matrix(5, dim, 37, dtype).requires_grad_()
+        bank = oracle.matrix(64, dim, 38, dtype)
         functional.weighted_info_nce(
             query, query.detach(), bank, temperature=temperature, backend="triton", **options
         )
@@ -289,6 +289,7 @@ def test_a_fixed_maximum_reaches_the_kernel_only_where_it_is_safe(monkeypatch):
     assert static(0.02, unit_length=True) == [False], "1 / tau above 43"
     assert static(torch.tensor(0.05), unit_length=True) == [False], "unknown on the host"
     assert static(0.05, torch.float16, unit_length=True) == [False], "small weights vanish in fp16"
-    assert static(0.05, unit_length=True, margin=0.1) == [False], "statistics"
+    assert static(0.05, unit_length=True, margin=0.1) == [True]
+    assert static(0.05, dim=136, unit_length=True, margin=0.1) == [False], "wide, with statistics"
     ids = torch.arange(64)
     assert static(0.05, unit_length=True, bank_ids=ids) == [True, False], "parts with empty slots"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from sede_kernels import whole_file
 from sede_kernels.cli import main
 from sede_kernels.training import files
 from sede_kernels.training.config import TrainConfig, from_mapping
@@ -238,7 +239,7 @@ def test_errno_of_a_full_disk_survives_numpy_and_torch(tmp_path, monkeypatch):
         def write(self, _):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "open", Full, raising=False)
+    monkeypatch.setattr(whole_file, "open", Full, raising=False)
     target = tmp_path / "file"
     target.write_bytes(b"old")
     for write in (

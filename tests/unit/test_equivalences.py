@@ -98,3 +98,33 @@ def test_focal_rows() -> None:
     want = (weights * rows).sum() / weights.sum()
     ours = weighted_info_nce(query, key, bank, temperature=TAU, positive_focus=2.0)
     assert_same(ours, want, query)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_info_nce_with_a_queue(labelled: bool) -> None:
+    """MultipleNegativesRankingLoss by its scale; MoCo's queue keeps rows of the query's id."""
+    query, key, bank = problem()
+    scale = 20.0
+    logits = scale * torch.cat([(query * key).sum(1, keepdim=True), query @ bank.T], 1)
+    want = F.cross_entropy(logits, torch.zeros(ROWS, dtype=torch.long))
+    ids = {"query_ids": torch.zeros(ROWS, dtype=torch.long), "false_negatives": "keep"}
+    ids["bank_ids"] = torch.zeros(SIZE, dtype=torch.long)
+    ours = weighted_info_nce(
+        query, key, bank, temperature=1 / scale, hardness=0.0, **(ids if labelled else {})
+    )
+    assert_same(ours, want, query)
+
+
+def test_targets_of_albef_without_its_momentum_share() -> None:
+    """Uniform targets over all keys of the query's id, in batch and queue; alpha is 0."""
+    query, key, bank = problem()
+    ids, stored = torch.tensor([0, 1, 1, 2, 3]), torch.tensor([1, 0, 4, 5, 1, 6, 7, 8, 3])
+    logits = query @ torch.cat([key, bank]).T / TAU
+    same = ids[:, None] == torch.cat([ids, stored])
+    targets = same / same.sum(1, keepdim=True)
+    want = -(torch.log_softmax(logits, 1) * targets).sum(1).mean()
+    ours = weighted_info_nce(
+        query, key, bank, temperature=TAU, query_ids=ids, bank_ids=stored,
+        false_negatives="positive", in_batch_negatives=True,
+    )  # fmt: skip
+    assert_same(ours, want, query)

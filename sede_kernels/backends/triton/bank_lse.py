@@ -95,7 +95,9 @@ def sums(
     banks = [bank.rows] if other is None else [bank.rows, other.rows]
     plain = all(describable(matrix) for matrix in (flat, *banks)) and not scaled
     # fp16 would lose the small weights of a fixed maximum; the hardest row needs the running one.
+    # With statistics, a tile of 256 columns would spill on sm_90.
     static = want.unit_length and dtype == torch.bfloat16 and plain and A > 0 and not want.hardest
+    static = static and not (full and D > 128)
     lean = "static" if static else "lean"
     key = table_key(kind, D, A, "safe" if not plain else "full" if full else lean)
     architecture, _ = launch.device_class(query.device)

@@ -80,23 +80,24 @@ def pair(
 ) -> tuple[complex, float, float]:
     """SCAN's similarity of a query set (L, D) with a source set (R, D).
 
-    Also the gap of erasing, and how much rounding grows where attended vectors cancel: the length
-    of the longest source over that of the shortest context.
+    Also how far the nearest kink is, of leaky ReLU at 0 or of erasing, where a derivative has two
+    values; and how much rounding grows where attended vectors cancel: the length of the longest
+    source over that of the shortest context.
     """
     if len(queries) == 0 or len(sources) == 0:
         return 0.0, np.inf, 1.0
     s = queries @ sources.T
+    gap = float(np.abs(s.real).min())
     s = np.where(s.real < 0, 0.1 * s, s)
     square = (s * s).sum(axis=0)
     norm = np.sqrt(np.where(square.real > 0, square, 1.0))
     s = smoothing * s / (np.where(square.real > 0, norm, 0.0) + 1e-8)
     e = np.exp(s - s.real.max(axis=1, keepdims=True))
     attention = e / e.sum(axis=1, keepdims=True)
-    gap = np.inf
     if how is not None:
         rows = [erased(row, how) for row in attention]
         attention = np.stack([row for row, _, _ in rows])
-        gap = min(g for _, _, g in rows)
+        gap = min(gap, *(g for _, _, g in rows))
     context = attention @ sources
     length = np.linalg.norm(context.real, axis=1).min()
     longest = np.linalg.norm(sources.real, axis=1).max()

@@ -78,7 +78,7 @@ void choose(const ScoreCall& call, index_t row, index_t first, index_t count, co
     if (call.further && id != -1)
       for (index_t n = 0; n < count; ++n) further[n] = key[n] == id ? negatives[n] : none;
     for (index_t n = 0; n < count; ++n)
-      negatives[n] = (key[n] == -1) | (key[n] == id) ? none : negatives[n];
+      negatives[n] = ((key[n] == -1) | (key[n] == id)) ? none : negatives[n];
   }
   for (index_t n = count; n % Simd<T>::width; ++n) negatives[n] = further[n] = none;
 }

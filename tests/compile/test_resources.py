@@ -70,11 +70,8 @@ def test_every_table_serves_every_architecture():
         ("sm_100", "512/lean", 1, False),  # no tile
     ],
 )
-def test_two_banks_in_one_launch_where_that_reads_no_more(
-    monkeypatch, architecture, key, rows, joint
-):
-    monkeypatch.setattr(launch, "device_class", lambda device: (architecture, 100))
-    assert bank_lse._worth_one_launch(key, rows, torch.device("cuda")) == joint
+def test_two_banks_in_one_launch_where_that_reads_no_more(architecture, key, rows, joint):
+    assert bank_lse._worth_one_launch(key, rows, architecture) == joint
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from benchmarks import host
 from sede_kernels import MemoryBank, SEDELoss, functional
 from sede_kernels.backends import triton as backend
+from sede_kernels.backends.triton import _chunks
 from sede_kernels.backends.triton import bank_lse as bank_module
 
 B, K, D = 17, 40, 24
@@ -175,6 +176,25 @@ def test_launches(monkeypatch, build, most) -> None:
     assert len(backward) <= most, backward
     assert forward.count("triton::_info_nce_finish_kernel") == 1
     assert backward.count("triton::_info_nce_scale_kernel") == 1
+
+
+@pytest.mark.skipif(backend.emulated() is not None, reason="the counter is the interpreter's")
+@pytest.mark.parametrize(("chunks", "forward"), [(1, 7), (4, 16)], ids=["one_chunk", "four_chunks"])
+def test_launches_in_chunks(monkeypatch, chunks, forward) -> None:
+    """fp32 with a gradient, a bank with ids: two fills, three launches a chunk, two to end."""
+    monkeypatch.setenv("SEDE_BACKEND", "triton")
+    if chunks > 1:
+        monkeypatch.setattr(_chunks, "chunk_size", lambda *_: 32)
+    bank = MemoryBank(32 * chunks, 16)
+    bank.enqueue(oracle.matrix(32 * chunks, 16, 3), torch.arange(32 * chunks) + 100)
+    leaves = host.Leaves()
+    found = host.launches_of(
+        lambda: functional.weighted_info_nce(
+            leaves.image, leaves.text_key, bank, hardness=5.0, query_ids=leaves.ids
+        ),
+        leaves,
+    )
+    assert [len(names) for names in found] == [forward, 2], found
 
 
 def test_a_bounded_temperature_that_learns_has_the_fixed_maximum(monkeypatch) -> None:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sede_kernels import BackendUnavailableError, MemoryBank, functional
 from sede_kernels.backends import registry
+from sede_kernels.backends.triton import _problem as problem_module
 from sede_kernels.backends.triton import bank_lse as bank_module
 from sede_kernels.backends.triton import batch_lse as batch_module
 from sede_kernels.backends.triton import emulated, launch, tuning
@@ -18,6 +19,7 @@ from sede_kernels.backends.triton import enqueue as enqueue_module
 from sede_kernels.backends.triton import erase as erase_module
 from sede_kernels.backends.triton import hardest as hardest_module
 from sede_kernels.ops.bank_lse import bank_lse
+from sede_kernels.ops.batch_lse import batch_lse
 from sede_kernels.types import Bank, Erase, Match, RingState, Want
 
 OPTIONS = [
@@ -201,7 +203,9 @@ def test_tuning_is_stored_and_used(tmp_path, monkeypatch):
         path.write_text(json.dumps(dict.fromkeys(stored, entry)))
         tuning.forget()
         monkeypatch.delenv("SEDE_AUTOTUNE", raising=False)
-        chosen = tuning.choose("bank_lse", "step/half", query.device, (3, 40), lambda _: None)
+        chosen = tuning.choose(
+            "bank_lse", "step/half", query.device, architecture, (3, 40), lambda _: None
+        )
         assert chosen == expected
     path.write_text("[]")
     tuning.forget()
@@ -229,3 +233,72 @@ def test_every_pass_over_bank_and_batch_can_be_tuned(tmp_path, monkeypatch):
     assert {name.split()[0] for name in json.loads(path.read_text())} == {
         "bank_lse", "batch_lse_backward", "chunk_rows", "chunk_weights", "hardest",
     }  # fmt: skip
+
+
+def _rows_of(dtype=torch.float32):
+    return [oracle.matrix(rows, 16, 90 + seed, dtype) for seed, rows in enumerate((5, 5, 5, 5, 9))]
+
+
+def _loss(**options):
+    query, key, *_, bank = _rows_of()
+    return functional.weighted_info_nce(query.requires_grad_(), key, bank, **options)
+
+
+def _two_sides(dtype):
+    image, text, image_key, text_key, bank = _rows_of(dtype)
+    rows = image.requires_grad_(), text.requires_grad_(), image_key, text_key
+    return functional.symmetric_info_nce(*rows, bank, bank.flip(0), in_batch_negatives=True)
+
+
+def _erased():
+    weights = oracle.matrix(5, 16, 95).softmax(1).requires_grad_()
+    return functional.attention_erase(weights)[0].sum()
+
+
+def _in_batch():
+    query, key = (row.requires_grad_() for row in _rows_of()[:2])
+    out = batch_lse(
+        query, key, torch.ones(1), torch.ones(1), Match(), Want(), False, None, None, "auto"
+    )
+    return out.lse.sum()
+
+
+@pytest.mark.parametrize(
+    ("call", "products"),
+    [
+        (lambda: functional.bank_lse(*_rows_of()[3:], 5.0), [1]),
+        (lambda: functional.hardest_negatives(*_rows_of()[3:], 2)[0], [1]),
+        (lambda: _loss(hardness=3.0, temperature=torch.tensor(0.1, requires_grad=True)), [1, 0]),
+        (lambda: _loss(margin=0.1, positive_focus=1.0), [1, 0]),
+        (lambda: _loss(hardness=3.0, in_batch_negatives=True), [2, 1]),
+        (lambda: _two_sides(torch.bfloat16), [2, 1]),
+        (lambda: _two_sides(torch.float32), [2, 1]),
+        (_in_batch, [1, 1]),
+        (lambda: functional.score_info_nce(oracle.matrix(5, 9, 94).requires_grad_()), [0, 0]),
+        (_erased, [0, 0]),
+    ],
+    ids=["bank_lse", "hardest", "learned", "margin", "in-batch", "two sides", "two banks in chunks",
+         "batch_lse", "scores", "erase"],
+)  # fmt: skip
+def test_a_call_asks_once_for_the_device_and_once_for_each_product(monkeypatch, call, products):
+    monkeypatch.setenv("SEDE_BACKEND", "triton")
+    asked = []
+
+    def counting(module, name):
+        original = getattr(module, name)
+
+        def count(*arguments):
+            asked.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, count)
+
+    counting(launch, "device_class")
+    counting(problem_module, "operand_dtype")
+    out = call()
+    found = [sorted(asked)]
+    if out.requires_grad:
+        asked.clear()
+        out.sum().backward()
+        found.append(sorted(asked))
+    assert found == [["device_class"] + count * ["operand_dtype"] for count in products]

@@ -1,19 +1,18 @@
 """Variant B of ``bank_lse``: the bank in chunks, weights of a chunk in memory that fits the L2."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.triton import launch, tuning
+from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._host import (
     MAX_PARTS,
     describable,
     descriptor,
     has_descriptors,
-    operand_dtype,
-    operand_kind,
-    precision,
-    triton_dtype,
 )
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton._sums import combine, part_sums
 from sede_kernels.backends.triton.kernels.chunks import _chunk_rows_kernel, _chunk_weights_kernel
 from sede_kernels.types import Bank, Match, Sums, Want
@@ -32,30 +31,57 @@ def chunk_size(rows: int, bank: int, accumulators: int, itemsize: int, block: in
     return min(most, -(-bank // block)) * block
 
 
-def chunk_sums(query: Tensor, bank: Bank, scales: Tensor, match: Match, want: Want) -> Sums:
+def chunk_sums(
+    problem: Problem, query: Tensor, bank: Bank, scales: Tensor, match: Match, want: Want
+) -> Sums:
     """The pass with one or two accumulators; three launches a chunk, two where no id can be -1."""
-    dtype = operand_dtype(query, bank.rows)
-    kind = operand_kind(dtype)
-    architecture, _ = launch.device_class(query.device)
+    kind = problem.kind
     # To widen 8-bit rows costs registers.
     key = "int8" if kind == "half" and bank.row_scale is not None else kind
     wide = "ieee/int8" if kind == "ieee" and bank.row_scale is not None else key
     sizes = (query.shape[0], *bank.rows.shape)
 
     def run(first: launch.Config, second: launch.Config) -> Sums:
-        return _run(query, bank, scales, match, want, first, second)
+        return _run(problem, query, bank, scales, match, want, first, second)
 
-    usual = launch.candidates("chunk_rows", wide, architecture)[0]
-    first = tuning.choose(
-        "chunk_weights", key, query.device, sizes, lambda config: run(config, usual)
-    )
-    second = tuning.choose(
-        "chunk_rows", wide, query.device, sizes, lambda config: run(first, config)
-    )
+    usual = problem.config("chunk_rows", wide)
+    first = problem.choose("chunk_weights", key, sizes, lambda config: run(config, usual))
+    second = problem.choose("chunk_rows", wide, sizes, lambda config: run(first, config))
     return run(first, second)
 
 
+def _of_no_rows(
+    query: Tensor, parts: int, exponents: int, want: Want, own_mass: bool
+) -> tuple[Sums, Tensor | None]:
+    """Sums of parts and masses (parts, A, B) before the first chunk, in as few fills as there are
+    values: zeros of any dtype lie in one piece of memory, each array at a multiple of 16 bytes.
+    """
+    rows, dim = query.shape
+    accumulators = len(want.accumulate)
+    shapes = [
+        (parts, exponents, rows),
+        (parts, exponents if want.moments else 0, rows),
+        (parts, accumulators, rows, dim),
+        (parts, accumulators if own_mass else 0, rows),
+        (parts, rows, 2),  # the counts, in halves
+    ]
+    sizes = [-(-math.prod(shape) // 4) * 4 for shape in shapes]
+    whole = query.new_zeros((sum(sizes),), dtype=torch.float32)
+    zeros = [
+        piece[: math.prod(shape)].view(shape)
+        for piece, shape in zip(whole.split(sizes), shapes, strict=True)
+    ]
+    lse, moment, acc, mass, counts = zeros
+    peak = query.new_full((parts, rows), -torch.inf, dtype=torch.float32)
+    index = query.new_empty((parts, 0), dtype=torch.int64)
+    if want.hardest:
+        index = query.new_full((parts, rows), -1, dtype=torch.int64)
+    state = Sums(lse, moment, acc, counts.view(torch.int64).squeeze(2), peak, index)
+    return state, mass if own_mass else None
+
+
 def _run(
+    problem: Problem,
     query: Tensor,
     bank: Bank,
     scales: Tensor,
@@ -66,30 +92,25 @@ def _run(
 ) -> Sums:
     B, D = query.shape
     K, E, A = bank.rows.shape[0], scales.shape[0], len(want.accumulate)
-    dtype = operand_dtype(query, bank.rows)
-    kind = operand_kind(dtype)
-    architecture, cores = launch.device_class(query.device)
+    dtype, kind = problem.dtype, problem.kind
     chunk = chunk_size(B, K, A, dtype.itemsize, first.cols)
-    desc = has_descriptors(architecture) and describable(query) and describable(bank.rows)
+    desc = problem.descriptors
     weight = query.new_empty((A, B, chunk), dtype=dtype)
     flat = weight.view(A * B, chunk)
-    weight_desc = has_descriptors(architecture) and describable(flat)
+    weight_desc = has_descriptors(problem.architecture) and describable(flat)
     tiles = chunk // first.cols
     programs = -(-B // second.rows) * -(-D // SLICE) * A
-    parts = max(1, min(MAX_PARTS, tiles, cores // programs))
+    parts = max(1, min(MAX_PARTS, tiles, problem.cores // programs))
     of_tiles = part_sums(query, tiles, E, want._replace(accumulate=()), index=torch.int32)
-    state = part_sums(query, parts, E, want)
-    for value, fill in zip(state, (0, 0, 0, 0, -torch.inf, -1), strict=True):
-        value.fill_(fill)
     # Half weights are rounded; those of an 8-bit row carry its scale, so the total serves them.
     own_mass = kind == "half" and bank.row_scale is None
     tile_mass = query.new_empty((tiles, A, B), dtype=torch.float32) if own_mass else None
-    mass = query.new_zeros((parts, A, B), dtype=torch.float32) if own_mass else None
+    state, mass = _of_no_rows(query, parts, E, want, own_mass)
     peaks = state.hardest, torch.empty_like(state.hardest)
     # An 8-bit row is left out by its scale.
     passes = ["none"] if bank.ids is None or bank.row_scale is not None else ["without", "with"]
     order = want.order(E)
-    operand = {"OPERAND": triton_dtype(dtype), "PRECISION": precision()}
+    operands = problem.operands
     for number, start in enumerate(range(0, K, chunk)):
         here = -(-min(chunk, K - start) // first.cols)
         _chunk_weights_kernel[(-(-B // first.rows), here)](
@@ -133,7 +154,7 @@ def _run(
             BLOCK_B=first.rows,
             BLOCK_K=first.cols,
             BLOCK_D=STEP[kind],
-            **operand,
+            **operands,
             **first.options,
         )
         for holes in passes:
@@ -179,7 +200,7 @@ def _run(
                 BLOCK_B=second.rows,
                 BLOCK_K=first.cols,
                 BLOCK_D=SLICE,
-                **operand,
+                **operands,
                 **second.options,
             )
     chunks = -(-K // chunk)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.triton import launch
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.kernels.info_nce_start import _info_nce_start_kernel
 from sede_kernels.backends.triton.kernels.info_nce_table import EXTRA_AT
 from sede_kernels.types import InfoNCERule, Scalars, Side
@@ -33,9 +33,11 @@ class Start(NamedTuple):
         return self.numbers[EXTRA_AT.value : EXTRA_AT.value + 2]
 
     @classmethod
-    def of(cls, sides: list[Side], scalars: Scalars, rule: InfoNCERule) -> "Start":
+    def of(
+        cls, problem: Problem, sides: list[Side], scalars: Scalars, rule: InfoNCERule
+    ) -> "Start":
         """No launch where all numbers are known and kept; else one."""
-        device = sides[0].query.device
+        device = problem.device
         learned = scalars.temperature_at is not None or (
             rule.weighted and scalars.hardness_at is not None
         )
@@ -52,11 +54,12 @@ class Start(NamedTuple):
             similarity, limit = (
                 torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2)
             )
-        _start(sides, scalars, rule, inverse, hardness, (numbers, similarity, limit))
+        _start(problem, sides, scalars, rule, inverse, hardness, (numbers, similarity, limit))
         return cls(numbers, numbers[: rule.exponents], similarity, limit)
 
 
 def _start(
+    problem: Problem,
     sides: list[Side],
     scalars: Scalars,
     rule: InfoNCERule,
@@ -67,9 +70,7 @@ def _start(
     B, D = sides[0].query.shape
     pair = len(sides) == 2
     rows = [matrix for side in sides for matrix in (side.query, side.positive)]
-    config = launch.candidates("info_nce", "whole", launch.device_class(sides[0].query.device)[0])[
-        0
-    ]
+    config = problem.config("info_nce", "whole")
     _info_nce_start_kernel[(-(-B // config.rows) if rule.margin else 1,)](
         *rows,
         *(() if pair else (None, None)),

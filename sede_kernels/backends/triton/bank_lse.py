@@ -7,20 +7,15 @@ accumulators, for any operands. Variant B, in chunks (``_chunks.py``): everythin
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.triton import launch, tuning
+from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._chunks import STEP, chunk_sums
 from sede_kernels.backends.triton._host import (
-    describable,
     descriptor,
-    has_descriptors,
     on_device,
-    operand_dtype,
-    operand_kind,
     padded,
     parts_of_bank,
-    precision,
-    triton_dtype,
 )
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton._sums import combine, part_sums
 from sede_kernels.backends.triton.kernels.bank_lse import _bank_lse_fwd_kernel
 from sede_kernels.types import Bank, Match, Sums, Want
@@ -67,6 +62,7 @@ _NO_BANK = (None, None, None, None)
 
 
 def sums(
+    problem: Problem,
     query: Tensor,
     bank: Bank,
     scales: Tensor,
@@ -77,7 +73,7 @@ def sums(
     in_batch: bool = False,
     combined: bool = True,
 ) -> Sums:
-    """The pass over ``bank``, or over the other rows' keys of a batch (``in_batch``).
+    """The pass of a problem over ``bank``, or over the other rows' keys of a batch (``in_batch``).
 
     With ``other``, a bank of the same shape, dtype and kind, ``query`` is (2, B, D), the limit
     (2, B), and every result has a leading (2,). Where not ``combined``, a split bank gives the
@@ -87,51 +83,48 @@ def sums(
     K, E, A = bank.rows.shape[0], scales.shape[0], len(want.accumulate)
     if B == 0 or K == 0:
         return Sums.none(query, E, want)
-    dtype = operand_dtype(query, bank.rows)
-    kind = operand_kind(dtype)
     full = want.moments or want.hardest or match.limit is not None or E > 2
     scaled = bank.row_scale is not None
-    flat = query.flatten(0, -2)
-    banks = [bank.rows] if other is None else [bank.rows, other.rows]
-    plain = all(describable(matrix) for matrix in (flat, *banks)) and not scaled
+    plain = problem.describable and not scaled
     # fp16 would lose the small weights of a fixed maximum; the hardest row needs the running one.
     # With statistics, a tile of 256 columns would spill on sm_90.
-    static = want.unit_length and dtype == torch.bfloat16 and plain and A > 0 and not want.hardest
-    static = static and not (full and D > 128)
+    static = want.unit_length and problem.dtype == torch.bfloat16 and plain and A > 0
+    static = static and not want.hardest and not (full and D > 128)
     lean = "static" if static else "lean"
-    key = table_key(kind, D, A, "safe" if not plain else "full" if full else lean)
-    architecture, _ = launch.device_class(query.device)
-    whole = one_pass(query, dtype, A, architecture, scaled=scaled)
+    key = table_key(problem.kind, D, A, "safe" if not plain else "full" if full else lean)
+    whole = one_pass(query, problem.dtype, A, problem.architecture, scaled=scaled)
     with on_device(query):
-        if other is not None and not (whole and _worth_one_launch(key, B, query.device)):
+        if other is not None and not (whole and _worth_one_launch(key, B, problem.architecture)):
             found = [
-                sums(query[side], its, scales, match.of_side(side), want)
+                sums(
+                    problem.of_side(query[side], its.rows), query[side], its, scales,
+                    match.of_side(side), want,
+                )
                 for side, its in enumerate((bank, other))
-            ]
+            ]  # fmt: skip
             return Sums(*(torch.stack(pair) for pair in zip(*found, strict=True)))
         if not whole:
-            return chunk_sums(query, bank, scales, match, want)
+            return chunk_sums(problem, query, bank, scales, match, want)
 
         def run(config: launch.Config) -> Sums:
             return _launch(
-                query, bank, other, scales, match, want, config,
+                problem, query, bank, other, scales, match, want, config,
                 static=static, in_batch=in_batch, combined=combined,
             )  # fmt: skip
 
         table = _table(other is not None)
-        return run(tuning.choose(table, key, query.device, (B, K), run))
+        return run(problem.choose(table, key, (B, K), run))
 
 
 def _table(pair: bool) -> str:
     return "bank_lse_pair" if pair else "bank_lse"
 
 
-def _worth_one_launch(key: str, rows: int, device: torch.device) -> bool:
+def _worth_one_launch(key: str, rows: int, architecture: str) -> bool:
     """Whether one launch for two banks reads them no more often than two launches would.
 
     To keep track of the side costs registers, so some tiles are smaller.
     """
-    architecture, _ = launch.device_class(device)
     if not launch.listed(_table(pair=True), key, architecture):
         return False
     joint, single = (
@@ -141,6 +134,7 @@ def _worth_one_launch(key: str, rows: int, device: torch.device) -> bool:
 
 
 def _launch(
+    problem: Problem,
     query: Tensor,
     bank: Bank,
     other: Bank | None,
@@ -158,24 +152,17 @@ def _launch(
     flat = query.flatten(0, -2)
     banks = [bank] if other is None else [bank, other]
     sides = len(banks)
-    dtype = operand_dtype(query, bank.rows)
-    kind = operand_kind(dtype)
-    block_d = padded(D, NARROWEST) if A else STEP[kind]
-    architecture, cores = launch.device_class(query.device)
+    block_d = padded(D, NARROWEST) if A else STEP[problem.kind]
     # An 8-bit row is left out by its scale, and without O nothing multiplies a masked row.
     passes = [("none", fast)]
     if bank.ids is not None and A and bank.row_scale is None:
-        safe = launch.candidates(
-            _table(other is not None), table_key(kind, D, A, "safe"), architecture
-        )[0]
+        safe = problem.config(_table(other is not None), table_key(problem.kind, D, A, "safe"))
         passes = [("without", fast), ("with", safe)]
     unit = max(config.cols for _, config in passes)
     tiles = -(-K // unit)
-    parts = parts_of_bank(-(-B // fast.rows) * sides, tiles, cores)
+    parts = parts_of_bank(-(-B // fast.rows) * sides, tiles, problem.cores)
     part_rows = -(-tiles // parts) * unit
-    desc = has_descriptors(architecture) and all(
-        describable(matrix) for matrix in (flat, *(its.rows for its in banks))
-    )
+    desc = problem.descriptors
     order = want.order(E)
     final = parts == 1
     found = Sums.empty(query, E, want) if final else part_sums(query, parts, E, want)
@@ -227,8 +214,7 @@ def _launch(
             DESC=desc,
             FINAL=final,
             HOLES=holes,
-            OPERAND=triton_dtype(dtype),
-            PRECISION=precision(),
+            **problem.operands,
             BLOCK_B=config.rows,
             BLOCK_K=config.cols,
             BLOCK_D=block_d,
@@ -243,7 +229,7 @@ def bank_lse(query: Tensor, bank: Bank, scales: Tensor, match: Match, want: Want
     Variant A: one launch; a second for parts with empty slots where the bank has ids, and one to
     combine the parts where the bank is split. Variant B: two or three launches a chunk.
     """
-    return sums(query, bank, scales, match, want)
+    return sums(Problem.of(query, bank.rows), query, bank, scales, match, want)
 
 
 def bank_lse_pair(
@@ -253,4 +239,5 @@ def bank_lse_pair(
 
     Variant A: the launches of one bank serve both. Variant B: one bank after the other.
     """
-    return sums(query, bank, scales, match, want, other=other)
+    problem = Problem.of(query, bank.rows, other.rows)
+    return sums(problem, query, bank, scales, match, want, other=other)

@@ -3,15 +3,10 @@
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.triton import launch, tuning
+from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._chunks import STEP
-from sede_kernels.backends.triton._host import (
-    on_device,
-    operand_dtype,
-    operand_kind,
-    precision,
-    triton_dtype,
-)
+from sede_kernels.backends.triton._host import on_device
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.bank_lse import sums
 from sede_kernels.backends.triton.kernels.batch_lse import _batch_lse_bwd_kernel
 from sede_kernels.types import Bank, BatchSums, Match, SideGradients, Want
@@ -29,7 +24,8 @@ def batch_lse(
     query: Tensor, key: Tensor, scales: Tensor, match: Match, want: Want, keep: bool
 ) -> BatchSums:
     """See ``sede_kernels.ops.batch_lse``."""
-    found = sums(query, Bank(key, ids=match.ids), scales, match, want, in_batch=True)
+    problem, keys = Problem.of(query, key), Bank(key, ids=match.ids)
+    found = sums(problem, query, keys, scales, match, want, in_batch=True)
     nothing = found.lse.new_empty((0,))
     return BatchSums(found.lse, found.moment, found.negatives, found.hardest, nothing)
 
@@ -46,10 +42,12 @@ def batch_lse_backward(
 ) -> SideGradients:
     """See ``sede_kernels.ops.batch_lse``. Two launches; s is recomputed tile by tile."""
     factor = (grad_lse * grad_scales.unsqueeze(1)).contiguous()
-    return batch_gradients([(query, key)], factor, lse.contiguous(), scales, match)
+    problem = Problem.of(query, key)
+    return batch_gradients(problem, [(query, key)], factor, lse.contiguous(), scales, match)
 
 
 def batch_gradients(
+    problem: Problem,
     batches: list[tuple[Tensor, Tensor]],
     factor: Tensor,
     lse: Tensor,
@@ -75,8 +73,7 @@ def batch_gradients(
     )
     if B == 0 or D == 0:
         return SideGradients(grad_query, grad_key)
-    dtype = operand_dtype(query, key)
-    kind = operand_kind(dtype)
+    kind = problem.kind
     slice_d = WIDEST_SLICE[kind]
     step = 0 if upstream is None or not upstream.ndim else upstream.stride(0)
 
@@ -112,8 +109,7 @@ def batch_gradients(
                 HAS_LIMIT=match.limit is not None,
                 TRANSPOSED=transposed,
                 WHOLE=slice_d >= D,
-                OPERAND=triton_dtype(dtype),
-                PRECISION=precision(),
+                **problem.operands,
                 BLOCK_R=config.rows,
                 BLOCK_C=config.cols,
                 BLOCK_D=slice_d if slice_d >= D else STEP[kind],
@@ -122,5 +118,5 @@ def batch_gradients(
             )
 
     with on_device(query):
-        run(tuning.choose("batch_lse_backward", kind, query.device, (B, D), run))
+        run(problem.choose("batch_lse_backward", kind, (B, D), run))
     return SideGradients(grad_query, grad_key)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._host import on_device
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.kernels.erase import _erase_bwd_kernel, _erase_fwd_kernel
 from sede_kernels.types import Erase, Erased
 
@@ -24,8 +25,7 @@ def _rows(tensor: Tensor) -> Tensor:
 def tile(fragments: int, device: torch.device) -> tuple[int, int, launch.Config]:
     """(rows a program, padded fragments, configuration)."""
     block_l = next(width for width in WIDTHS if width >= fragments)
-    architecture, _ = launch.device_class(device)
-    config = launch.candidates("erase", str(block_l), architecture)[0]
+    config = Problem.on(device).config("erase", str(block_l))
     return config.rows, block_l, config
 
 

@@ -3,19 +3,14 @@
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.triton import launch, tuning
+from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._chunks import STEP
 from sede_kernels.backends.triton._host import (
-    describable,
     descriptor,
-    has_descriptors,
     on_device,
-    operand_dtype,
-    operand_kind,
     parts_of_bank,
-    precision,
-    triton_dtype,
 )
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.kernels.hardest import (
     _hardest_combine_kernel,
     _hardest_fwd_kernel,
@@ -33,13 +28,13 @@ def hardest(query: Tensor, bank: Bank, query_ids: Tensor | None, k: int) -> Rank
     B, K = query.shape[0], bank.rows.shape[0]
     if B == 0 or K == 0:
         return _nothing(query, k)
-    kind = operand_kind(operand_dtype(query, bank.rows))
+    problem = Problem.of(query, bank.rows)
 
     def run(config: launch.Config) -> Ranked:
-        return _launch(query, bank, query_ids, k, config)
+        return _launch(problem, query, bank, query_ids, k, config)
 
     with on_device(query):
-        return run(tuning.choose("hardest", kind, query.device, (B, K), run))
+        return run(problem.choose("hardest", problem.kind, (B, K), run))
 
 
 def _nothing(query: Tensor, k: int) -> Ranked:
@@ -51,25 +46,27 @@ def _nothing(query: Tensor, k: int) -> Ranked:
 
 
 def _launch(
-    query: Tensor, bank: Bank, query_ids: Tensor | None, k: int, config: launch.Config
+    problem: Problem,
+    query: Tensor,
+    bank: Bank,
+    query_ids: Tensor | None,
+    k: int,
+    config: launch.Config,
 ) -> Ranked:
     B, D = query.shape
     K = bank.rows.shape[0]
     found = _nothing(query, k)
-    dtype = operand_dtype(query, bank.rows)
-    kind = operand_kind(dtype)
-    architecture, cores = launch.device_class(query.device)
-    desc = has_descriptors(architecture) and describable(query) and describable(bank.rows)
+    desc, step = problem.descriptors, STEP[problem.kind]
     row_blocks, tiles = -(-B // config.rows), -(-K // config.cols)
-    parts = parts_of_bank(row_blocks, tiles, cores)
+    parts = parts_of_bank(row_blocks, tiles, problem.cores)
     keys = torch.empty((parts, B, RANKS), dtype=torch.int64, device=query.device)
     below = torch.empty((B,), dtype=torch.int64, device=query.device)
     for first in range(0, min(k, K), RANKS):
         _hardest_fwd_kernel[(row_blocks, parts)](
             query,
-            descriptor(query, config.rows, STEP[kind]) if desc else None,
+            descriptor(query, config.rows, step) if desc else None,
             bank.rows,
-            descriptor(bank.rows, config.cols, STEP[kind]) if desc else None,
+            descriptor(bank.rows, config.cols, step) if desc else None,
             bank.row_scale,
             query_ids,
             bank.ids,
@@ -86,12 +83,11 @@ def _launch(
             HAS_BOUND=first > 0,
             SCALED=bank.row_scale is not None,
             DESC=desc,
-            OPERAND=triton_dtype(dtype),
-            PRECISION=precision(),
+            **problem.operands,
             RANKS=RANKS,
             BLOCK_B=config.rows,
             BLOCK_K=config.cols,
-            BLOCK_D=STEP[kind],
+            BLOCK_D=step,
             **config.options,
         )
         _hardest_combine_kernel[(-(-B // COMBINE["BLOCK_B"]),)](

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._host import MAX_PARTS, on_device
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton._scalars import Start, tickets
 from sede_kernels.backends.triton.bank_lse import sums
 from sede_kernels.backends.triton.batch_lse import batch_gradients
@@ -81,40 +81,68 @@ def _alike(banks: list[Bank], sides: list[Side]) -> bool:
     )
 
 
-class _Passes:
-    """The passes of a call; two sides in one where they are alike."""
+class _Queries:
+    """The queries of a call and what their passes start from."""
 
-    def __init__(self, sides: list[Side], start: Start) -> None:
-        self._sides, self._start = sides, start
+    def __init__(self, problem: Problem, sides: list[Side], start: Start) -> None:
+        self.problem, self.sides, self.start = problem, sides, start
         self._joint: Tensor | None = None
 
-    def run(
-        self, banks: list[Bank], scales: Tensor, select: str, want: Want, *, in_batch: bool = False
-    ) -> _Segment:
-        """The sums of a segment; no launch where it has no rows."""
-        if not any(bank.rows.shape[0] for bank in banks):
+    @property
+    def joint(self) -> Tensor:
+        """(2, B, D) of both sides."""
+        if self._joint is None:
+            self._joint = torch.stack([side.query for side in self.sides])
+        return self._joint
+
+    def match(self, select: str, side: int | None = None) -> Match:
+        """What counts for the queries of a side, or of both."""
+        limit = self.start.limit if select != "positive" else None
+        if limit is not None and side is not None:
+            limit = limit[side]
+        return Match(self.sides[side or 0].ids, limit, select)
+
+
+class _Pass:
+    """The passes over a segment of the negatives; two sides in one where they are alike."""
+
+    def __init__(self, queries: _Queries, banks: list[Bank], *, in_batch: bool = False) -> None:
+        self._queries, self._banks, self._in_batch = queries, banks, in_batch
+        problem, sides = queries.problem, queries.sides
+        self._joined = len(banks) == 2 and _alike(banks, sides)
+        self._empty = not any(bank.rows.shape[0] for bank in banks)
+        if self._empty:
+            self._problems = []
+        elif self._joined:
+            self._problems = [problem.product(queries.joint, *(bank.rows for bank in banks))]
+        else:
+            self._problems = [
+                problem.product(side.query, bank.rows)
+                for side, bank in zip(sides, banks, strict=True)
+            ]
+
+    def run(self, scales: Tensor, select: str, want: Want) -> _Segment:
+        """The sums of the segment; no launch where it has no rows."""
+        if self._empty:
             return _Segment()
-        limit = self._start.limit if select != "positive" else None
-        if len(banks) == 1:
-            side = self._sides[0]
-            match = Match(side.ids, None if limit is None else limit[0], select)
+        queries, banks = self._queries, self._banks
+        if self._joined:
             found = sums(
-                side.query, banks[0], scales, match, want, combined=False, in_batch=in_batch
-            )
-            return _segment(found, 2)
-        if _alike(banks, self._sides):
-            if self._joint is None:
-                self._joint = torch.stack([side.query for side in self._sides])
-            match = Match(self._sides[0].ids, limit, select)
-            found = sums(
-                self._joint, banks[0], scales, match, want, other=banks[1], combined=False,
-                in_batch=in_batch,
+                self._problems[0], queries.joint, banks[0], scales, queries.match(select), want,
+                other=banks[1], combined=False, in_batch=self._in_batch,
             )  # fmt: skip
             return _segment(found, 3)
-        each = []
-        for n, (side, bank) in enumerate(zip(self._sides, banks, strict=True)):
-            match = Match(side.ids, None if limit is None else limit[n], select)
-            each.append(sums(side.query, bank, scales, match, want, in_batch=in_batch))
+        each = [
+            sums(
+                problem, side.query, bank, scales, queries.match(select, n), want,
+                combined=len(banks) > 1, in_batch=self._in_batch,
+            )
+            for n, (problem, side, bank) in enumerate(
+                zip(self._problems, queries.sides, banks, strict=True)
+            )
+        ]  # fmt: skip
+        if len(banks) == 1:
+            return _segment(each[0], 2)
         return _segment(Sums(*map(torch.stack, zip(*each, strict=True))), 3)
 
 
@@ -140,40 +168,34 @@ def info_nce(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule
         out.loss.zero_()
         return out
     with on_device(side.query):
-        start = Start.of(sides, scalars, rule)
-        _finish(sides, scalars, rule, start, _Passes(sides, start), out)
+        problem = Problem.on(side.query.device)
+        start = Start.of(problem, sides, scalars, rule)
+        _finish(_Queries(problem, sides, start), scalars, rule, out)
     return out
 
 
-def _finish(
-    sides: list[Side],
-    scalars: Scalars,
-    rule: InfoNCERule,
-    start: Start,
-    passes: _Passes,
-    out: InfoNCE,
-) -> None:
+def _finish(queries: _Queries, scalars: Scalars, rule: InfoNCERule, out: InfoNCE) -> None:
+    problem, sides, start = queries.problem, queries.sides, queries.start
     want = Want(rule.accumulate, rule.scalar_grad, rule.hardest, rule.unit_length)
     further = Want((0, 1) if rule.query_grad else (), moments=True)
-    exponents = start.exponents
-    banks = [one.bank for one in sides]
-    bank = passes.run(banks, exponents, rule.select, want)
+    over_bank = _Pass(queries, [one.bank for one in sides])
+    bank = over_bank.run(start.exponents, rule.select, want)
     batch = more = more_of_batch = _Segment()
-    keys = [Bank(one.positive, ids=one.ids) for one in sides]
-    if rule.in_batch:
-        of_batch = want._replace(accumulate=())
-        batch = passes.run(keys, exponents, rule.select, of_batch, in_batch=True)
     if rule.extra_positives:
-        more = _whole(passes, banks, start, further)
-    if rule.extra_positives and rule.in_batch:
-        of_batch = further._replace(accumulate=())
-        more_of_batch = _whole(passes, keys, start, of_batch, in_batch=True)
+        more = over_bank.run(start.further, "positive", further)
+    if rule.in_batch:
+        keys = [Bank(one.positive, ids=one.ids) for one in sides]
+        over_batch = _Pass(queries, keys, in_batch=True)
+        batch = over_batch.run(start.exponents, rule.select, want._replace(accumulate=()))
+        if rule.extra_positives:
+            further = further._replace(accumulate=())
+            more_of_batch = over_batch.run(start.further, "positive", further)
     B, D = sides[0].query.shape
     share = 1 / len(sides)
     focused = rule.positive_focus != 0 and rule.reduction == "mean"
     scale = share / B if rule.reduction == "mean" else share
     key = "parts" if bank.parts > 1 or batch.parts > 1 else "whole"
-    config = launch.candidates("info_nce", key, launch.device_class(out.table.device)[0])[0]
+    config = problem.config("info_nce", key)
     last = sides[-1] if len(sides) == 2 else None
     grid = (-(-B // config.rows), max(1, -(-D // config.cols)) if rule.query_grad else 1)
     tau_plus = rule.tau_plus
@@ -227,7 +249,7 @@ def _finish(
         **config.options,
     )
     if focused:
-        config = launch.candidates("info_nce", "whole", launch.device_class(out.table.device)[0])[0]
+        config = problem.config("info_nce", "whole")
         grid = (-(-B // config.rows), max(1, -(-D // config.cols)) if rule.query_grad else 1)
         _info_nce_focus_kernel[grid](
             out.table,
@@ -243,13 +265,6 @@ def _finish(
             BLOCK=BLOCK,
             **config.options,
         )
-
-
-def _whole(
-    passes: _Passes, banks: list[Bank], start: Start, want: Want, *, in_batch: bool = False
-) -> _Segment:
-    """Sums of further positives."""
-    return passes.run(banks, start.further, "positive", want, in_batch=in_batch)
 
 
 def info_nce_backward(
@@ -294,10 +309,11 @@ def _backward(
     to: list[Tensor | None],
 ) -> None:
     B, D = sides[0].query.shape
+    problem = Problem.on(grad.device)
     added_query = added_key = None
     if rule.in_batch and any(value is not None for value in to[:4]):
-        added_query, added_key = _through_batch(grad, table, sides, scalars, rule)
-    config = launch.candidates("info_nce", "scale", launch.device_class(grad.device)[0])[0]
+        added_query, added_key = _through_batch(problem, grad, table, sides, scalars, rule)
+    config = problem.config("info_nce", "scale")
     last = sides[-1] if len(sides) == 2 else None
     scalar = to[4] is not None or to[5] is not None
     _info_nce_scale_kernel[-(-B // config.rows) + scalar, max(1, -(-D // config.cols))](
@@ -322,10 +338,16 @@ def _backward(
 
 
 def _through_batch(
-    grad: Tensor, table: Tensor, sides: list[Side], scalars: Scalars, rule: InfoNCERule
+    problem: Problem,
+    grad: Tensor,
+    table: Tensor,
+    sides: list[Side],
+    scalars: Scalars,
+    rule: InfoNCERule,
 ) -> SideGradients:
     """What in-batch negatives add: (S, B, D) of queries and of keys."""
-    start = Start.of(sides, scalars, rule)
+    start = Start.of(problem, sides, scalars, rule)
+    product = problem.product(sides[0].query, sides[0].positive)
     names = [("lse", start.exponents, rule.select)]
     if rule.extra_positives:
         names.append(("extra_lse", start.further, "positive"))
@@ -341,6 +363,7 @@ def _through_batch(
             rows = table[first:].flatten(0, 1)  # from here on, of all sides
             most = None if limit is None else limit[first : first + len(of)]
             return batch_gradients(
+                product,
                 [(one.query, one.positive) for one in of],
                 rows[at + 2 :],
                 rows[at:],

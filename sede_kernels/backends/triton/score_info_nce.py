@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._host import on_device
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.kernels.score_info_nce import _score_bwd_kernel, _score_fwd_kernel
 from sede_kernels.score_types import SCORE_TABLE, ScoreGradients, ScoreLoss, Scores
 from sede_kernels.types import InfoNCERule, Scalars
@@ -18,8 +19,7 @@ def layout(scores: Tensor) -> str:
 
 
 def _config(scores: Tensor) -> launch.Config:
-    architecture, _ = launch.device_class(scores.device)
-    return launch.candidates("score_info_nce", layout(scores), architecture)[0]
+    return Problem.on(scores.device).config("score_info_nce", layout(scores))
 
 
 def _on_device(scalars: Scalars, rule: InfoNCERule, like: Tensor) -> Scalars:

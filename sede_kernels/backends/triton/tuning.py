@@ -94,6 +94,7 @@ def choose(
     kernel: str,
     key: str,
     device: torch.device,
+    architecture: str,
     sizes: tuple[int, ...],
     run: Callable[[launch.Config], Any],
 ) -> launch.Config:
@@ -103,6 +104,7 @@ def choose(
         kernel: name of a launch table.
         key: row of the table.
         device: where the call runs.
+        architecture: its class.
         sizes: the sizes that matter for speed.
         run: launches the kernel with a configuration; called only while tuning, never while a
             CUDA graph is captured.
@@ -110,7 +112,6 @@ def choose(
     Returns:
         What was found for these sizes, else the default.
     """
-    architecture, _ = launch.device_class(device)
     entries = launch.candidates(kernel, key, architecture)
     path = tuning_file()
     if len(entries) == 1 or not (autotuning() or path):

@@ -192,7 +192,7 @@ def _two_banks(key: str, entries: Entries) -> Iterator[Check]:
         )
 
     leaves = {name: unit(rows, dim, dtype=dtype) for name in names}
-    joint = _worth_one_launch(key, rows, leaves["image"].device)
+    joint = _worth_one_launch(key, rows, architecture)
     yield same("one launch", torch.tensor(joint), torch.tensor(True))
     yield from _checked(call, leaves, floor_of("half", dtype))
 

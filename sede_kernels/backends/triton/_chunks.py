@@ -1,6 +1,7 @@
 """Variant B of ``bank_lse``: the bank in chunks, weights of a chunk in memory that fits the L2."""
 
 import math
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -67,11 +68,11 @@ def _of_no_rows(
     ]
     sizes = [-(-math.prod(shape) // 4) * 4 for shape in shapes]
     whole = query.new_zeros((sum(sizes),), dtype=torch.float32)
-    zeros = [
-        piece[: math.prod(shape)].view(shape)
-        for piece, shape in zip(whole.split(sizes), shapes, strict=True)
-    ]
-    lse, moment, acc, mass, counts = zeros
+    starts = (end - size for end, size in zip(accumulate(sizes), sizes, strict=True))
+    lse, moment, acc, mass, counts = (
+        whole[start : start + math.prod(shape)].view(shape)
+        for start, shape in zip(starts, shapes, strict=True)
+    )
     peak = query.new_full((parts, rows), -torch.inf, dtype=torch.float32)
     index = query.new_empty((parts, 0), dtype=torch.int64)
     if want.hardest:

@@ -230,7 +230,7 @@ class Attended(NamedTuple):
     """The similarities of all pairs."""
 
     similarity: Tensor  # (B, C)
-    kept: Tensor  # S for the backward, flat, in the order of the backend
+    kept: Tensor  # for the backward, flat, in the order of the backend: S, or marks of pairs
 
 
 class Wanted(NamedTuple):

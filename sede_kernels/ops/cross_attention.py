@@ -1,7 +1,8 @@
 """Region-word similarity of all image-caption pairs (SCAN, BFAN) without the context vectors.
 
-A backend may keep S for the backward, where the caller will want one (``keep``) and S is small: its
-``cross_attention_kept`` says how many elements, from the shapes alone.
+A backend may keep numbers for the backward, where the caller will want one (``keep``): S where it
+is small, or which pairs lose digits. Its ``cross_attention_kept`` says how many, from the shapes
+alone.
 """
 
 from torch import Tensor

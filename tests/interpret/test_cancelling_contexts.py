@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels import AttentionErase, cross_attention_pairs, cross_attention_similarity
+from sede_kernels.backends.triton import cross_attention, pair_launches
 from sede_kernels.testing import assert_within_budget
 
 DIRECTIONS = ["t2i", "i2t"]
@@ -43,23 +44,26 @@ def check(
         assert_within_budget(result, truth, yardstick, dtype)
 
 
+@pytest.mark.parametrize("which", ["all", "pairs"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("smoothing", [1e-2, 1.0])
-def test_contexts_that_cancel_keep_their_digits(smoothing, direction) -> None:
+def test_contexts_that_cancel_keep_their_digits(smoothing, direction, which) -> None:
     sides = centred(12, 5, 40, direction)
-    check("pairs", *sides, smoothing=smoothing, direction=direction, aggregate="mean")
+    check(which, *sides, smoothing=smoothing, direction=direction, aggregate="mean")
 
 
+@pytest.mark.parametrize("which", ["all", "pairs"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_half_inputs(dtype, direction) -> None:
+def test_half_inputs(dtype, direction, which) -> None:
     """A context of a hundredth of its sources, whose attention does not fit a half type."""
     regions, words = (x.to(dtype) for x in centred(12, 5, 40, direction))
-    check("pairs", regions, words, dtype, smoothing=1e-2, direction=direction)
+    check(which, regions, words, dtype, smoothing=1e-2, direction=direction)
 
 
+@pytest.mark.parametrize("which", ["all", "pairs"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_with_lengths_and_erasing(direction) -> None:
+def test_with_lengths_and_erasing(direction, which) -> None:
     regions, words = torch.randn(2, 6, 12), torch.randn(3, 5, 12)
     sources, lengths = (
         (regions, torch.tensor([6, 4])) if direction == "t2i" else (words, torch.tensor([5, 0, 3]))
@@ -67,7 +71,7 @@ def test_with_lengths_and_erasing(direction) -> None:
     for row, length in zip(sources, lengths.tolist(), strict=True):
         row[:length] -= row[:length].mean(dim=0)
     check(
-        "pairs",
+        which,
         regions,
         words,
         direction=direction,
@@ -96,9 +100,32 @@ def test_vectors_of_one_element_have_cosines_of_one(direction, which) -> None:
     torch.testing.assert_close(got.double(), want, rtol=0, atol=5e-7)
 
 
+@pytest.mark.parametrize("which", ["all", "pairs"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_single_query_and_strong_smoothing(direction) -> None:
+def test_a_single_query_and_strong_smoothing(direction, which) -> None:
     """The norm over one query takes away nearly all of the attention's gradient."""
     regions, words = torch.randn(2, 6, 12), torch.randn(3, 5, 12)
     one = (regions, words[:, :1]) if direction == "t2i" else (regions[:, :1], words)
-    check("pairs", *one, direction=direction, smoothing=200.0)
+    check(which, *one, direction=direction, smoothing=200.0)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_only_what_cancels_is_computed_again(direction, monkeypatch) -> None:
+    """One set of sources is centred: its pairs are marked, in chunks of the backward as well."""
+    regions, words = torch.randn(2, 6, 12) + 1, torch.randn(3, 5, 12) + 1
+    sources = regions if direction == "t2i" else words
+    sources[1] -= sources[1].mean(dim=0)
+    marks = []
+    launch = pair_launches.Pairs.launch
+
+    def watched(call, *arguments):
+        marks.append(call.lost.clone())
+        launch(call, *arguments)
+
+    monkeypatch.setattr(pair_launches.Pairs, "launch", watched)
+    monkeypatch.setattr(cross_attention, "_CHUNK_ELEMENTS", 1)
+    check("all", regions, words, direction=direction, smoothing=1e-2)
+    want = torch.zeros(marks[0].shape, dtype=torch.int8)
+    want[1] = 1
+    assert torch.equal(marks[0], want)
+    assert torch.equal(torch.cat(marks[1:]), want)

@@ -1,11 +1,10 @@
 """Region-word similarity by the Gram form; see ``docs/backends.md`` for tiles and buckets.
 
+Pairs in which that form loses digits are marked on the device and computed again with contexts.
 Roles instead of modalities: P source sets V (R, D) are attended by Q query sets E (L, D). t2i:
 sources are regions; i2t: sources are words.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,15 @@ from torch.nn import functional as F
 from sede_kernels.backends import _chosen_pairs
 from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, interpreting, launch
 from sede_kernels.backends.triton._host import on_device, operand_kind, padded
+from sede_kernels.backends.triton.attention_sets import (
+    SMALLEST_QUERY,
+    SMALLEST_SOURCE,
+    Bucket,
+    Side,
+    bucket_pairs,
+    packing,
+    side_of,
+)
 from sede_kernels.backends.triton.erase import double_halves
 from sede_kernels.backends.triton.kernels.cross_attention import (
     _cross_attention_bwd_kernel,
@@ -31,10 +39,8 @@ from sede_kernels.backends.triton.pair_launches import (
 )
 from sede_kernels.types import Attend, Attended, Erase, Fragments, SideGradients, Wanted
 
-#: Padded sizes of a set start here: sources are columns of a tile, queries its rows.
-SMALLEST_SOURCE, SMALLEST_QUERY = 32, 16
-#: Sets without lengths of so many fragments are packed without padding: what the report has seen.
-DENSE = (36,)
+Numbers = tuple[float, float, int, int, int]
+
 #: Source sets that run before the next tile of queries.
 GROUP = 8
 #: A step of the kernel of G (columns of D) and of that of its gradient (queries: three tf32
@@ -52,63 +58,13 @@ _WIDTH = 8
 _INTERPRETED = launch.Config(rows=128, cols=32, warps=4, stages=1)
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """Sets that are padded to the same size."""
-
-    index: int
-    block: int
-
-
-@dataclass(frozen=True)
-class Side:
-    """Sets (N, F, D), contiguous; with lengths also their order and the buckets' bounds in it."""
-
-    sets: Tensor
-    lengths: Tensor | None
-    order: Tensor | None
-    bounds: Tensor | None
-    buckets: tuple[Bucket, ...]
-
-    @property
-    def vary(self) -> bool:
-        """Whether the sets have lengths."""
-        return self.lengths is not None
-
-
-def _side(sets: Tensor, lengths: Tensor | None, smallest: int) -> Side:
-    """Nothing here waits for the device: kernels read from ``bounds`` how full a bucket is."""
-    largest = padded(sets.shape[1], smallest)
-    if lengths is None:
-        return Side(sets, None, None, None, (Bucket(0, largest),))
-    count = (largest // smallest).bit_length()
-    lengths = lengths.to(torch.int64).contiguous()
-    ordered, order = lengths.sort(stable=True)
-    limits = smallest * 2 ** torch.arange(-1, count, device=lengths.device, dtype=torch.float32)
-    limits[0] = -1.0
-    bounds = torch.searchsorted(ordered.to(torch.float32), limits, right=True)
-    buckets = tuple(Bucket(n, smallest << n) for n in range(count))
-    return Side(sets, lengths, order, bounds, buckets)
-
-
-def packing(fragments: int, block: int, rows: int, cols: int, vary: bool) -> tuple[int, int]:
-    """(sets of a tile, rows that each takes): dense where padding would waste rows.
-
-    Never with 64 columns: the sums over dense sets would spill.
-    """
-    dense = 0
-    if not vary and cols == SMALLEST_SOURCE and fragments in DENSE:
-        dense = rows // fragments
-    return (dense, fragments) if dense > rows // block else (rows // block, block)
-
-
 def _constants(
     kernel: str,
     query: Side,
     source: Side,
     query_bucket: Bucket,
     source_bucket: Bucket,
-    how: Attend,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """Tile and options of one launch."""
     kind, cols = operand_kind(query.sets.dtype), source_bucket.block
@@ -120,7 +76,7 @@ def _constants(
     return {
         "QUERY_VARY": query.vary,
         "SOURCE_VARY": source.vary,
-        **how_constants(how),
+        **options,
         "PRECISION": tile_precision(kernel, kind, cols, architecture),
         "SETS": sets,
         "STRIDE": stride,
@@ -139,14 +95,17 @@ def tile_precision(kernel: str, kind: str, cols: int, architecture: str) -> str:
     return "ieee" if plain and kind == "ieee" else launch.product_precision(kind)
 
 
-def _gram(source: Side) -> Tensor:
+def _gram(source: Side) -> tuple[Tensor, Tensor]:
+    """(G (P, W, W), lengths of the sources and sums of |G| along its rows (P, 2, W))."""
     P, R, D = source.sets.shape
     width = triton.cdiv(R, _WIDTH)
     gram = source.sets.new_empty((P, width * _WIDTH, width * _WIDTH), dtype=torch.float32)
+    sizes = gram.new_empty((P, 2, width * _WIDTH))
     _gram_kernel[(P,)](
         source.sets,
         source.lengths,
         gram,
+        sizes,
         R,
         width,
         D,
@@ -156,19 +115,13 @@ def _gram(source: Side) -> Tensor:
         BLOCK_D=GRAM_STEP,
         **GRAM_OPTIONS,
     )
-    return gram
+    return gram, sizes
 
 
 def _norms(sets: Tensor) -> Tensor:
     """(N, F) fp32 lengths of the vectors."""
     norms: Tensor = torch.linalg.vector_norm(sets, dim=2, dtype=torch.float32)
     return norms
-
-
-def _pairs(query: Side, source: Side) -> Iterator[tuple[Bucket, Bucket]]:
-    for query_bucket in query.buckets:
-        for source_bucket in source.buckets:
-            yield query_bucket, source_bucket
 
 
 def how_constants(how: Attend) -> dict[str, Any]:
@@ -182,36 +135,33 @@ def how_constants(how: Attend) -> dict[str, Any]:
     }
 
 
-def how_numbers(how: Attend, sources: int) -> tuple[float, float, int, int, int]:
+def how_numbers(how: Attend, sources: int) -> Numbers:
     """Arguments of the kernels: smoothing, aggregate's scale, the threshold's halves, keep_min."""
     erase = how.erase or Erase("")
     halves = double_halves(erase.threshold)
     return (how.smoothing, how.aggregate_scale, *halves, min(erase.keep_min, sources))
 
 
-def _formed(query: Side, source: Side, sources: Tensor, how: Attend) -> Pairs:
-    """All pairs as chosen ones, with contexts; ``sources`` as given, without padding."""
-    return Pairs(
-        PairSide(query.sets, query.lengths, row=0, step=1),
-        PairSide(sources, source.lengths, row=1, step=0),
-        rows=sources.shape[0],
-        pairs=query.sets.shape[0],
-        lost=None,
-        numbers=how_numbers(how, sources.shape[1]),
-        options=how_constants(how),
-    )
+def _marked(regions: Tensor, words: Tensor) -> bool:
+    """Whether the Gram form serves, so that pairs may lose digits and get marks."""
+    some = regions.shape[1] > 0 and words.shape[1] > 0
+    return some and not _chosen_pairs.all_chosen(regions)
 
 
 def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
-    """Elements of S that the forward keeps: none, the backward computes S again."""
-    return 0
+    """What the forward keeps: a number a pair, not 0 where the contexts are to be formed."""
+    return regions.shape[0] * words.shape[0] if _marked(regions, words) else 0
 
 
 def cross_attention(sides: Fragments, how: Attend, keep: bool) -> Attended:
-    """See ``sede_kernels.ops.cross_attention``. Memory: G and one norm a query."""
+    """See ``sede_kernels.ops.cross_attention``. Memory: G, one norm a query, one byte a pair.
+
+    With ``keep`` also a number a pair, as large as the result.
+    """
     regions, words, region_lengths, word_lengths = sides
     out = regions.new_zeros((regions.shape[0], words.shape[0]), dtype=torch.float32)
-    found = Attended(out, out.new_empty(0))
+    kept = out.new_empty(cross_attention_kept(regions, words) if keep else 0)
+    found = Attended(out, kept)
     if regions.shape[1] == 0 or words.shape[1] == 0 or out.numel() == 0:
         return found
     roles = (words, word_lengths), (regions, region_lengths)
@@ -219,39 +169,72 @@ def cross_attention(sides: Fragments, how: Attend, keep: bool) -> Attended:
     if how.direction == "i2t":
         roles, by_source = roles[::-1], out.T
     with on_device(regions):
-        query = _side(roles[0][0].contiguous(), roles[0][1], SMALLEST_QUERY)
-        source = _side(roles[1][0].contiguous(), roles[1][1], SMALLEST_SOURCE)
-        if _chosen_pairs.all_chosen(regions):
-            write_similarities(_formed(query, source, source.sets, how), by_source)
-            return found
-        (Q, L, D), (P, R, _) = query.sets.shape, source.sets.shape
-        norms, gram = _norms(query.sets), _gram(source)
-        for buckets in _pairs(query, source):
-            constants = _constants("cross_attention", query, source, *buckets, how)
-            _cross_attention_fwd_kernel[(P * triton.cdiv(Q, constants["SETS"]),)](
-                query.sets,
-                source.sets,
-                norms,
-                gram,
-                query.lengths,
-                source.lengths,
-                query.order,
-                source.order,
-                query.bounds,
-                source.bounds,
-                by_source,
-                Q,
-                L,
-                P,
-                R,
-                gram.shape[1] // _WIDTH,
-                D,
-                *by_source.stride(),
-                *(bucket.index for bucket in buckets),
-                *how_numbers(how, R),
-                **constants,
-            )
+        query = side_of(roles[0][0].contiguous(), roles[0][1], SMALLEST_QUERY)
+        source = side_of(roles[1][0].contiguous(), roles[1][1], SMALLEST_SOURCE)
+        numbers, options = how_numbers(how, source.sets.shape[1]), how_constants(how)
+        lost = None
+        if _marked(regions, words):
+            lost = _by_gram(query, source, by_source, numbers, options)
+            kept.copy_(lost.flatten() if keep else kept)
+        write_similarities(_pairs(query, source, source.sets, lost, numbers, options), by_source)
     return found
+
+
+def _by_gram(
+    query: Side, source: Side, out: Tensor, numbers: Numbers, options: dict[str, Any]
+) -> Tensor:
+    """Write the similarities to ``out`` (P, Q); (P, Q) int8: 1 where they lost digits."""
+    (Q, L, D), (P, R, _) = query.sets.shape, source.sets.shape
+    lost = out.new_empty((P, Q), dtype=torch.int8)
+    norms, (gram, sizes) = _norms(query.sets), _gram(source)
+    for buckets in bucket_pairs(query, source):
+        constants = _constants("cross_attention", query, source, *buckets, options)
+        _cross_attention_fwd_kernel[(P * triton.cdiv(Q, constants["SETS"]),)](
+            query.sets,
+            source.sets,
+            norms,
+            gram,
+            sizes,
+            query.lengths,
+            source.lengths,
+            query.order,
+            source.order,
+            query.bounds,
+            source.bounds,
+            out,
+            lost,
+            Q,
+            L,
+            P,
+            R,
+            gram.shape[1] // _WIDTH,
+            D,
+            *out.stride(),
+            *(bucket.index for bucket in buckets),
+            *numbers,
+            **constants,
+        )
+    return lost
+
+
+def _pairs(
+    query: Side,
+    source: Side,
+    sources: Tensor,
+    lost: Tensor | None,
+    numbers: Numbers,
+    options: dict[str, Any],
+) -> Pairs:
+    """All pairs as chosen ones, or those that are marked; ``sources`` as given, without padding."""
+    return Pairs(
+        PairSide(query.sets, query.lengths, row=0, step=1),
+        PairSide(sources, source.lengths, row=1, step=0),
+        rows=sources.shape[0],
+        pairs=query.sets.shape[0],
+        lost=lost,
+        numbers=numbers,
+        options=options,
+    )
 
 
 def _clean(sets: Tensor, lengths: Tensor | None, width: int = 1) -> Tensor:
@@ -302,24 +285,25 @@ def cross_attention_backward(
         with on_device(g), torch.autocast(g.device.type, enabled=False):
             largest = _range(g, queries.dtype)
             g = g if largest is None else g / largest
-            query = _side(_clean(queries, query_lengths), query_lengths, SMALLEST_QUERY)
+            query = side_of(_clean(queries, query_lengths), query_lengths, SMALLEST_QUERY)
             clean = _clean(sources, source_lengths, _WIDTH)
-            norms = _norms(query.sets)
             P, R, _ = sources.shape
-            step = max(1, _CHUNK_ELEMENTS // (norms.numel() * clean.shape[1]))
+            numbers, options = how_numbers(how, R), how_constants(how)
+            marks = kept.to(torch.int8).view(P, -1) if kept.numel() else None
+            step = max(1, _CHUNK_ELEMENTS // (query.sets[..., 0].numel() * clean.shape[1]))
             for first in range(0, P, step):
                 part = slice(first, first + step)
                 lengths = None if source_lengths is None else source_lengths[part]
-                source = _side(clean[part], lengths, SMALLEST_SOURCE)
-                if _chosen_pairs.all_chosen(sources):
-                    formed = _formed(query, source, sources[part].contiguous(), how)
-                    add_gradients(formed, g[part], d_query, d_source[part])
-                    continue
-                d_part = _chunk_backward(
-                    g[part], query, source, R, norms, how, d_query, for_sources
-                )
-                if d_part is not None:
-                    d_source[part] = d_part[:, :R]
+                source, lost = side_of(clean[part], lengths, SMALLEST_SOURCE), None
+                if marks is not None:
+                    lost = marks[part]
+                    d_part = _chunk_backward(
+                        g[part], lost, query, source, R, numbers, options, d_query, for_sources
+                    )
+                    if d_part is not None:
+                        d_source[part] = d_part[:, :R]
+                pairs = _pairs(query, source, sources[part].contiguous(), lost, numbers, options)
+                add_gradients(pairs, g[part], d_query, d_source[part])
             if largest is not None:
                 d_query *= largest
                 d_source *= largest
@@ -328,21 +312,26 @@ def cross_attention_backward(
 
 def _chunk_backward(
     grad: Tensor,
+    lost: Tensor,
     query: Side,
     source: Side,
     sources: int,
-    norms: Tensor,
-    how: Attend,
+    numbers: Numbers,
+    options: dict[str, Any],
     d_query: Tensor,
     for_sources: bool,
 ) -> Tensor | None:
-    """Gradient of some padded source sets, if wanted; adds theirs to ``d_query`` if not empty."""
+    """The gradient of some padded source sets, if wanted, without that of the pairs ``lost``.
+
+    Adds that of the queries to ``d_query`` if not empty.
+    """
     (Q, L, D), (P, W, _) = query.sets.shape, source.sets.shape
-    gram = _gram(source)
+    gram, _ = _gram(source)
     d_scores, attention = query.sets.new_zeros((2, Q * L, P * W))
     d_norm, d_square = gram.new_zeros((2, P, Q * L))
-    for buckets in _pairs(query, source):
-        constants = _constants("cross_attention_backward", query, source, *buckets, how)
+    norms = _norms(query.sets)
+    for buckets in bucket_pairs(query, source):
+        constants = _constants("cross_attention_backward", query, source, *buckets, options)
         _cross_attention_bwd_kernel[(P * triton.cdiv(Q, constants["SETS"]),)](
             grad,
             query.sets,
@@ -359,6 +348,7 @@ def _chunk_backward(
             attention,
             d_norm,
             d_square,
+            lost,
             Q,
             L,
             P,
@@ -367,7 +357,7 @@ def _chunk_backward(
             D,
             *grad.stride(),
             *(bucket.index for bucket in buckets),
-            *how_numbers(how, sources),
+            *numbers,
             **constants,
         )
     flat_query, flat_source = query.sets.view(Q * L, D), source.sets.view(P * W, D)
@@ -391,5 +381,5 @@ def _chunk_backward(
         BLOCK_N=GRAM_QUERIES[precision],
         **GRAM_OPTIONS,
     )
-    d_source = _product(d_scores.T, flat_query).view(P, W, D)
+    d_source: Tensor = _product(d_scores.T, flat_query).view(P, W, D)
     return d_source + 2 * (d_gram @ source.sets.float())

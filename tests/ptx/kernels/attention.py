@@ -43,16 +43,28 @@ def _steps(entries: Entries) -> int:
     return max(config.cols * (config.stages + 2) for config in entries.values()) + 16
 
 
+def _opposite(sets: Tensor) -> Tensor:
+    """The second set becomes one vector with both signs in turn: what attends it cancels."""
+    signs = torch.tensor([1.0, -1.0]).repeat(sets.shape[1])[: sets.shape[1], None]
+    sets[1] = (sets[1, :1] * signs + 0.1 * sets[1]).to(sets.dtype)
+    return sets
+
+
 def _all_pairs(key: str, entries: Entries) -> Iterator[Check]:
-    """32 columns: captions attended by dense sets of 36 regions; 64: 50 regions of any number."""
+    """32 columns: captions attended by dense sets of 36 regions; 64: 50 regions of any number.
+
+    In the pairs of one source set the contexts cancel, and the kernels of chosen pairs follow.
+    """
     kind, block = key.split("/")
     dtype, dim = _DTYPE[kind], _steps(entries)
-    options: dict[str, Any] = {"erase": _ERASE[kind]}
+    options: dict[str, Any] = {"erase": _ERASE[kind], "smoothing": 1.0}
     if block == "32":
-        regions, words = unit(7, 36, dim, dtype=dtype), unit(5, 20, dim, dtype=dtype)
+        regions = unit(7, 36, dim, dtype=dtype)
+        words = _opposite(unit(5, 20, dim, dtype=dtype))
         options["direction"] = "i2t"
     else:
-        regions, words = unit(5, 50, dim, dtype=dtype), unit(7, 20, dim, dtype=dtype)
+        regions = _opposite(unit(5, 50, dim, dtype=dtype))
+        words = unit(7, 20, dim, dtype=dtype)
         options |= {
             "direction": "t2i",
             "region_lengths": torch.tensor([50, 33, 7, 40, 50]),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, launch
+from sede_kernels.backends.triton.attention_sets import DENSE
 from sede_kernels.backends.triton.compile_report.cases import (
     OPERANDS,
     Case,
@@ -11,7 +12,6 @@ from sede_kernels.backends.triton.compile_report.cases import (
     tile_name,
 )
 from sede_kernels.backends.triton.cross_attention import (
-    DENSE,
     GRAM_OPTIONS,
     GRAM_QUERIES,
     GRAM_STEP,
@@ -29,7 +29,7 @@ _KERNELS = {
     "cross_attention": _cross_attention_fwd_kernel,
     "cross_attention_backward": _cross_attention_bwd_kernel,
 }
-_FLOATS = ("query_norm", "gram", "out", "grad", "d_norm", "d_square", "d_gram")
+_FLOATS = ("query_norm", "gram", "sizes", "out", "grad", "d_norm", "d_square", "d_gram")
 _QUERY_INDICES = ("query_lengths", "query_order", "query_bounds")
 _SOURCE_INDICES = ("source_lengths", "source_order", "source_bounds", "lengths")
 _INTEGERS = ("Q", "L", "P", "R", "W8", "D", "N", "query_bucket", "source_bucket")
@@ -44,6 +44,7 @@ def _types(kernel: Any, kind: str) -> dict[str, str]:
         **dict.fromkeys(("query", "source", "d_scores", "attention"), f"*{OPERANDS[kind][0]}"),
         **dict.fromkeys(_FLOATS, "*fp32"),
         **dict.fromkeys((*_QUERY_INDICES, *_SOURCE_INDICES), "*i64"),
+        "lost": "*i8",
         **dict.fromkeys((*_INTEGERS, *_THRESHOLDS), "i32"),
         **dict.fromkeys(("stride_op", "stride_oq", "stride_gp", "stride_gq"), "i32"),
         **dict.fromkeys(("smoothing", "scale"), "fp32"),

@@ -13,11 +13,13 @@ from sede_kernels.backends.triton.kernels.cross_attention_tile import (
     aggregate,
     aggregate_grad,
     attend,
+    attention_grad,
+    cancels,
     cosine,
+    cosine_grad,
     erase,
     leaky,
     scores,
-    scores_grad,
     set_at,
     set_range,
 )
@@ -33,10 +35,22 @@ def _gram_tile(p, index, W8):
 
 
 @triton.jit
+def _sizes_of(sizes, p, index, W8):
+    """(|v| [N], sums of absolute values in a row of G [N]) of one set."""
+    W = W8 * 8
+    at = sizes + 2 * p.to(tl.int64) * W + index
+    return (
+        tl.load(at, mask=index < W, other=0.0),
+        tl.load(at + W, mask=index < W, other=0.0),
+    )
+
+
+@triton.jit
 def _gram_kernel(
     source,  # [P, R, D]
     lengths,  # [P]
     gram,  # [P, W, W] fp32
+    sizes,  # [P, 2, W] fp32: |v|, and the sums of the absolute values in a row of G
     R,
     W8,
     D,
@@ -56,6 +70,10 @@ def _gram_kernel(
     g = scores(source, source, rows, valid, rows, valid, D, PRECISION, BLOCK_D)
     at, inside = _gram_tile(p, index, W8)
     tl.store(gram + at, g, mask=inside)
+    own = tl.sum(tl.where(index[:, None] == index[None, :], g, 0.0), 0)
+    W = W8 * 8
+    tl.store(sizes + 2 * p * W + index, tl.sqrt(tl.maximum(own, 0.0)), mask=index < W)
+    tl.store(sizes + (2 * p + 1) * W + index, tl.sum(tl.abs(g), 0), mask=index < W)
 
 
 @triton.jit
@@ -105,6 +123,12 @@ def _query_rows(
     return place, present & (fragment < L), fragment < length, q.to(tl.int64) * L + fragment
 
 
+@triton.jit
+def _marks(cancelled, member):
+    """[G] int32: 1 for the sets in which a query's context [M] cancels."""
+    return tl.max((member & cancelled[None, :]).to(tl.int32), 1)
+
+
 @triton.jit(do_not_specialize=["query_bucket", "source_bucket", "threshold_high", "threshold_low",
                                "keep_min"])  # fmt: skip
 def _cross_attention_fwd_kernel(
@@ -112,6 +136,7 @@ def _cross_attention_fwd_kernel(
     source,  # [P, R, D]
     query_norm,  # [Q, L] fp32
     gram,  # [P, W, W] fp32
+    sizes,  # [P, 2, W] fp32
     query_lengths,  # [Q]
     source_lengths,  # [P]
     query_order,  # [Q] sets by length
@@ -119,6 +144,7 @@ def _cross_attention_fwd_kernel(
     query_bounds,  # [buckets + 1] places in the order
     source_bounds,  # [buckets + 1]
     out,  # [P, Q] fp32
+    lost,  # [P, Q] int8: a context cancels, and the similarity is to be computed with contexts
     Q,
     L,
     P,
@@ -175,7 +201,10 @@ def _cross_attention_fwd_kernel(
     norm = tl.load(query_norm + rows, mask=row_valid, other=0.0)
     at, inside = _gram_tile(p, index, W8)
     g = tl.load(gram + at, mask=inside, other=0.0)
-    sim, _, _ = cosine(s, a, g, norm, PRECISION)
+    # The sizes are loaded after the product: with them in registers it spilled.
+    sim, square, _ = cosine(s, a, g, norm, PRECISION)
+    of_source, masses = _sizes_of(sizes, p, index, W8)
+    cancelled = cancels(square, a, of_source, masses)
     n = tl.arange(0, BLOCK_G)
     member = (n[:, None] == place[None, :]) & row_valid[None, :]
     total = aggregate(sim, member, scale, AGGREGATE)
@@ -184,6 +213,8 @@ def _cross_attention_fwd_kernel(
     columns, _ = set_at(query_place + n, there, query_order, query_lengths, L, QUERY_VARY)
     at = out + p.to(tl.int64) * stride_op + columns.to(tl.int64) * stride_oq
     tl.store(at, tl.where(some, total, 0.0), mask=there)
+    marks = _marks(cancelled, member & (source_length > 0))
+    tl.store(lost + p.to(tl.int64) * Q + columns, marks.to(tl.int8), mask=there)
 
 
 @triton.jit(do_not_specialize=["query_bucket", "source_bucket", "threshold_high", "threshold_low",
@@ -204,6 +235,7 @@ def _cross_attention_bwd_kernel(
     attention,  # [Q, L, P, W] likewise
     d_norm,  # [P, Q, L] fp32: d total / d |query|, over |query|; zero at first
     d_square,  # [P, Q, L] fp32: d total / d |context|^2; zero at first
+    lost,  # [P, Q] int8, from the forward: such pairs give zeros
     Q,
     L,
     P,
@@ -266,16 +298,24 @@ def _cross_attention_bwd_kernel(
     size_of_query = tl.load(query_norm + rows, mask=row_valid, other=0.0)
     gram_at, gram_inside = _gram_tile(p, index, W8)
     g = tl.load(gram + gram_at, mask=gram_inside, other=0.0)
-    sim, context, gram_a = cosine(s, a, g, size_of_query, PRECISION)
+    sim, square, gram_a = cosine(s, a, g, size_of_query, PRECISION)
+    context = tl.sqrt(tl.maximum(square, 0.0))
     n = tl.arange(0, BLOCK_G)
     member = (n[:, None] == place[None, :]) & row_valid[None, :] & (source_length > 0)
     there = (n < SETS) & (query_place + n < query_end)
-    columns, _ = set_at(query_place + n, there, query_order, query_lengths, L, QUERY_VARY)
+    columns, queries = set_at(query_place + n, there, query_order, query_lengths, L, QUERY_VARY)
+    marks = tl.load(lost + p.to(tl.int64) * Q + columns, mask=there, other=0).to(tl.int32)
     grad_at = grad + p.to(tl.int64) * stride_gp + columns.to(tl.int64) * stride_gq
-    d_sim = aggregate_grad(tl.load(grad_at, mask=there, other=0.0), sim, member, scale, AGGREGATE)
-    d_s, d_own, d_context = scores_grad(
-        d_sim, s, softmax, norm, a, keep, divisor, sim, context, gram_a, size_of_query, place,
-        smoothing, RULE, RENORMALIZE, SETS, STRIDE, BLOCK_G,
+    d_total = tl.where(marks > 0, 0.0, tl.load(grad_at, mask=there, other=0.0))
+    d_sim = aggregate_grad(d_total, sim, member, scale, AGGREGATE)
+    d_dot, d_own, free = cosine_grad(d_sim, sim, context, size_of_query)
+    # d sim / d |context|^2 = -sim / (2 |context|^2)
+    radial = tl.where(free, d_sim * sim, 0.0)
+    d_context = -0.5 * radial / tl.where(free, context * context, 1.0)
+    d_a = d_dot[:, None] * s + (2.0 * d_context)[:, None] * gram_a
+    d_s = d_dot[:, None] * a + attention_grad(
+        d_a, s, softmax, norm, a, keep, divisor, queries == 1, place, smoothing, RULE, RENORMALIZE,
+        SETS, STRIDE, BLOCK_G,
     )  # fmt: skip
     row_at = p.to(tl.int64) * Q * L + rows
     tl.store(d_norm + row_at, d_own, mask=row_valid)

@@ -13,6 +13,8 @@ from sede_kernels.backends.triton.kernels.erase import keep_mask
 
 NORM_EPS = tl.constexpr(1e-8)
 COSINE_EPS = tl.constexpr(1e-8)
+#: |context|^2 as a^T G a counts while what cancelled in it was at most so many times as large.
+CANCELLED = tl.constexpr(16.0)
 
 
 @triton.jit
@@ -180,12 +182,30 @@ def cosine(
     query_norm,  # [M]
     PRECISION: tl.constexpr,
 ):
-    """(similarity [M], |context| [M], G a [M, N])."""
+    """(similarity [M], |context|^2 [M], G a [M, N])."""
     gram_a = matmul(a, gram, tl.zeros_like(s), PRECISION)
+    square = tl.sum(a * gram_a, 1)
     # Rounding can leave a tiny negative square.
-    context = tl.sqrt(tl.maximum(tl.sum(a * gram_a, 1), 0.0))
+    context = tl.sqrt(tl.maximum(square, 0.0))
     size = tl.maximum(query_norm * context, COSINE_EPS)
-    return tl.sum(a * s, 1) / size, context, gram_a
+    return tl.sum(a * s, 1) / size, square, gram_a
+
+
+@triton.jit
+def cancels(
+    square,  # [M] a^T G a
+    a,  # [M, N]
+    lengths,  # [N]
+    masses,  # [N]
+):
+    """[M]: |context|^2 is small beside what a^T G a adds up; NaN is not.
+
+    That is bounded by (sum a |v|)^2, closely where the sources point the same way, and by
+    sum_r a_r^2 sum_k |g_rk|, closely where they are nearly orthogonal.
+    """
+    reach = tl.sum(a * lengths[None, :], 1)
+    mass = tl.sum(a * a * masses[None, :], 1)
+    return square * CANCELLED < tl.minimum(reach * reach, mass)
 
 
 @triton.jit
@@ -240,50 +260,6 @@ def aggregate_grad(
         total = tl.sum(weight, 1)
         grad = grad / tl.where(total == 0.0, 1.0, total)
     return tl.sum(tl.where(member, weight * grad[:, None], 0.0), 0)
-
-
-@triton.jit
-def scores_grad(
-    d_sim,  # [M]
-    s,  # [M, N]
-    softmax,  # [M, N]
-    norm,  # [G, N] of ``attend``
-    a,  # [M, N] after erasing
-    keep,  # [M, N] kept by erasing
-    divisor,  # [M] of erasing
-    sim,  # [M]
-    context,  # [M]
-    gram_a,  # [M, N]
-    query_norm,  # [M]
-    place,  # [M]
-    smoothing,
-    RULE: tl.constexpr,
-    RENORMALIZE: tl.constexpr,
-    SETS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    G: tl.constexpr,
-):
-    """(dS [M, N], d total / d |query| over |query| [M], d total / d |context|^2 [M])."""
-    # d sim / d |query| = -sim / |query|; d sim / d |context|^2 = -sim / (2 |context|^2).
-    both = query_norm * context
-    free = both > COSINE_EPS
-    d_dot = d_sim / tl.where(free, both, COSINE_EPS)
-    radial = tl.where(free, d_sim * sim, 0.0)
-    d_own = -radial / tl.where(free, query_norm * query_norm, 1.0)
-    d_context = -0.5 * radial / tl.where(free, context * context, 1.0)
-    d_a = d_dot[:, None] * s + (2.0 * d_context)[:, None] * gram_a
-    d_s = d_dot[:, None] * a
-    if RULE != "":
-        if RENORMALIZE:
-            d_a = d_a - tl.sum(d_a * a, 1)[:, None]
-        d_a = tl.where(keep, d_a / divisor[:, None], 0.0)
-    d_x = smoothing * softmax * (d_a - tl.sum(softmax * d_a, 1)[:, None])
-    x = leaky(s)
-    unit = 1.0 / (norm + NORM_EPS)
-    inner = set_sums(d_x * x, place, SETS, STRIDE, G) * unit * unit
-    inner = inner / tl.where(norm == 0.0, float("inf"), norm)
-    d_x = d_x * spread(unit, place, SETS, STRIDE) - x * spread(inner, place, SETS, STRIDE)
-    return d_s + tl.where(s > 0, d_x, 0.1 * d_x), d_own, d_context
 
 
 @triton.jit

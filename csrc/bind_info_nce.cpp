@@ -61,9 +61,9 @@ sede::InfoNceRule rule_of(const char* name, const RuleTuple& rule, const py::tup
   return out;
 }
 
-// (query, positive, rows, row_scale, bank_ids, ids), or false where something has to be converted.
+// (query, positive, rows, row_scale, bank_ids, ids, limit), or false where something has to be converted.
 bool side_of(const py::handle& side, sede::InfoNceSide& out) {
-  if (!PyTuple_Check(side.ptr()) || PyTuple_GET_SIZE(side.ptr()) != 6) return false;
+  if (!PyTuple_Check(side.ptr()) || PyTuple_GET_SIZE(side.ptr()) != 7) return false;
   const auto at = [&](int n) { return py::handle(PyTuple_GET_ITEM(side.ptr(), n)); };
   if (!is_matrix(at(0), out.query)) return false;
   if (at(1).is(at(0)))
@@ -75,11 +75,13 @@ bool side_of(const py::handle& side, sede::InfoNceSide& out) {
   else if (!is_matrix(at(2), out.bank))
     return false;
   const index_t rows = out.query.rows, columns = out.query.cols, size = out.bank.rows;
+  const bool wide = out.query.dtype == sede::DType::f64;
   return out.positive.rows == rows && out.positive.cols == columns && out.bank.cols == columns &&
          out.query.dtype != sede::DType::i8 && out.positive.dtype != sede::DType::i8 &&
          is_vector(at(3), kF32, size, out.row_scale) &&
          (out.bank.dtype == sede::DType::i8) == (out.row_scale != nullptr || !at(3).is_none()) &&
-         is_vector(at(4), kInt64, size, out.bank_ids) && is_vector(at(5), kInt64, rows, out.ids);
+         is_vector(at(4), kInt64, size, out.bank_ids) && is_vector(at(5), kInt64, rows, out.ids) &&
+         is_vector(at(6), wide ? kF64 : kF32, rows, out.limit);
 }
 
 bool sides_of(const char* name, const py::tuple& side, const py::object& other,

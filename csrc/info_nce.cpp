@@ -243,13 +243,13 @@ struct Scales {
 // Without ids on both sides no row has further positives.
 bool finds_extra(const InfoNceSide& side, const index_t* ids) { return side.ids && ids; }
 
+// Largest similarity of each row's negatives, or null; `room` is for those of a margin.
 template <class T>
-std::vector<T> limits(const InfoNceRule& rule, const InfoNceSide& side) {
-  std::vector<T> limit;
+const void* limits(const InfoNceRule& rule, const InfoNceSide& side, std::vector<T>& room) {
+  if (!rule.has_margin) return side.limit;
   const T* positive = table_row<T>(side, kPositive);
-  for (index_t i = 0; rule.has_margin && i < side.query.rows; ++i)
-    limit.push_back(positive[i] + T(rule.margin));
-  return limit;
+  for (index_t i = 0; i < side.query.rows; ++i) room.push_back(positive[i] + T(rule.margin));
+  return room.data();
 }
 
 template <class T>
@@ -260,8 +260,8 @@ void forward(const InfoNceRule& rule, const InfoNceSide& side, T* loss) {
   over_rows(rows, dim, [&](index_t begin, index_t end) {
     row_ops<T>().dots(side.query, side.positive, begin, end, table_row<T>(side, kPositive));
   });
-  const std::vector<T> limit = limits<T>(rule, side);
-  const void* most = rule.has_margin ? limit.data() : nullptr;
+  std::vector<T> room;
+  const void* most = limits<T>(rule, side, room);
   T* grad = static_cast<T*>(side.query_grad);
   const bool further = rule.extra_positives() && finds_extra(side, side.bank_ids);
   Buffer second(grad && accumulators == 2 ? 2 * rows * dim * index_t(sizeof(T)) : 0);
@@ -295,8 +295,7 @@ void batch_backward(const InfoNceRule& rule, const InfoNceSide& side, const T* g
                     index_t grad_step, T* query, T* key) {
   const index_t rows = side.query.rows, size = rows * side.query.cols;
   const Scales<T> scales(rule);
-  const std::vector<T> limit = limits<T>(rule, side);
-  std::vector<T> weighted(std::size_t(2 * rows));
+  std::vector<T> room, weighted(std::size_t(2 * rows));
   auto scaled = [&](int from) {
     const T* row = table_row<T>(side, from);
     for (index_t n = 0; n < 2 * rows; ++n)
@@ -304,7 +303,7 @@ void batch_backward(const InfoNceRule& rule, const InfoNceSide& side, const T* g
     return weighted.data();
   };
   BankLse op = batch_pass(side, scales.negatives, rule.exponents(), select_of(rule),
-                          rule.has_margin ? limit.data() : nullptr);
+                          limits<T>(rule, side, room));
   op.scores = side.scores;
   batch_lse_backward(op, table_row<T>(side, kLse), scaled(kLseGrad), query, key);
   if (!rule.extra_positives() || !side.ids) return;

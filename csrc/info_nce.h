@@ -43,6 +43,7 @@ struct InfoNceSide {
   const float* row_scale;        // [K] or null
   const index_t* bank_ids;       // [K] or null
   const index_t* ids;            // [B] or null
+  const void* limit;             // [B] or null: largest similarity of a negative, not with a margin
   void* table;                   // [kTable][B]
   void* query_grad;              // [B][D] or null: not wanted
   index_t* negatives;            // [B] or null

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sede_kernels.backends import registry
 from sede_kernels.ops.transforms import check_transforms
+from sede_kernels.types import result_dtype
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LARGEST = sys.float_info.max
@@ -110,6 +111,39 @@ def check_key_ids(name: str, ids: Tensor | None, rows: int, device: torch.device
                 "leave ids out for keys without an id."
             )
     return found.to(device)
+
+
+def check_limit(
+    name: str, limit: Tensor | None, margin: float | None, like: Tensor
+) -> Tensor | None:
+    """A limit of each row's negatives (B,): detached, dense, in the dtype of the results.
+
+    Args:
+        name: of the function.
+        limit: as it came.
+        margin: the other bound of a negative's similarity, which excludes this one.
+        like: the query, checked.
+    """
+    if limit is None:
+        return None
+    if margin is not None:
+        raise ValueError(
+            f"{name}: limit and margin both bound the similarity of a negative, got both; pass one "
+            "of them."
+        )
+    if not isinstance(limit, Tensor):
+        raise TypeError(
+            f"{name}: limit must be a (B,) floating tensor, one limit per row, got "
+            f"{type(limit).__name__}; use torch.full."
+        )
+    check_dense(name, "limit", limit)
+    if limit.dtype not in FLOATS or limit.shape != like.shape[:1]:
+        raise ValueError(
+            f"{name}: limit must be ({like.shape[0]},) floating, one limit per row, got "
+            f"{shape_of(limit)} {limit.dtype}."
+        )
+    check_same_device(name, like, limit=limit)
+    return limit.detach().to(result_dtype(like)).contiguous()
 
 
 def check_count(name: str, argument: str, value: Any, *, least: int = 0) -> int:

@@ -96,6 +96,7 @@ class WeightedInfoNCE(ScaledLoss):
         *,
         query_ids: Tensor | Sequence[int] | None = None,
         bank_ids: Tensor | Sequence[int] | None = None,
+        limit: Tensor | None = None,
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """The loss of ``functional.weighted_info_nce`` for these tensors; ids as lists pass too."""
@@ -106,6 +107,7 @@ class WeightedInfoNCE(ScaledLoss):
             "max_inverse_temperature": self.bound,
             "query_ids": as_ids("WeightedInfoNCE", "query_ids", query_ids, query),
             "bank_ids": as_ids("WeightedInfoNCE", "bank_ids", bank_ids, query),
+            "limit": limit,
             **self.options,
         }
         if return_stats:
@@ -246,6 +248,7 @@ class SEDELoss(WarmUp):
         text_key: Tensor | None = None,
         *,
         ids: Tensor | Sequence[int] | None = None,
+        limit: Tensor | None = None,
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, tuple[InfoNCEStats, InfoNCEStats]]:
         """The mean of both directions.
@@ -258,6 +261,8 @@ class SEDELoss(WarmUp):
                 learn move away from old negatives (docs/training.md).
             text_key: (B, D), as ``image_key``.
             ids: (B,) integers >= 0, what each pair is of; a tensor or a list.
+            limit: (B,) largest similarity of each row's negatives, or (2, B) of each direction; as
+                in ``symmetric_info_nce``.
             return_stats: also return what each direction knows of its rows.
 
         Returns:
@@ -276,6 +281,7 @@ class SEDELoss(WarmUp):
             "hardness": self.nce.hardness_at_least_zero,
             "max_inverse_temperature": self.nce.bound,
             "ids": as_ids("SEDELoss", "ids", ids, image),
+            "limit": limit,
         }
         banks = self.image_bank.where(warm), self.text_bank.where(warm)
         if return_stats:

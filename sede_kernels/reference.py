@@ -157,6 +157,7 @@ def weighted_info_nce(
     bank_ids: Tensor | None = None,
     false_negatives: str = "mask",
     margin: float | None = None,
+    limit: Tensor | None = None,
     in_batch_negatives: bool | Tensor = False,
     reduction: str = "mean",
 ) -> Tensor:
@@ -178,6 +179,8 @@ def weighted_info_nce(
         s = torch.cat([s, query @ positive.T], dim=1)
     if margin is not None:
         valid = valid & (s.detach() <= positive_s.detach()[:, None] + margin)
+    if limit is not None:
+        valid = valid & (s.detach() <= limit.detach()[:, None])
     log_negatives = negatives_lse(
         s,
         valid,

@@ -256,6 +256,7 @@ class Side(NamedTuple):
     row_scale: Tensor | None = None
     bank_ids: Tensor | None = None
     ids: Tensor | None = None  # (B,) int64
+    limit: Tensor | None = None  # (B,) largest similarity of a negative, in the results' dtype
 
     @property
     def bank(self) -> Bank:

@@ -25,6 +25,7 @@ struct Problem {
   std::vector<index_t> ids, bank_ids;
   InfoNceRule rule;
   Point at;
+  Values limits;  // [B], or none
 
   Problem(index_t b, index_t k, index_t d, const InfoNceRule& of)
       : rows(b), size(k), dim(d), bank(random_matrix<double>(k, d, 2)), ids(random_ids(b, 4, 3)),
@@ -46,7 +47,9 @@ Values naive_rows(const Problem& p, const Point& x, const Point& fixed) {
   Values losses;
   for (index_t i = 0; i < p.rows; ++i) {
     const double it = 1 / x.temperature, own = dot(x.query, i, x.key, i, p.dim);
-    const double limit = dot(fixed.query, i, fixed.key, i, p.dim) + rule.margin;
+    const double limit = p.limits.empty() ? dot(fixed.query, i, fixed.key, i, p.dim) + rule.margin
+                                          : p.limits[std::size_t(i)];
+    const bool limited = rule.has_margin || !p.limits.empty();
     Values s, s_fixed, extra;
     auto see = [&](const Values& from, const Values& from_fixed, index_t j, bool filled, bool same) {
       const double value = dot(x.query, i, from, j, p.dim);
@@ -54,7 +57,7 @@ Values naive_rows(const Problem& p, const Point& x, const Point& fixed) {
       if (!filled) return;
       if (same && rule.false_negatives == FalseNegatives::positive) extra.push_back(value);
       if (same && rule.false_negatives != FalseNegatives::keep) return;
-      if (rule.has_margin && constant > limit) return;
+      if (limited && constant > limit) return;
       s.push_back(value), s_fixed.push_back(constant);
     };
     const index_t id = p.ids[std::size_t(i)];
@@ -101,13 +104,14 @@ template <class T>
 void test_against_naive(const Problem& p, double tolerance, const std::string& what) {
   const std::vector<T> query = as<T>(p.at.query), key = as<T>(p.at.key), bank = as<T>(p.bank);
   std::vector<T> table(std::size_t(sede::kTable * p.rows)), unit(query.size()), grad{T(1.5)};
-  std::vector<T> query_grad(query.size()), key_grad(query.size());
+  std::vector<T> query_grad(query.size()), key_grad(query.size()), limit = as<T>(p.limits);
   std::vector<index_t> negatives(static_cast<std::size_t>(p.rows));
   sede::InfoNceSide side{};
   side.query = matrix(query, p.rows, p.dim);
   side.positive = matrix(key, p.rows, p.dim);
   side.bank = matrix(bank, p.size, p.dim);
   side.ids = p.ids.data();
+  side.limit = limit.empty() ? nullptr : limit.data();
   side.bank_ids = p.bank_ids.data();
   side.table = table.data();
   side.query_grad = unit.data();
@@ -169,9 +173,13 @@ void test_rules() {
   add("focus", [](InfoNceRule& r) { r.positive_focus = 2; });
   add("sum", [](InfoNceRule& r) { r.reduction = Reduction::sum, r.positive_focus = 1; });
   for (const auto& [name, rule] : rules) {
-    const Problem p(7, 21, 6, rule);
+    Problem p(7, 21, 6, rule);
     test_against_naive<double>(p, 1e-8, name + " f64");
     test_against_naive<float>(p, 2e-5, name + " f32");
+    if (rule.has_margin) continue;
+    p.limits = {0.5, -0.5, 0.25, 1e9, -1e9, 0, 1};
+    test_against_naive<double>(p, 1e-8, name + " limited f64");
+    test_against_naive<float>(p, 2e-5, name + " limited f32");
   }
 }
 

@@ -71,7 +71,7 @@ def _filled(values: list[Value], like: Tensor) -> Tensor:
 
 
 def _match(side: Side, scalars: Scalars, rule: InfoNCERule, positive: Tensor) -> Match:
-    limit = None
+    limit = side.limit
     if rule.margin:
         limit = positive + (scalars.margin if scalars.margin_at is None else scalars.margin_at)
     return Match(side.ids, limit, rule.select)

@@ -43,7 +43,7 @@ def side_at_a_glance(
 
 def _fits(side: tuple[Any, ...]) -> bool:
     """Whether nothing about the tensors of a side has to be converted or refused, on any device."""
-    query, positive, rows, row_scale, bank_ids, ids = side
+    query, positive, rows, row_scale, bank_ids, ids, _ = side
     if not (isinstance(query, Tensor) and isinstance(positive, Tensor)):
         return False
     try:

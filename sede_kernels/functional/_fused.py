@@ -18,6 +18,7 @@ from sede_kernels.checks import (
     check_flag,
     check_hardness,
     check_info_nce,
+    check_limit,
     check_temperature,
     scalar_parameter,
 )
@@ -72,6 +73,7 @@ class Given(NamedTuple):
     ids: Tensor | None
     bank_ids: Tensor | None
     names: tuple[str, str, str] = ("query", "positive", "query_ids")
+    limit: Tensor | None = None
 
 
 def _settings(
@@ -145,7 +147,7 @@ _checked_once = lru_cache(maxsize=256, typed=True)(_settings)
 
 def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
     """The side where nothing about its tensors has to be converted or refused."""
-    query, positive, bank, ids, bank_ids, _ = given
+    query, positive, bank, ids, bank_ids = given[:5]
     if ids is None and keywords.false_negatives == "positive":
         return None
     if bank is None and keywords.in_batch_negatives is not False and isinstance(query, Tensor):
@@ -159,7 +161,7 @@ def _checked(name: str, given: Given, keywords: Keywords) -> Side:
     Raises:
         TypeError, ValueError: one sentence naming what was expected and what came.
     """
-    query, positive, bank, ids, bank_ids, names = given
+    query, positive, bank, ids, bank_ids, names, _ = given
     check_pair(name, query, positive, names[:2])
     options = check_options(name, query, **keywords.plain())
     direction = check_direction(
@@ -282,7 +284,12 @@ def fused(
     checked: list[Side] = []
     whole = True  # no bank is shared between ranks
     for one, given in zip(seen, sides, strict=True):
-        checked.append(one or _checked(name, given, keywords))
+        side = one or _checked(name, given, keywords)
+        if given.limit is not None:
+            check_transforms(name, given.limit)
+            limit = check_limit(name, given.limit, keywords.margin, side.query)
+            side = side._replace(limit=limit)
+        checked.append(side)
         whole = whole and getattr(given.bank, "shard", None) is None
     side, other = checked[0], checked[1] if len(checked) > 1 else None
     learned: list[Any] = [side.query, side.positive]

@@ -15,6 +15,7 @@ from sede_kernels.checks import (
     check_float_matrix,
     check_ids,
     check_info_nce,
+    check_limit,
     check_same_device,
     scalar_parameter,
     shape_of,
@@ -79,14 +80,17 @@ class Direction(NamedTuple):
     bank: Bank
     ids: Tensor | None  # (B,)
     shard: Shard | None = None  # where several ranks hold the bank
+    limit: Tensor | None = None  # (B,)
 
     def positive_similarity(self) -> Tensor:
         """s+ (B,) in the dtype of the results."""
         return (self.query.wide * self.positive.wide).sum(dim=1)
 
     def match(self, options: Options, positive_s: Tensor) -> Match:
-        """Which rows are negatives, by id and, if there is a margin, by similarity."""
-        limit = None if options.margin is None else positive_s.detach() + options.margin
+        """Which rows are negatives, by id and, with a margin or limit, by similarity."""
+        limit = self.limit
+        if options.margin is not None:
+            limit = positive_s.detach() + options.margin
         return Match(self.ids, limit, options.select)
 
 
@@ -166,6 +170,7 @@ def check_direction(
     options: Options,
     *,
     ids_name: str = "query_ids",
+    limit: Tensor | None = None,
 ) -> Direction:
     """The tensors of one direction; ``check_pair`` comes first."""
     check_same_device(name, query, positive=positive, bank_ids=bank_ids, **{ids_name: query_ids})
@@ -176,6 +181,7 @@ def check_direction(
     if options.backend != "reference":
         check_transforms(name, positive)
     ids = check_ids(name, ids_name, query_ids, query.shape[0])
+    limit = check_limit(name, limit, options.margin, query)
     if bank is None:
         if options.in_batch_negatives is False:
             raise ValueError(
@@ -187,12 +193,12 @@ def check_direction(
     tensors, shard = unpack_bank(name, query, bank, bank_ids), training_shard(bank)
     if shard is not None and options.backend == "reference":
         tensors = whole_bank(tensors, shard)
-    return Direction(rows_of(query, dtype), rows_of(positive, dtype), tensors, ids, shard)
+    return Direction(rows_of(query, dtype), rows_of(positive, dtype), tensors, ids, shard, limit)
 
 
 def reference_loss(direction: Direction, options: Options) -> Tensor:
     """The specification of the loss, in plain autograd."""
-    query, positive, bank, ids, shard = direction
+    query, positive, bank, ids, shard, limit = direction
     shared = shard is not None and shard.group != ""
     loss = reference.weighted_info_nce(
         query.wide,
@@ -208,6 +214,7 @@ def reference_loss(direction: Direction, options: Options) -> Tensor:
         bank_ids=bank.ids,
         false_negatives=options.false_negatives,
         margin=options.margin,
+        limit=limit,
         in_batch_negatives=options.in_batch_negatives,
         reduction="none" if shared else options.reduction,
     )

@@ -11,7 +11,7 @@ from sede_kernels.functional._info_nce import Direction, InfoNCEStats, Options, 
 @torch.no_grad()
 def reference_stats(direction: Direction, options: Options) -> InfoNCEStats:
     """What :class:`InfoNCEStats` names, with every similarity written out; O(B (K + B)) memory."""
-    query, positive, bank, ids, _ = direction
+    query, positive, bank, ids = direction[:4]
     dtype = query.wide.dtype
     q, p, dense = query.wide, positive.wide, bank.dense(dtype)
     size = dense.shape[0]

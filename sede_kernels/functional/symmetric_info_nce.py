@@ -38,6 +38,7 @@ def symmetric_info_nce(
     ids: Tensor | None = None,
     false_negatives: str = "mask",
     margin: float | None = None,
+    limit: Tensor | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
     max_inverse_temperature: float | None = None,
@@ -65,6 +66,7 @@ def symmetric_info_nce(
     ids: Tensor | None = None,
     false_negatives: str = "mask",
     margin: float | None = None,
+    limit: Tensor | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
     max_inverse_temperature: float | None = None,
@@ -91,6 +93,7 @@ def symmetric_info_nce(
     ids: Tensor | None = None,
     false_negatives: str = "mask",
     margin: float | None = None,
+    limit: Tensor | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
     max_inverse_temperature: float | None = None,
@@ -119,7 +122,9 @@ def symmetric_info_nce(
         tau_plus: in [0, 1), the share of false negatives removed.
         ids: (B,) integers >= 0, what each pair is of; -1 for unknown.
         false_negatives: same id in the bank or batch: ``mask``, ``positive`` or ``keep``.
-        margin: negatives with s_j > s+ + margin are left out; None for no limit.
+        margin: negatives with s_j > s+ + margin are left out; None for no bound.
+        limit: (B,) floating, in place of a margin: negatives with s_j > limit_i are left out;
+            (2, B) for a limit of each direction, that from images to texts first.
         in_batch_negatives: the other rows' keys are negatives too and get a gradient; a bool, or
             a 0-d bool tensor on the device.
         unit_length: a promise that embeddings and bank rows have unit length, up to rounding.
@@ -174,16 +179,22 @@ def symmetric_info_nce(
         chosen,
         max_inverse_temperature,
     )
+    of_image = of_text = limit
+    if isinstance(limit, Tensor) and limit.shape[:-1] == (2,):
+        of_image, of_text = limit.unbind()
     sides = (
-        Given(image, text_key, text_bank, ids, None, ("image", "text_key", "ids")),
-        Given(text, image_key, image_bank, ids, None, ("text", "image_key", "ids")),
+        Given(image, text_key, text_bank, ids, None, ("image", "text_key", "ids"), of_image),
+        Given(text, image_key, image_bank, ids, None, ("text", "image_key", "ids"), of_text),
     )
     mixed = getattr(image, "dtype", None) != getattr(text, "dtype", None)
     if mixed or chosen == "reference":
         check()
     if chosen == "reference":
         options = check_options(NAME, image, **keywords.plain())
-        directions = [check_direction(NAME, *given[:5], options, ids_name="ids") for given in sides]
+        directions = [
+            check_direction(NAME, *given[:5], options, ids_name="ids", limit=given.limit)
+            for given in sides
+        ]
         losses = [reference_loss(direction, options) for direction in directions]
         loss = (losses[0] + losses[1]) / 2
         if not return_stats:

@@ -36,6 +36,7 @@ def weighted_info_nce(
     bank_ids: Tensor | None = None,
     false_negatives: str = "mask",
     margin: float | None = None,
+    limit: Tensor | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
     max_inverse_temperature: float | None = None,
@@ -61,6 +62,7 @@ def weighted_info_nce(
     bank_ids: Tensor | None = None,
     false_negatives: str = "mask",
     margin: float | None = None,
+    limit: Tensor | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
     max_inverse_temperature: float | None = None,
@@ -85,6 +87,7 @@ def weighted_info_nce(
     bank_ids: Tensor | None = None,
     false_negatives: str = "mask",
     margin: float | None = None,
+    limit: Tensor | None = None,
     in_batch_negatives: bool | Tensor = False,
     unit_length: bool = False,
     max_inverse_temperature: float | None = None,
@@ -114,7 +117,10 @@ def weighted_info_nce(
         bank_ids: (K,) integers, -1 for an empty slot; a ``MemoryBank`` brings its own.
         false_negatives: same id in the bank or batch: ``mask`` (no negative), ``positive`` (an
             extra positive, uniform soft targets) or ``keep`` (a negative).
-        margin: negatives with s_j > s+ + margin are left out; None for no limit.
+        margin: negatives with s_j > s+ + margin are left out; None for no bound.
+        limit: (B,) floating, in place of a margin: negatives with s_j > limit_i of their row are
+            left out, as the verdict of a guide model says. inf bounds nothing, -inf leaves no
+            negative. It is detached.
         in_batch_negatives: the other rows' positives are negatives too and get a gradient. A 0-d
             bool tensor on the device of the query decides without being read on the host.
         unit_length: a promise that queries and bank rows have unit length, up to rounding. A GPU
@@ -175,9 +181,11 @@ def weighted_info_nce(
     if chosen == "reference":
         check_pair(NAME, query, positive)
         options = check_options(NAME, query, **keywords.plain())
-        direction = check_direction(NAME, query, positive, bank, query_ids, bank_ids, options)
+        direction = check_direction(
+            NAME, query, positive, bank, query_ids, bank_ids, options, limit=limit
+        )
         plain = reference_loss(direction, options)
         return (plain, reference_stats(direction, options)) if return_stats else plain
-    given = Given(query, positive, bank, query_ids, bank_ids)
+    given = Given(query, positive, bank, query_ids, bank_ids, limit=limit)
     found = fused(NAME, (given,), keywords, hardest=return_stats)
     return (found.loss, stats_of(found, 0)) if return_stats else found.loss

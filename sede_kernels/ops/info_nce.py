@@ -111,7 +111,8 @@ def gradients_like(
 #: What the backward needs of the arguments and the result.
 SAVES = (
     "table", "query_grad", "kept",
-    "side_query", "side_positive", "side_ids", "other_query", "other_positive", "other_ids",
+    "side_query", "side_positive", "side_ids", "side_limit",
+    "other_query", "other_positive", "other_ids", "other_limit",
     "scalars_temperature_at", "scalars_hardness_at", "scalars_margin_at", "scalars_batch_at",
 )  # fmt: skip
 
@@ -127,7 +128,8 @@ def formula_by(
 
         def side(name: str) -> Side:
             query = saved[f"{name}_query"]
-            return Side(query, saved[f"{name}_positive"], query[:0], ids=saved[f"{name}_ids"])
+            ids, limit = saved[f"{name}_ids"], saved[f"{name}_limit"]
+            return Side(query, saved[f"{name}_positive"], query[:0], ids=ids, limit=limit)
 
         found = backward(
             grad.loss,
@@ -160,19 +162,21 @@ class _Loss(torch.autograd.Function):
         out: InfoNCE = function_of(name, "info_nce")(side, other, scalars, rule)
         found.append(out)
         ctx.call = rule, name, scalars[:3]
-        ids = side.ids, None if other is None else other.ids
-        ctx.save_for_backward(*out[1:3], out.kept, *learned, *ids, *scalars[5:])
+        marks = *side[5:], *((None, None) if other is None else other[5:])
+        ctx.save_for_backward(*out[1:3], out.kept, *learned, *marks, *scalars[5:])
         return out.loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (table, query_grad, kept, query, positive, other_query, other_positive, temperature,
-         hardness, ids, other_ids, margin, batch) = ctx.saved_tensors  # fmt: skip
+         hardness, ids, limit, other_ids, other_limit, margin,
+         batch) = ctx.saved_tensors  # fmt: skip
         rule, name, (tau, beta, most) = ctx.call
-        side = Side(query, positive, query, None, None, ids)
+        side = Side(query, positive, query, None, None, ids, limit)
         other = None
         if other_query is not None:
-            other = Side(other_query, other_positive, other_query, None, None, other_ids)
+            bank = other_query, None, None
+            other = Side(other_query, other_positive, *bank, other_ids, other_limit)
         needs = ctx.needs_input_grad[1:]
         scalars = Scalars(tau, beta, most, temperature, hardness, margin, batch)
         grads = function_of(name, "info_nce_backward")(

@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "focus": {"positive_focus": 1.5},
     "margin": {"margin": -0.2},
     "no-negatives": {"margin": -3.0, "positive_focus": 1.0},
+    "limit": {"limit": torch.linspace(-0.4, 0.4, sum(ROWS), dtype=torch.float64)},
     "positive": {"false_negatives": "positive"},
     "keep": {"false_negatives": "keep"},
     "unit-length": {"unit_length": True, "hardness": 3.0},
@@ -110,6 +111,8 @@ def loss_gap(options: dict[str, Any], kind: str, rank: int, world: int, group: A
             if options.get(name) == "tensor"
         }
         inputs = [q, p, *(t.requires_grad_() for t in learned.values())]
+        if "limit" in options:
+            learned["limit"] = options["limit"][rows]
         loss = weighted_info_nce(q, p, negatives, query_ids=ids[rows], **{**options, **learned})
         return [loss.detach(), *torch.autograd.grad(loss.sum(), inputs)]
 

@@ -23,6 +23,7 @@ OPTIONS = {
         "positive_focus": 2.0,
     },
     "margin": {"margin": 0.1, "in_batch_negatives": True, "false_negatives": "keep"},
+    "limit": {"hardness": 2.0, "in_batch_negatives": True, "limit": (-0.3, 0.4)},
     "focused rows": {"positive_focus": 0.5, "reduction": "none", "hardness": 1.0},
 }
 
@@ -43,7 +44,10 @@ def outcome(name, options, dtype, learned, two, over=None):
         wide = torch.promote_types(dtype, torch.float32)
         for argument in {"temperature", "hardness"} & set(options):
             options[argument] = torch.tensor(options[argument], dtype=wide, requires_grad=True)
-    scalars = [value for value in options.values() if isinstance(value, torch.Tensor)]
+    if "limit" in options:
+        of_sides = torch.linspace(*options["limit"], 2 * B).reshape(2, B)
+        options["limit"] = (of_sides if two else of_sides[0]).to(dtype)
+    scalars = [value for value in options.values() if getattr(value, "requires_grad", False)]
     banks = [bank.to(dtype) for bank in banks]
     if two:
         loss, stats = functional.symmetric_info_nce(
@@ -73,6 +77,8 @@ def outcome(name, options, dtype, learned, two, over=None):
         ("positives", True, True),
         ("positives", False, False),
         ("margin", False, True),
+        ("limit", True, True),
+        ("limit", False, False),
         ("focused rows", False, True),
     ],
 )

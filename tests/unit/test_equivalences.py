@@ -89,6 +89,17 @@ def test_a_margin_that_drops_likely_false_negatives() -> None:
     assert_same(ours, want, query)
 
 
+def test_a_relative_margin() -> None:
+    """Negatives with s_j > 0.4 s+ are left out."""
+    query, key, bank = problem()
+    cosine, right = query @ bank.T, (query * key).sum(1, keepdim=True)
+    logits = (cosine / TAU).masked_fill(cosine > 0.4 * right, -torch.inf)
+    want = F.cross_entropy(torch.cat([right / TAU, logits], 1), torch.zeros(ROWS, dtype=torch.long))
+    assert (cosine > 0.4 * right).any()
+    ours = weighted_info_nce(query, key, bank, temperature=TAU, limit=0.4 * right[:, 0])
+    assert_same(ours, want, query)
+
+
 def test_focal_rows() -> None:
     """Rows weigh (1 - p)^gamma, p the softmax of the right answer; their weights add up to 1."""
     query, key, bank = problem()

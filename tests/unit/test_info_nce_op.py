@@ -18,6 +18,7 @@ RULES = {
     "positives": InfoNCERule(weighted=True, false_negatives="positive", positive_focus=2.0),
     "rows": InfoNCERule(weighted=True, false_negatives="keep", reduction="none"),
     "batch": InfoNCERule(weighted=True, in_batch=True, hardest=True, reduction="sum"),
+    "limit": InfoNCERule(weighted=True, in_batch=True),
     "batch positives": InfoNCERule(weighted=True, in_batch=True, false_negatives="positive"),
 }
 
@@ -28,7 +29,8 @@ def arguments(name, backend, *, sides=2, dtype=torch.float64):
 
     def side() -> Side:
         query, positive = (unit(5, 6, dtype=dtype).requires_grad_() for _ in range(2))
-        return Side(query, positive, unit(23, 6, dtype=dtype), None, BANK_IDS, IDS)
+        limit = torch.linspace(-0.3, 0.4, 5, dtype=dtype) if name == "limit" else None
+        return Side(query, positive, unit(23, 6, dtype=dtype), None, BANK_IDS, IDS, limit)
 
     number = torch.float64 if dtype == torch.float64 else torch.float32
     temperature, hardness = (
@@ -69,7 +71,7 @@ def test_eager_calls_and_the_dispatcher_give_the_same_bits(name, sides, backend)
         assert not want.requires_grad
 
 
-@pytest.mark.parametrize("name", ["attached", "rows", "batch positives"])
+@pytest.mark.parametrize("name", ["attached", "rows", "limit", "batch positives"])
 def test_opcheck(name, backend) -> None:
     for sides in (1, 2):
         *given, rule, _ = arguments(name, backend, sides=sides, dtype=torch.float32)

@@ -49,7 +49,7 @@ def info_nce_fits(side: Side) -> bool:
 
 def _dense(side: Side) -> Side:
     """The side with its vectors as native code reads them."""
-    query, positive, rows, row_scale, bank_ids, ids = side
+    query, positive, rows, row_scale, bank_ids, ids, limit = side
     return Side(
         query,
         positive,
@@ -57,6 +57,7 @@ def _dense(side: Side) -> Side:
         _native.contiguous(row_scale, torch.float32),
         _native.contiguous(bank_ids, torch.int64),
         _native.contiguous(ids, torch.int64),
+        _native.contiguous(limit, result_dtype(query)),
     )
 
 

@@ -44,17 +44,22 @@ class Start(NamedTuple):
         hardness = scalars.hardness if rule.weighted else 0.0
         inverse = 1.0 / scalars.temperature
         stream = _stream(device)
+        given = [side.limit for side in sides if side.limit is not None]
+        limit = None
+        if given:
+            limit = given[0].unsqueeze(0) if len(sides) == 1 else torch.stack(given)
         if not (learned or rule.margin or stream is None):
             numbers = _kept(inverse, hardness, str(device), stream)
-            return cls(numbers, numbers[: rule.exponents], None, None)
+            return cls(numbers, numbers[: rule.exponents], None, limit)
         numbers = torch.empty((_NUMBERS,), dtype=torch.float32, device=device)
-        similarity = limit = None
+        similarity = None
         if rule.margin:
             shape = (len(sides), sides[0].query.shape[0])
             similarity, limit = (
                 torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2)
             )
-        _start(problem, sides, scalars, rule, inverse, hardness, (numbers, similarity, limit))
+        found = (numbers, similarity, limit if rule.margin else None)
+        _start(problem, sides, scalars, rule, inverse, hardness, found)
         return cls(numbers, numbers[: rule.exponents], similarity, limit)
 
 

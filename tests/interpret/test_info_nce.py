@@ -132,6 +132,15 @@ def test_a_low_temperature_and_a_loss_near_zero() -> None:
     assert float(((got - want) / want).abs().max()) < 3e-5  # of e^x, x = 100 in fp32
 
 
+def test_small_losses_keep_their_digits() -> None:
+    """log(1 + e^x) of logits that fp32 holds exactly: x = -30 and -20."""
+    query, key = torch.tensor([[30.0, 0.0], [0.0, 20.0]]), torch.eye(2)
+    rows = functional.weighted_info_nce(
+        query, key, torch.zeros(1, 2), temperature=1.0, reduction="none", backend="triton"
+    )
+    torch.testing.assert_close(rows, torch.tensor([-30.0, -20.0]).exp(), rtol=1e-6, atol=0)
+
+
 def test_rows_and_gradients_are_the_same_bits_each_time() -> None:
     first, again = (outcome("triton", OPTIONS["positives"], torch.float32, True, True)[0]
                     for _ in range(2))  # fmt: skip

@@ -1,10 +1,17 @@
-"""``python -m tests.ptx.summary``: the committed records as the tables of docs/ptx.md."""
+"""``python -m tests.ptx.summary``: the committed records as the tables of docs/ptx.md.
 
-from collections.abc import Iterator
+``--write docs/ptx.md`` puts them in the place of those that are there.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tests.ptx import suites
 from tests.ptx.kernels import record
+from tests.ptx.machine import speed
 from tests.ptx.mutation import score
 
 
@@ -61,10 +68,43 @@ def mutations() -> Iterator[str]:
         yield f"| {group or 'all'} | {len(of)} | {noticed} | {same} | {missed} |"
 
 
+def speeds() -> Iterator[str]:
+    """A row for each kind of instruction."""
+    measured = json.loads((record.FOLDER / speed.NAME).read_text())
+    yield "| million warp instructions a second | one core | every core |"
+    yield "| --- | --: | --: |"
+    for name, (one, every) in measured["million_warp_instructions_a_second"].items():
+        yield f"| {name} | {one:.1f} | {every:.1f} |"
+
+
+TABLES: tuple[Callable[[], Iterator[str]], ...] = (executed, others, mutations, speeds)
+
+
+def replaced(text: str, table: list[str]) -> str:
+    """A page with another table of the same head.
+
+    Raises:
+        ValueError: no table of the page has this head.
+    """
+    lines = text.splitlines()
+    if table[0] not in lines:
+        raise ValueError(f"The page has no table with the head {table[0]!r}.")
+    first = last = lines.index(table[0])
+    while last < len(lines) and lines[last].startswith("|"):
+        last += 1
+    return "\n".join([*lines[:first], *table, *lines[last:]]) + "\n"
+
+
 def main() -> None:
-    """Print them."""
-    for table in (executed, others, mutations):
-        print("\n".join(table()), end="\n\n")
+    """Print them, and put them into a page."""
+    parser = argparse.ArgumentParser(prog="python -m tests.ptx.summary", description=__doc__)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="a page with these tables")
+    page = parser.parse_args().write
+    for rows in TABLES:
+        table = list(rows())
+        print("\n".join(table), end="\n\n")
+        if page is not None:
+            page.write_text(replaced(page.read_text(), table))
 
 
 if __name__ == "__main__":

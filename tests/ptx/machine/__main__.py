@@ -23,6 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=0, help="blocks at a time; 0: one a core")
     parser.add_argument("--table", action="store_true", help="print the instruction table")
     parser.add_argument("--speed", action="store_true", help="measure warp instructions a second")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="with --speed: keep it there")
     parser.add_argument("-m", dest="module", action="store_true", help="SCRIPT is a module")
     parser.add_argument("script", nargs="?")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -86,7 +87,7 @@ def main() -> None:
     elif options.speed:
         from tests.ptx.machine import speed
 
-        speed.main()
+        speed.main(options.write)
     elif options.script:
         _run(options)
     else:

@@ -8,7 +8,13 @@ series. Names: it = 1 / tau, L(c) a log-sum-exp, M(c) its mean similarity. Shape
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton.kernels.device import LOG2E, NEG_INF, log2_base, positive
+from sede_kernels.backends.triton.kernels.device import (
+    LOG2E,
+    NEG_INF,
+    exp,
+    log2_base,
+    positive,
+)
 
 
 @triton.jit
@@ -37,33 +43,33 @@ def one_minus_exp(x):
     r = 1.0 - x / 4.0 * r
     r = 1.0 - x / 3.0 * r
     r = 1.0 - x / 2.0 * r
-    return tl.where(x < 0.5, x * r, 1.0 - tl.exp(-x))
+    return tl.where(x < 0.5, x * r, 1.0 - exp(-x))
 
 
 @triton.jit
 def log_add(a, b):
     """log(e^a + e^b), of -inf too; NaN where one of them is."""
     difference = tl.where(a == b, 0.0, a) - tl.where(a == b, 0.0, b)
-    return tl.maximum(a, b) + log1p(tl.exp(-tl.abs(difference)))
+    return tl.maximum(a, b) + log1p(exp(-tl.abs(difference)))
 
 
 @triton.jit
 def softplus(x):
     """log(1 + e^x): a loss near 0 keeps its digits."""
-    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+    return tl.maximum(x, 0.0) + log1p(exp(-tl.abs(x)))
 
 
 @triton.jit
 def sigmoid(x):
     """1 / (1 + e^{-x})."""
-    return 1.0 / (1.0 + tl.exp(-x))
+    return 1.0 / (1.0 + exp(-x))
 
 
 @triton.jit
 def share_of(part, total):
     """e^{part - total}: what a segment holds of a sum; 0 where it has none."""
     none = part == NEG_INF
-    return tl.where(none, 0.0, tl.exp(part - tl.where(none, 0.0, total)))
+    return tl.where(none, 0.0, exp(part - tl.where(none, 0.0, total)))
 
 
 @triton.jit
@@ -192,7 +198,7 @@ def debiased(log_negatives, logit, n, it, log_tau_plus, log_rest):
     value = tl.where(some, tl.where(counts, corrected, floor), NEG_INF)
     value = tl.where(unknown, log_negatives, value)
     by_negatives = tl.where(unknown, 1.0, tl.where(counts, 1.0 / rest, 0.0))
-    by_positive = tl.where(counts, -tl.exp(-x) / rest, 0.0)
+    by_positive = tl.where(counts, -exp(-x) / rest, 0.0)
     by_inverse = tl.where(some & (counts == 0) & (unknown == 0), -1.0, 0.0)
     return value, by_negatives, by_positive, by_inverse
 

@@ -8,7 +8,7 @@ of a program, J columns of a step.
 import triton
 import triton.language as tl
 
-from sede_kernels.backends.triton.kernels.device import LOG2E, NEG_INF
+from sede_kernels.backends.triton.kernels.device import LOG2E, NEG_INF, exp
 
 
 @triton.jit
@@ -31,12 +31,12 @@ def _log_of_one_more(x):
 @triton.jit
 def _softplus(x):
     """log(1 + e^x)."""
-    return tl.maximum(x, 0.0) + _log_of_one_more(tl.exp(-tl.abs(x)))
+    return tl.maximum(x, 0.0) + _log_of_one_more(exp(-tl.abs(x)))
 
 
 @triton.jit
 def _sigmoid(x):
-    return tl.div_rn(tl.zeros_like(x) + 1.0, 1.0 + tl.exp(-x))
+    return tl.div_rn(tl.zeros_like(x) + 1.0, 1.0 + exp(-x))
 
 
 @triton.jit

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sede_kernels.checks import check_count
 
 _PLAUSIBLE = 1 << 40  # more steps than anyone takes
+_READ = "_is_hf_initialized"
 
 
 def _has_value(tensor: Tensor) -> bool:
@@ -54,10 +55,15 @@ class WarmUp(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Loaders fill the place of a buffer on the meta device, some with memory nobody wrote to.
+        # That of transformers marks the tensors that it read from a checkpoint, and every module
+        # at the end.
         steps = self.__dict__.get("_buffers", {}).get("steps") if name == "steps" else None
         super().__setattr__(name, value)
-        filled = steps is not None and steps.is_meta and _has_value(self.steps)
-        if filled and not 0 <= int(self.steps) < _PLAUSIBLE:
+        if steps is not None and steps.is_meta and _has_value(self.steps):
+            self._unread = not getattr(value, _READ, False)
+            if not 0 <= int(self.steps) < _PLAUSIBLE:
+                self.steps.zero_()
+        elif name == _READ and value and self.__dict__.pop("_unread", False):
             self.steps.zero_()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -60,6 +60,15 @@ def test_a_checkpoint_without_the_bank_gives_an_empty_one(classes, dtype, tmp_pa
     assert int(model.criterion.steps) == 0
 
 
+def test_memory_that_looks_like_a_count_is_none(classes, tmp_path: Path, monkeypatch) -> None:
+    config, base, with_bank = classes
+    base(config()).save_pretrained(tmp_path)
+    monkeypatch.setattr(torch, "empty_like", lambda t, **place: torch.full_like(t, 3, **place))
+    model = with_bank.from_pretrained(tmp_path)
+    assert int(model.criterion.steps) == 0
+    assert empty(model.queue) and empty(model.criterion.image_bank)
+
+
 def test_a_checkpoint_with_the_bank_brings_it_back(classes, tmp_path: Path) -> None:
     config, _, with_bank = classes
     model = with_bank(config())

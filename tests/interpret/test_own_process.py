@@ -1,4 +1,7 @@
-"""Runs every file of this folder with TRITON_INTERPRET=1, two processes at a time."""
+"""Runs the files of this folder with TRITON_INTERPRET=1, two processes at a time.
+
+The long ones wait for ``pytest -m interpret_long tests/interpret``.
+"""
 
 import os
 import subprocess
@@ -11,6 +14,18 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 FOLDER = Path(__file__).parent
 FILES = sorted(path for path in FOLDER.glob("test_*.py") if path != Path(__file__))
+LONG = {
+    f"test_{name}.py"
+    for name in (
+        "bank_lse_pair",
+        "cancelling_contexts",
+        "cross_attention",
+        "cross_attention_pairs",
+        "hardest",
+        "public",
+        "two_sums",
+    )
+}
 
 
 def _run(path: Path) -> str | None:
@@ -26,8 +41,19 @@ def _run(path: Path) -> str | None:
     return None if done.returncode == 0 else f"{path.name}:\n{(done.stdout + done.stderr)[-4000:]}"
 
 
-def test_all_files_pass_on_the_interpreter():
-    assert FILES
+def _check(files: list[Path]) -> None:
+    assert files
     with ThreadPoolExecutor(2) as pool:
-        failures = [failure for failure in pool.map(_run, FILES) if failure]
+        failures = [failure for failure in pool.map(_run, files) if failure]
     assert not failures, "\n\n".join(failures)
+
+
+def test_short_files_pass_on_the_interpreter():
+    _check([path for path in FILES if path.name not in LONG])
+
+
+@pytest.mark.interpret_long
+def test_long_files_pass_on_the_interpreter():
+    files = [path for path in FILES if path.name in LONG]
+    assert len(files) == len(LONG)
+    _check(files)

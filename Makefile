@@ -4,8 +4,8 @@ SANITIZERS ?= address undefined thread
 CLANG ?= clang++-19
 DOCS_TOOLS := $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
 
-.PHONY: develop test interpret gpu ptx ptx-sanitize triton-matrix sanitize clang docs tutorial notebook
-.PHONY: lint format bench clean
+.PHONY: develop test interpret gpu ptx ptx-sanitize triton-matrix sanitize clang arm docs tutorial
+.PHONY: notebook lint format bench clean
 
 develop: ## editable install with every tool
 	$(PYTHON) -m pip install -e ".[dev,bench]"
@@ -44,6 +44,13 @@ clang: ## the native tests as Clang compiles them, every warning an error
 	  -DSEDE_TESTS=ON -DSEDE_PYTHON=OFF
 	cmake --build build/clang -j2
 	ctest --test-dir build/clang --output-on-failure
+
+# Debian: apt install g++-aarch64-linux-gnu qemu-user. The emulator cannot start threads after a fork.
+arm: ## the native tests cross-compiled for aarch64, BF16 included, in an emulator
+	cmake -S . -B build/arm -DCMAKE_TOOLCHAIN_FILE=csrc/tests/aarch64.cmake \
+	  -DSEDE_TESTS=ON -DSEDE_PYTHON=OFF
+	cmake --build build/arm -j2
+	ctest --test-dir build/arm --output-on-failure --exclude-regex test_threads
 
 docs: ## the pages as HTML in build/docs; a warning is an error
 	$(PYTHON) -m pip install -q $(DOCS_TOOLS)

@@ -15,8 +15,13 @@ import sede_kernels
 from sede_kernels.backends.cpu import _native
 
 LARGEST_MB = 8.0  # of the native module: no GPU code may have slipped in
-EVERY_ISA = {"x86_64": ["scalar", "avx2", "avx512", "avx512bf16"]}
-BEYOND_BASELINE = {"x86_64": "avx2"}  # flag of /proc/cpuinfo
+ARM = ["scalar", "neonbf16"]
+EVERY_ISA = {
+    "x86_64": ["scalar", "avx2", "avx512", "avx512bf16"],
+    "aarch64": ARM,
+    "arm64": ARM,
+}
+BEYOND_BASELINE = {"x86_64": "avx2", "aarch64": "bf16"}  # flag of /proc/cpuinfo
 
 
 def flags() -> list[str]:

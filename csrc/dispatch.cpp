@@ -3,6 +3,12 @@
 #include <atomic>
 #include <stdexcept>
 
+#if defined(SEDE_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(SEDE_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace sede {
 
 #define SEDE_DECLARE(isa)       \
@@ -15,6 +21,9 @@ SEDE_DECLARE(avx2)
 SEDE_DECLARE(avx512)
 SEDE_DECLARE(avx512bf16)
 #endif
+#ifdef SEDE_ARM
+SEDE_DECLARE(neonbf16)
+#endif
 
 namespace {
 
@@ -22,6 +31,21 @@ struct Entry {
   const Kernels* kernels;
   bool supported;
 };
+
+#ifdef SEDE_ARM
+bool has_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which old headers lack
+  return getauxval(AT_HWCAP2) & kBf16;
+#elif defined(__APPLE__)
+  int value = 0;
+  std::size_t size = sizeof(value);
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &value, &size, nullptr, 0) == 0 && value;
+#else
+  return false;
+#endif
+}
+#endif
 
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> list = [] {
@@ -35,6 +59,9 @@ const std::vector<Entry>& entries() {
     found.push_back({&avx2::kernels, avx2});
     found.push_back({&avx512::kernels, avx512});
     found.push_back({&avx512bf16::kernels, avx512 && __builtin_cpu_supports("avx512bf16")});
+#endif
+#ifdef SEDE_ARM
+    found.push_back({&neonbf16::kernels, has_bf16()});
 #endif
     return found;
   }();

@@ -1,5 +1,5 @@
 // The core op for bf16 queries on bf16 or int8 banks where the processor multiplies bf16 pairs
-// (AVX512-BF16): both products in bf16 with fp32 sums, at twice the fp32 rate. int8 values are exact
+// (see pairs.h): both products in bf16 with fp32 sums, at twice the fp32 rate. int8 values are exact
 // in bf16; their row scale stays in the columns of S and P.
 #include "bank_slice.h"
 #include "pack.h"
@@ -7,19 +7,21 @@
 namespace sede {
 namespace SEDE_ISA {
 
-#ifdef __AVX512BF16__
+#ifdef SEDE_PAIRS
 
 namespace {
 
 constexpr index_t W = Simd<float>::width, P = kPanel<float>;
 
 typedef std::uint16_t VecH __attribute__((vector_size(SEDE_VEC_BYTES), may_alias));
+typedef typename Arithmetic<Pair>::Vec VecPair;
+constexpr index_t kHalves = SEDE_VEC_BYTES / 2;  // bf16 values in a vector
 
 // Lane n of the result is lane n / 2 of x, or of y for an odd n: of the lower or the upper halves.
-SEDE_INLINE __m512i interleave(VecH x, VecH y, int first) {
+SEDE_INLINE VecPair interleave(VecH x, VecH y, int first) {
   VecH lanes;
-  for (int n = 0; n < 32; ++n) lanes[n] = std::uint16_t(first + n / 2 + n % 2 * 32);
-  return (__m512i)shuffle(x, y, lanes);
+  for (int n = 0; n < kHalves; ++n) lanes[n] = std::uint16_t(first + n / 2 + n % 2 * kHalves);
+  return (VecPair)shuffle(x, y, lanes);
 }
 
 // out[q][j] (+)= s of R queries and `count` values of `pairs` pairs of columns, which become pairs
@@ -34,12 +36,12 @@ SEDE_INLINE void pair_tile(const Bf16* in, index_t stride, index_t columns, cons
     for (int v = 0; v < 2 * V; ++v) sum[r][v] = add ? load<VecF>(out + r * out_row + v * W) : VecF{};
   for (index_t p = 0; p < pairs; ++p) {
     const Bf16 *even = in + 2 * p * stride, *odd = 2 * p + 1 < columns ? even + stride : nullptr;
-    __m512i both[2 * V];
+    VecPair both[2 * V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
-      const VecH x = load<VecH>(even + v * 32), y = odd ? load<VecH>(odd + v * 32) : VecH{};
+      const VecH x = load<VecH>(even + v * kHalves), y = odd ? load<VecH>(odd + v * kHalves) : VecH{};
       both[2 * v] = interleave(x, y, 0);
-      both[2 * v + 1] = interleave(x, y, 16);
+      both[2 * v + 1] = interleave(x, y, kHalves / 2);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -54,16 +56,16 @@ SEDE_INLINE void pair_tile(const Bf16* in, index_t stride, index_t columns, cons
     for (int v = 0; v < 2 * V; ++v) store(out + r * out_row + v * W, sum[r][v]);
 }
 
-// For any number of queries; count is a multiple of 32, and eight queries at most are taken at a time.
+// For any number of queries; count is a multiple of kHalves, and eight queries at most are taken at a time.
 void pair_columns(const Bf16* in, index_t stride, index_t columns, index_t count, const Pair* few,
                   index_t few_stride, index_t queries, float* out, index_t out_row, index_t pairs,
                   bool add) {
   auto take = [&](auto rows, auto vectors) {
     constexpr int R = decltype(rows)::value, V = decltype(vectors)::value;
-    for (index_t j = 0; j < count; j += V * 32) {
+    for (index_t j = 0; j < count; j += V * kHalves) {
       if constexpr (V > 1)
-        if (count - j < V * 32) {
-          for (; j < count; j += 32)
+        if (count - j < V * kHalves) {
+          for (; j < count; j += kHalves)
             pair_tile<R, 1>(in + j, stride, columns, few, few_stride, out + j, out_row, pairs, add);
           return;
         }

@@ -2,51 +2,18 @@
 // element by element from any strides and B read as contiguous vectors.
 #pragma once
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>  // always inlined, so nothing of it can leak to other files
-#endif
-
-#include "simd.h"
+#include "pairs.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
 
-// What a product is made of: elements of A and B, the sums, and the multiply-add. One step of the
-// inner dimension is one element (for bf16, one pair).
-template <class T>
-struct Arithmetic {
-  using Sum = T;
-  using Vec = typename Simd<T>::Vec;
-  using SumVec = Vec;
-  static SEDE_INLINE void add(SumVec& sum, T left, Vec right) { sum += left * right; }
-  static SEDE_INLINE void dot(SumVec& sum, Vec left, Vec right) { sum += left * right; }
-};
-
-// Two bf16 values in one 32-bit lane.
-enum class Pair : std::uint32_t {};
-#ifdef __AVX512BF16__
-template <>
-struct Arithmetic<Pair> {
-  using Sum = float;
-  using Vec = __m512i;
-  using SumVec = VecF;
-  static SEDE_INLINE void add(SumVec& sum, Pair left, Vec right) {
-    sum = (VecF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(left)),
-                                 (__m512bh)right);
-  }
-  static SEDE_INLINE void dot(SumVec& sum, Vec left, Vec right) {
-    sum = (VecF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
-  }
-};
-#endif
-template <>
-struct Simd<Pair> : Simd<float> {};
-
 // C: R rows of V vectors. `add` false overwrites C.
 template <class T, int R, int V, class S = typename Arithmetic<T>::Sum>
 SEDE_INLINE void tile(const T* a, index_t a_row, index_t a_step, const T* b, index_t b_step, S* c,
                       index_t c_row, index_t steps, bool add) {
+  if constexpr (kMatrixSteps<T>)
+    return matrix_tile<R, V>(a, a_row, a_step, b, b_step, c, c_row, steps, add);
   using Math = Arithmetic<T>;
   using SumVec = typename Math::SumVec;
   constexpr int W = Simd<T>::width;

@@ -34,7 +34,11 @@ struct Simd<double> {
 
 // Vectors in a panel of queries, and the rows of a register tile: chosen for the register file.
 constexpr int kPanelVecs = 2;
-constexpr int kTileRows = SEDE_VEC_BYTES == 64 ? 8 : 4;
+#if defined(__AVX512F__) || defined(__aarch64__)  // 32 vector registers
+constexpr int kTileRows = 8;
+#else
+constexpr int kTileRows = 4;
+#endif
 template <class T>
 constexpr int kPanel = kPanelVecs * Simd<T>::width;
 

@@ -19,7 +19,7 @@ namespace {
 #define SEDE_REGISTER "+m"
 #endif
 
-constexpr int kChains = SEDE_VEC_BYTES == 64 ? 16 : 8;
+constexpr int kChains = 2 * kTileRows;
 
 // Independent chains of fused multiply-adds that never leave the registers.
 __attribute__((noinline)) double fma_loop(index_t rounds) {

@@ -28,7 +28,6 @@ BOTH = (
 MISSED = ("tests/interpret/test_cancelling_contexts.py",)
 WITHOUT = {(file, name) for file in BOTH + MISSED for name in suites.ARCHITECTURES} | {
     ("tests/gpu/test_accuracy.py", "sm_80"),
-    ("tests/gpu/test_promises.py", "sm_80"),
     ("tests/interpret/test_selection.py", "sm_80"),
     ("tests/interpret/test_two_sums.py", "sm_80"),
 }

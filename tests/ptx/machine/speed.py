@@ -97,6 +97,7 @@ def main(write: Path | None = None) -> None:
             "date": datetime.date.today().isoformat(),
             "processor": processor(),
             "cores": cores,
+            "load": round(os.getloadavg()[0], 1),
             "million_warp_instructions_a_second": found,
         }
         write.mkdir(parents=True, exist_ok=True)

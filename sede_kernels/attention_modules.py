@@ -67,7 +67,8 @@ class CrossAttentionSimilarity(nn.Module):
     """Module twin of ``functional.cross_attention_similarity``.
 
     Args:
-        direction, smoothing, aggregate, aggregate_scale, erase, backend: as in the function.
+        direction, smoothing, aggregate, aggregate_scale: as in the function.
+        erase, attention, backend: as in the function.
 
     Example:
         >>> import torch
@@ -83,11 +84,18 @@ class CrossAttentionSimilarity(nn.Module):
         aggregate: str = "lse",
         aggregate_scale: float = 6.0,
         erase: str | AttentionErase | None = None,
+        attention: str = "softmax",
         backend: str = "auto",
     ) -> None:
         super().__init__()
         check_similarity(
-            "CrossAttentionSimilarity", direction, smoothing, aggregate, aggregate_scale
+            "CrossAttentionSimilarity",
+            direction,
+            smoothing,
+            aggregate,
+            aggregate_scale,
+            attention,
+            erase,
         )
         check_backend("CrossAttentionSimilarity", backend)
         if erase is not None:
@@ -97,6 +105,7 @@ class CrossAttentionSimilarity(nn.Module):
         self.aggregate = aggregate
         self.aggregate_scale = aggregate_scale
         self.erase = erase
+        self.attention = attention
         self.backend = backend
 
     def extra_repr(self) -> str:
@@ -125,5 +134,6 @@ class CrossAttentionSimilarity(nn.Module):
             aggregate=self.aggregate,
             aggregate_scale=self.aggregate_scale,
             erase=self.erase,
+            attention=self.attention,
             backend=self.backend,
         )

@@ -311,17 +311,16 @@ def attention_erase(
     return out, mask
 
 
-def _nothing(*sets: Tensor) -> Tensor:
+def nothing(*sets: Tensor) -> Tensor:
     """0, with a gradient of zeros for each."""
     return torch.stack([one[:0].sum() for one in sets]).sum()
 
 
-def _aggregate(sim: Tensor, mode: str, scale: float) -> Tensor:
+def aggregated(sim: Tensor, mode: str, scale: float) -> Tensor:
+    """The scores of the query fragments (L, ...), as one."""
     if mode == "lse":
         return (scale * sim).logsumexp(dim=0) / scale
-    if mode == "max":
-        return sim.amax(dim=0)
-    return sim.mean(dim=0) if mode == "mean" else sim.sum(dim=0)
+    return {"max": sim.amax, "mean": sim.mean, "sum": sim.sum}[mode](dim=0)
 
 
 def _pair(
@@ -334,7 +333,7 @@ def _pair(
 ) -> Tensor:
     """Similarity of one query set (L, D) with one source set (R, D), context vectors and all."""
     if queries.shape[0] == 0 or sources.shape[0] == 0:
-        return _nothing(queries, sources)
+        return nothing(queries, sources)
     clipped = F.leaky_relu(queries @ sources.T, 0.1)
     squares = (clipped * clipped).sum(dim=0, keepdim=True)
     # sqrt has no gradient at zero: a zero vector keeps the zero one.
@@ -344,7 +343,7 @@ def _pair(
         attention, _ = attention_erase(attention, **erase)  # type: ignore[arg-type]
     context = attention @ sources
     size = queries.norm(dim=1) * context.norm(dim=1)
-    return _aggregate((queries * context).sum(dim=1) / size.clamp(min=1e-8), aggregate, scale)
+    return aggregated((queries * context).sum(dim=1) / size.clamp(min=1e-8), aggregate, scale)
 
 
 def cross_attention_similarity(
@@ -368,8 +367,8 @@ def cross_attention_similarity(
             e = caption if word_lengths is None else caption[: int(word_lengths[c])]
             queries, sources = (e, v) if direction == "t2i" else (v, e)
             row.append(_pair(queries, sources, smoothing, aggregate, aggregate_scale, erase))
-        rows.append(torch.stack(row) if row else _nothing(regions, words).expand(0))
-    return torch.stack(rows) if rows else _nothing(regions, words).expand(0, words.shape[0])
+        rows.append(torch.stack(row) if row else nothing(regions, words).expand(0))
+    return torch.stack(rows) if rows else nothing(regions, words).expand(0, words.shape[0])
 
 
 def cross_attention_pairs(
@@ -395,5 +394,5 @@ def cross_attention_pairs(
                 **options,  # type: ignore[arg-type]
             )
             row.append(one[0, 0])
-        rows.append(torch.stack(row) if row else _nothing(regions, words).expand(0))
-    return torch.stack(rows) if rows else _nothing(regions, words).expand(0, pairs)
+        rows.append(torch.stack(row) if row else nothing(regions, words).expand(0))
+    return torch.stack(rows) if rows else nothing(regions, words).expand(0, pairs)

@@ -226,6 +226,14 @@ class Attend(NamedTuple):
     erase: Erase | None
 
 
+class LateInteraction(NamedTuple):
+    """How a pair of sets becomes a similarity where each query takes its nearest source."""
+
+    direction: str  # as in ``Attend``
+    aggregate: str
+    aggregate_scale: float
+
+
 class Attended(NamedTuple):
     """The similarities of all pairs."""
 

@@ -38,6 +38,10 @@ FILES = {
     "cross_attention_backward": "cross_attention",
     "cross_attention_pairs": "cross_attention_pairs",
     "cross_attention_pairs_backward": "cross_attention_pairs",
+    "late_interaction": "late_interaction",
+    "late_interaction_backward": "late_interaction",
+    "late_interaction_pairs": "late_interaction",
+    "late_interaction_pairs_backward": "late_interaction",
 }
 
 _AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("triton", "cuda", "torch")}

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from sede_kernels import ops, reference
+from sede_kernels import ops, reference, reference_late
 from sede_kernels.backends.registry import requested
 from sede_kernels.checks import (
     check_backend,
@@ -17,8 +17,9 @@ from sede_kernels.checks import (
     check_same_device,
     shape_of,
 )
-from sede_kernels.types import Attend, Erase, Fragments, result_dtype
+from sede_kernels.types import Attend, Erase, Fragments, LateInteraction, result_dtype
 
+SMOOTHING = 9.0  # SCAN's on Flickr30K, t2i
 _FEW_PAIRS, _FEW_SETS = 16, 6  # pairs, or sets of either side: most of a tile would be empty
 _SOME_PAIRS = 64  # whose copies of a shared side are small
 
@@ -63,7 +64,13 @@ def reference_keywords(sides: Fragments, how: Attend) -> dict[str, Any]:
 
 
 def check_similarity(
-    name: str, direction: str, smoothing: float, aggregate: str, aggregate_scale: float
+    name: str,
+    direction: str,
+    smoothing: float,
+    aggregate: str,
+    aggregate_scale: float,
+    attention: str,
+    erase: str | EraseSettings | None,
 ) -> tuple[float, float]:
     """Smoothing and scale as floats; what can be said without a tensor.
 
@@ -72,6 +79,12 @@ def check_similarity(
     """
     check_choice(name, "direction", direction, ("t2i", "i2t"))
     check_choice(name, "aggregate", aggregate, ("lse", "mean", "max", "sum"))
+    check_choice(name, "attention", attention, ("softmax", "max"))
+    if attention == "max" and (smoothing != SMOOTHING or erase is not None):
+        raise ValueError(
+            f"{name}: attention='max' has no softmax to smooth and nothing to erase, got "
+            f"smoothing={smoothing} and erase={erase!r}; leave both out."
+        )
     return (
         check_number(name, "smoothing", smoothing, low=0.0, open_low=True),
         check_number(name, "aggregate_scale", aggregate_scale, low=0.0, open_low=True),
@@ -91,7 +104,8 @@ def check_call(
     aggregate: str,
     aggregate_scale: float,
     erase: str | EraseSettings | None,
-) -> tuple[Fragments, Attend]:
+    attention: str,
+) -> tuple[Fragments, Attend | LateInteraction]:
     """The arguments of the similarities of all pairs and of chosen pairs, checked alike."""
     check_float_matrix(name, "regions", regions, ndim=ndim)
     check_float_matrix(name, "words", words, ndim=ndim)
@@ -105,7 +119,9 @@ def check_call(
         raise TypeError(
             f"{name}: regions and words must share a dtype, got {regions.dtype} and {words.dtype}."
         )
-    smoothing, scale = check_similarity(name, direction, smoothing, aggregate, aggregate_scale)
+    smoothing, scale = check_similarity(
+        name, direction, smoothing, aggregate, aggregate_scale, attention, erase
+    )
     (*of_regions, most_regions, _), (*of_words, most_words, _) = regions.shape, words.shape
     region_counts = check_lengths(
         name, "region_lengths", region_lengths, tuple(of_regions), most_regions
@@ -114,12 +130,12 @@ def check_call(
     check_same_device(
         name, regions, words=words, region_lengths=region_counts, word_lengths=word_counts
     )
+    sides = Fragments(regions, words, region_counts, word_counts)
+    if attention == "max":
+        return sides, LateInteraction(direction, aggregate, scale)
     sources = most_regions if direction == "t2i" else most_words
     settings = erase_settings(name, erase, sources)
-    return (
-        Fragments(regions, words, region_counts, word_counts),
-        Attend(direction, smoothing, aggregate, scale, settings),
-    )
+    return sides, Attend(direction, smoothing, aggregate, scale, settings)
 
 
 def cross_attention_similarity(
@@ -129,10 +145,11 @@ def cross_attention_similarity(
     region_lengths: Tensor | None = None,
     word_lengths: Tensor | None = None,
     direction: str = "t2i",
-    smoothing: float = 9.0,
+    smoothing: float = SMOOTHING,
     aggregate: str = "lse",
     aggregate_scale: float = 6.0,
     erase: str | EraseSettings | None = None,
+    attention: str = "softmax",
     backend: str = "auto",
 ) -> Tensor:
     r"""SCAN's similarity of every image with every caption, without context vectors in memory.
@@ -154,6 +171,11 @@ def cross_attention_similarity(
         aggregate_scale: lambda_lse > 0, used by ``lse`` only.
         erase: None, a rule name without threshold (``mean``, ``prob``), or an ``AttentionErase``;
             acts on the attention of each query over its sources.
+        attention: ``softmax``, or ``max``: a query's score is then the largest of its dot products
+            with the sources, without any norm, and ``smoothing`` and ``erase`` are refused. With
+            ``aggregate="sum"`` that is late interaction (ColBERT's MaxSim) of words as queries and
+            regions as documents. The first of equal sources gets the gradient; a NaN makes its
+            pairs NaN. Backends ``auto``, ``reference`` and ``torch`` serve it.
         backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
@@ -176,7 +198,8 @@ def cross_attention_similarity(
         regions and words; the erasing mask is a constant.
 
     Source:
-        Lee et al. 2018 (SCAN), Liu et al. 2019 (BFAN); the Gram form: docs/method.md.
+        Lee et al. 2018 (SCAN), Liu et al. 2019 (BFAN); the Gram form: docs/method.md. Khattab and
+        Zaharia 2020 (ColBERT) for ``attention="max"``.
 
     Example:
         >>> import torch
@@ -197,8 +220,13 @@ def cross_attention_similarity(
         aggregate=aggregate,
         aggregate_scale=aggregate_scale,
         erase=erase,
+        attention=attention,
     )
     chosen = check_backend(name, backend, regions, words)
+    if isinstance(how, LateInteraction):
+        if chosen == "reference":
+            return reference_late.late_interaction(*sides, *how).to(result_dtype(regions))
+        return ops.late_interaction.late_interaction(sides, how, chosen)
     if chosen == "reference":
         plain = reference.cross_attention_similarity(
             regions, words, **reference_keywords(sides, how)

@@ -2,10 +2,15 @@
 
 from torch import Tensor
 
-from sede_kernels import ops, reference
+from sede_kernels import ops, reference, reference_late
 from sede_kernels.checks import check_backend, shape_of
-from sede_kernels.functional.cross_attention import EraseSettings, check_call, reference_keywords
-from sede_kernels.types import result_dtype
+from sede_kernels.functional.cross_attention import (
+    SMOOTHING,
+    EraseSettings,
+    check_call,
+    reference_keywords,
+)
+from sede_kernels.types import LateInteraction, result_dtype
 
 
 def cross_attention_pairs(
@@ -15,10 +20,11 @@ def cross_attention_pairs(
     region_lengths: Tensor | None = None,
     word_lengths: Tensor | None = None,
     direction: str = "t2i",
-    smoothing: float = 9.0,
+    smoothing: float = SMOOTHING,
     aggregate: str = "lse",
     aggregate_scale: float = 6.0,
     erase: str | EraseSettings | None = None,
+    attention: str = "softmax",
     backend: str = "auto",
 ) -> Tensor:
     r"""``cross_attention_similarity`` of chosen pairs: each query with N candidates of its own.
@@ -38,6 +44,7 @@ def cross_attention_pairs(
         aggregate: ``lse``, ``mean``, ``max`` or ``sum``.
         aggregate_scale: lambda_lse > 0, used by ``lse`` only.
         erase: None, a rule name without threshold, or an ``AttentionErase``.
+        attention: ``softmax``, or ``max`` for late interaction, by ``reference`` and ``torch``.
         backend: ``auto``, ``reference``, ``torch``, ``cpu`` or ``triton``.
 
     Returns:
@@ -80,6 +87,7 @@ def cross_attention_pairs(
         aggregate=aggregate,
         aggregate_scale=aggregate_scale,
         erase=erase,
+        attention=attention,
     )
     (batch, of_regions), (others, of_words) = regions.shape[:2], words.shape[:2]
     if batch != others or (of_regions != of_words and 1 not in (of_regions, of_words)):
@@ -88,6 +96,10 @@ def cross_attention_pairs(
             f"side, got {shape_of(regions)} and {shape_of(words)}."
         )
     chosen = check_backend(name, backend, regions, words)
+    if isinstance(how, LateInteraction):
+        if chosen == "reference":
+            return reference_late.late_interaction_pairs(*sides, *how).to(result_dtype(regions))
+        return ops.late_interaction.late_interaction_pairs(sides, how, chosen)
     if chosen == "reference":
         plain = reference.cross_attention_pairs(regions, words, **reference_keywords(sides, how))
         return plain.to(result_dtype(regions))

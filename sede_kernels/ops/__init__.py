@@ -15,6 +15,7 @@ from sede_kernels.ops import (
     erase,
     hardest,
     info_nce,
+    late_interaction,
     score_info_nce,
     sharded,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "erase",
     "hardest",
     "info_nce",
+    "late_interaction",
     "score_info_nce",
     "sharded",
 ]

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sede_kernels.backends.torch.erase import erase as erase_rows
 from sede_kernels.backends.torch.erase import erase_backward
-from sede_kernels.types import Attend
+from sede_kernels.types import Attend, LateInteraction
 
 _NORM_EPS = 1e-8
 _COSINE_EPS = 1e-8
@@ -110,7 +110,7 @@ def attend(
         lost = (_cancels(square, flat_a, gram) & query_valid).any(dim=2)
         size = square.clamp(min=0.0).sqrt()  # rounding can leave a tiny negative square
     sim = dot / (query_norm * size).clamp(min=_COSINE_EPS)
-    total = _aggregate(sim, query_valid, how)
+    total = aggregated(sim, query_valid, how)
     present = some.view(P, 1) & query_valid.any(dim=2)
     block = Block(
         s=s,
@@ -143,7 +143,8 @@ def _cancels(square: Tensor, a: Tensor, gram: Tensor) -> Tensor:
     return square * _CANCELLED < bound
 
 
-def _aggregate(sim: Tensor, valid: Tensor, how: Attend) -> Tensor:
+def aggregated(sim: Tensor, valid: Tensor, how: Attend | LateInteraction) -> Tensor:
+    """(P, Q): the scores (P, Q, L) of the valid queries, as one."""
     if sim.shape[2] == 0:
         return sim.new_zeros(sim.shape[:2])
     if how.aggregate == "lse":
@@ -155,27 +156,28 @@ def _aggregate(sim: Tensor, valid: Tensor, how: Attend) -> Tensor:
     return total / valid.sum(dim=2).clamp(min=1) if how.aggregate == "mean" else total
 
 
-def _aggregate_grad(grad: Tensor, block: Block, how: Attend) -> Tensor:
+def aggregated_backward(
+    grad: Tensor, sim: Tensor, valid: Tensor, how: Attend | LateInteraction
+) -> Tensor:
     """(P, Q, L): d total / d sim, times the incoming gradient; zero for empty sets."""
-    valid = block.query_valid
     if how.aggregate == "lse":
-        logits = (how.aggregate_scale * block.sim).masked_fill(~valid, -torch.inf)
+        logits = (how.aggregate_scale * sim).masked_fill(~valid, -torch.inf)
         share = logits.masked_fill(~valid.any(dim=2, keepdim=True), 0.0).softmax(dim=2)
     elif how.aggregate == "max":
-        masked = block.sim.masked_fill(~valid, -torch.inf)
+        masked = sim.masked_fill(~valid, -torch.inf)
         best = (masked == masked.amax(dim=2, keepdim=True)) & valid
-        share = best.to(block.sim.dtype) / best.sum(dim=2, keepdim=True).clamp(min=1)
+        share = best.to(sim.dtype) / best.sum(dim=2, keepdim=True).clamp(min=1)
     elif how.aggregate == "mean":
-        share = torch.ones_like(block.sim) / valid.sum(dim=2, keepdim=True).clamp(min=1)
+        share = torch.ones_like(sim) / valid.sum(dim=2, keepdim=True).clamp(min=1)
     else:
-        share = torch.ones_like(block.sim)
+        share = torch.ones_like(sim)
     return (share * grad.unsqueeze(2)).masked_fill(~valid, 0.0)
 
 
 def attend_backward(grad: Tensor, block: Block, source: Tensor, how: Attend) -> BlockGradient:
     """What the gradients (P, Q) of the similarities give; none may be of a lost pair."""
     P, R, Q, L = block.s.shape
-    g = _aggregate_grad(grad, block, how)
+    g = aggregated_backward(grad, block.sim, block.query_valid, how)
     both = block.query_norm * block.size
     free = both > _COSINE_EPS
     d_dot = g / both.clamp(min=_COSINE_EPS)

@@ -320,7 +320,8 @@ def aggregated(sim: Tensor, mode: str, scale: float) -> Tensor:
     """The scores of the query fragments (L, ...), as one."""
     if mode == "lse":
         return (scale * sim).logsumexp(dim=0) / scale
-    return {"max": sim.amax, "mean": sim.mean, "sum": sim.sum}[mode](dim=0)
+    plain = sim.mean(dim=0) if mode == "mean" else sim.sum(dim=0)
+    return sim.amax(dim=0) if mode == "max" else plain
 
 
 def _pair(

@@ -13,7 +13,7 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FLOORS = (
     ("deprecation", "errors", "first_version", "ids", "jsonl", "types", "whole_file"),
     ("reference", "score_types", "testing"),
-    ("backends", "reference_scores"),
+    ("backends", "reference_late", "reference_scores"),
     ("ops",),
     ("checks",),
     ("ring", "warmup", "resharding", "scaled_loss"),

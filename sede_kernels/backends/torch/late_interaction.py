@@ -29,7 +29,7 @@ class _Best(NamedTuple):
     """The nearest source of each query fragment."""
 
     score: Tensor  # (P, Q, L), 0 where there is no source
-    index: Tensor  # (P, Q, L), the first of equal ones
+    source: Tensor  # (P, Q, L), the first of equal ones
     query_valid: Tensor  # (P or 1, Q, L)
     present: Tensor  # (P, Q): pairs of which neither side is empty
 
@@ -51,7 +51,7 @@ class _Best(NamedTuple):
         """Of the gradient (P, Q), that of S (P, R, Q, L)."""
         g = grad.masked_fill(~self.present, 0.0)
         share = aggregated_backward(g, self.score, self.query_valid, how)
-        return torch.zeros_like(s).scatter_(1, self.index.unsqueeze(1), share.unsqueeze(1))
+        return torch.zeros_like(s).scatter_(1, self.source.unsqueeze(1), share.unsqueeze(1))
 
 
 def _sides(sides: Fragments, direction: str) -> tuple[_Sets, _Sets]:

@@ -172,7 +172,12 @@ def function_of(name: str, op: str) -> Callable[..., Any]:
     return function
 
 
-def native_look(op: str, function: str) -> Callable[..., bool] | None:
+def serves_natively(backend: str) -> bool:
+    """Whether backend ``cpu`` is the one that takes a call on CPU tensors, where it is able."""
+    return backend == "cpu" or (backend == "auto" and default_backend() in ("auto", "cpu"))
+
+
+def native_look(op: str, function: str) -> Callable[..., Any] | None:
     """The native function that says at one look whether the arguments of ``op`` fit, or None.
 
     Args:
@@ -183,7 +188,7 @@ def native_look(op: str, function: str) -> Callable[..., bool] | None:
 
 
 @cache
-def _look(op: str, function: str) -> Callable[..., bool] | None:
+def _look(op: str, function: str) -> Callable[..., Any] | None:
     module = importlib.import_module(f"sede_kernels.backends.{PACKAGES['cpu']}.{FILES[op]}")
     return getattr(module, function, None)
 

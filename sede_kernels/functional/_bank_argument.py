@@ -13,6 +13,22 @@ from sede_kernels.types import Bank, Shard, Side
 _DTYPES = frozenset((*FLOATS, torch.int8))
 
 
+def bank_as_it_came(
+    bank: Tensor | MemoryBank | BankView, bank_ids: Tensor | None
+) -> Bank | None:
+    """The tensors of a bank that is whole here, unchecked; None where there is more to see to."""
+    if isinstance(bank, Tensor):
+        return Bank(bank, None, bank_ids)
+    if bank_ids is not None:
+        return None
+    if isinstance(bank, MemoryBank):
+        held = bank.glance()
+        return None if held is None else Bank(*held)
+    if isinstance(bank, BankView) and bank.shard is None:
+        return Bank(bank.rows, bank.row_scale, bank.ids)
+    return None
+
+
 def side_at_a_glance(
     query: Tensor,
     positive: Tensor,

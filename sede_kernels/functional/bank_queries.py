@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels import ops, reference
+from sede_kernels.backends.registry import serves_natively
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import (
     check_backend,
@@ -17,7 +18,12 @@ from sede_kernels.checks import (
     readable,
     shape_of,
 )
-from sede_kernels.functional._bank_argument import shard_of, side_at_a_glance, unpack_bank
+from sede_kernels.functional._bank_argument import (
+    bank_as_it_came,
+    shard_of,
+    side_at_a_glance,
+    unpack_bank,
+)
 from sede_kernels.functional._exponents import Scalar, constants
 from sede_kernels.functional._rows import rows_of
 from sede_kernels.types import Match, Want, result_dtype
@@ -187,6 +193,11 @@ def hardest_negatives(
         [0, 1]
     """
     name = "hardest_negatives"
+    if type(k) is int and serves_natively(backend):
+        known = bank_as_it_came(bank, bank_ids)
+        at_once = None if known is None else ops.hardest.at_once(query, known, query_ids, k)
+        if at_once is not None:
+            return at_once.values, at_once.indices
     k = check_count(name, "k", k, least=1)
     side = side_at_a_glance(query, query, bank, query_ids, bank_ids)
     if side is None:

@@ -1,8 +1,11 @@
 """Top-k valid bank rows by similarity. The gradient of a value is its bank row."""
 
+import torch
 from torch import Tensor
 
+from sede_kernels.backends.registry import native_look
 from sede_kernels.ops._op import Saved, op
+from sede_kernels.ops.transforms import goes_directly
 from sede_kernels.types import Bank, Ranked
 
 
@@ -39,3 +42,18 @@ def _(saved: Saved, grad: Ranked) -> dict[str, Tensor | None]:
         return {}
     bank = Bank(saved["bank_rows"], saved["bank_row_scale"])
     return {"query": hardest_backward(grad.values, bank, saved["indices"])}
+
+
+def at_once(query: Tensor, bank: Bank, query_ids: Tensor | None, k: int) -> Ranked | None:
+    """The native result of arguments as they came, or None: what they need is more than one look.
+
+    Native code looks at dtypes, shapes and addresses; a tensor that wants a gradient, a compiler, a
+    mode, a transform or a profiler is for the op.
+    """
+    if not goes_directly((query, *bank, query_ids)):
+        return None
+    if query.requires_grad and torch.is_grad_enabled():
+        return None
+    look = native_look("hardest", "hardest_at_once")
+    found: Ranked | None = None if look is None else look(query, bank, query_ids, k)
+    return found

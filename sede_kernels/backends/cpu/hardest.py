@@ -1,5 +1,7 @@
 """Top-k valid bank rows in native code, see csrc/kernels/hardest.cpp."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -27,3 +29,21 @@ def hardest(query: Tensor, bank: Bank, query_ids: Tensor | None, k: int) -> Rank
             "(B,) ids, all dense and on the CPU; something else came."
         )
     return found
+
+
+@lru_cache(maxsize=256)
+def _shapes(dtype: torch.dtype, rows: int, k: int) -> tuple[Tensor, Tensor]:
+    """Tensors of one element, expanded to the shapes of the results: to be made alike."""
+    values = torch.float64 if dtype == torch.float64 else torch.float32
+    one, other = (torch.empty((), dtype=d, device="cpu") for d in (values, torch.int64))
+    return one.expand(rows, k), other.expand(rows, k)
+
+
+def hardest_at_once(query: Tensor, bank: Bank, query_ids: Tensor | None, k: int) -> Ranked | None:
+    """``hardest`` of plain tensors where nothing has to be converted or refused, else None."""
+    if query.dim() != 2 or query.is_nested or k < 1:
+        return None
+    values, indices = _shapes(query.dtype, query.size(0), k)
+    found = Ranked(torch.empty_like(values), torch.empty_like(indices))
+    fits = _native.module().hardest(query, bank, query_ids, k, found.values, found.indices)
+    return found if fits else None

@@ -13,9 +13,7 @@ from sede_kernels.types import Bank, Shard, Side
 _DTYPES = frozenset((*FLOATS, torch.int8))
 
 
-def bank_as_it_came(
-    bank: Tensor | MemoryBank | BankView, bank_ids: Tensor | None
-) -> Bank | None:
+def bank_as_it_came(bank: Tensor | MemoryBank | BankView, bank_ids: Tensor | None) -> Bank | None:
     """The tensors of a bank that is whole here, unchecked; None where there is more to see to."""
     if isinstance(bank, Tensor):
         return Bank(bank, None, bank_ids)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sede_kernels import hardest_negatives, ops
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.cpu.hardest import hardest
 from sede_kernels.types import Bank
@@ -111,3 +112,30 @@ def test_nan_is_never_among_the_hardest(isa: str) -> None:
     values, indices = hardest(query, Bank(bank), None, k=2)
     assert values[4].tolist() == [-torch.inf] * 2
     assert indices[4].tolist() == [-1, -1]
+
+
+def test_plain_tensors_take_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, bank = eighths(5, 21, seed=1), eighths(70, 21, seed=2)
+    query_ids, bank_ids = ids(5, 9, 3), ids(70, 9, 4, empty=0.3)
+    seen = []
+    look = ops.hardest.at_once
+    monkeypatch.setattr(ops.hardest, "at_once", lambda *a: seen.append(look(*a)) or seen[-1])
+    monkeypatch.delenv("SEDE_BACKEND", raising=False)
+    direct = hardest_negatives(query, bank, 7, query_ids=query_ids, bank_ids=bank_ids)
+    assert seen[-1] is not None
+    want, places = expected(query, bank, 7, query_ids, bank_ids)
+    assert torch.equal(direct[0].double(), want)
+    assert torch.equal(direct[1], places)
+    # Converted, differentiated or of another backend: not at once, and the same.
+    wide = query.clone().requires_grad_()
+    for other, ids_of_query in ((query, query_ids.int() * 0 - 5), (wide, query_ids)):
+        asked = hardest_negatives(other, bank, 7, query_ids=ids_of_query, bank_ids=bank_ids)
+        assert seen[-1] is None
+        assert asked[0].requires_grad is other.requires_grad
+        if other is wide:
+            assert torch.equal(asked[0].detach(), direct[0])
+    count = len(seen)
+    monkeypatch.setenv("SEDE_BACKEND", "torch")
+    elsewhere = hardest_negatives(query, bank, 7, query_ids=query_ids, bank_ids=bank_ids)
+    assert len(seen) == count
+    assert torch.equal(elsewhere[1], places)

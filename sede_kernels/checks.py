@@ -83,7 +83,7 @@ def check_integers(name: str, argument: str, values: Tensor, shape: tuple[int, .
     if tuple(values.shape) != shape:
         each = ", one per row" if len(shape) == 1 else ""
         raise ValueError(f"{name}: {argument} must be {shape}{each}, got {shape_of(values)}.")
-    return values.to(torch.int64)
+    return values if values.dtype == torch.int64 else values.to(torch.int64)
 
 
 def check_ids(name: str, argument: str, ids: Tensor | None, rows: int) -> Tensor | None:

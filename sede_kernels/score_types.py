@@ -57,13 +57,21 @@ class ScoreGradients(NamedTuple):
     hardness: Tensor
 
     @classmethod
-    def empty(cls, grad: Tensor, given: Scores, needs: tuple[int, ...]) -> "ScoreGradients":
-        """Memory for those that are needed; of the scores in their own layout where it is dense."""
+    def empty(
+        cls, grad: Tensor, given: Scores, needs: tuple[int, ...], spare: Tensor | None = None
+    ) -> "ScoreGradients":
+        """Memory for those that are needed; of the scores in their own layout where it is dense.
+
+        ``spare`` stands for the others; without it each has a tensor of size 0.
+        """
         positive = given.scores if given.positive is None else given.positive
-        size = given.scores.shape[:1]
+
+        def other(like: Tensor) -> Tensor:
+            return like.new_empty((0,)) if spare is None else spare
+
         return cls(
-            torch.empty_like(given.scores) if needs[0] else given.scores.new_empty((0,)),
-            positive.new_empty(size if needs[1] else (0,)),
-            grad.new_empty(() if needs[2] else (0,)),
-            grad.new_empty(() if needs[3] else (0,)),
+            torch.empty_like(given.scores) if needs[0] else other(given.scores),
+            positive.new_empty(given.scores.shape[:1]) if needs[1] else other(positive),
+            grad.new_empty(()) if needs[2] else other(grad),
+            grad.new_empty(()) if needs[3] else other(grad),
         )

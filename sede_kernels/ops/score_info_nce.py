@@ -5,9 +5,14 @@ s+, temperature, hardness, and the factors that a score's own derivative is made
 reads the scores again and writes their gradient; nothing of their size is kept but themselves.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from sede_kernels.backends.registry import function_of, serving
 from sede_kernels.ops._op import Saved, op
+from sede_kernels.ops.transforms import once
 from sede_kernels.score_types import ScoreGradients, ScoreLoss, Scores
 from sede_kernels.types import InfoNCERule, Scalars
 
@@ -60,3 +65,46 @@ def _(saved: Saved, grad: ScoreLoss) -> dict[str, Tensor | None]:
     )
     pairs = zip(LEARNED, found, needs, strict=True)
     return {name: value for name, value, need in pairs if need}
+
+
+class _Loss(torch.autograd.Function):
+    """The loss with its backward, of the inputs that may learn and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, call: tuple[Any, ...], *learned: Tensor | None) -> Tensor:
+        given, scalars, rule, backend, found = call
+        name = serving("score_info_nce", backend, given.scores)
+        out: ScoreLoss = function_of(name, "score_info_nce")(given, scalars, rule)
+        found.append(out)
+        ctx.call = rule, name, scalars[:3]
+        ctx.save_for_backward(out.table, *learned, *given[2:], *scalars[5:])
+        return out.loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (table, scores, positive, temperature, hardness, valid, ids, key_ids, margin,
+         batch) = ctx.saved_tensors  # fmt: skip
+        rule, name, (tau, beta, most) = ctx.call
+        given = Scores(scores, positive, valid, ids, key_ids)
+        scalars = Scalars(tau, beta, most, temperature, hardness, margin, batch)
+        needs = ctx.needs_input_grad[1:]
+        grads = function_of(name, "score_info_nce_backward")(
+            grad.resolve_neg(), table, given, scalars, rule, needs, _SPARE
+        )
+        grads = [value if need else None for value, need in zip(grads, needs, strict=True)]
+        if torch.is_grad_enabled():
+            learned = scores, positive, temperature, hardness
+            grads = [once("score_info_nce", value, grad, *learned) for value in grads]
+        return None, *grads
+
+
+_SPARE = torch.empty(0, device="cpu")
+# Past a function that only torch.func needs: nothing of it looks on here.
+_apply: Any = super(torch.autograd.Function, _Loss).apply
+
+
+@score_info_nce.directly
+def _(given: Scores, scalars: Scalars, rule: InfoNCERule, backend: str) -> ScoreLoss:
+    found: list[ScoreLoss] = []
+    loss: Tensor = _apply((given, scalars, rule, backend, found), *given[:2], *scalars[3:5])
+    return ScoreLoss(loss, *found[0][1:])

@@ -87,6 +87,7 @@ def score_info_nce_backward(
     scalars: Scalars,
     rule: InfoNCERule,
     needs: tuple[int, ...],
+    spare: Tensor | None = None,
 ) -> ScoreGradients:
     """See ``sede_kernels.ops.score_info_nce``. One more read of the scores and one write."""
     rows = given.scores.shape[0]
@@ -95,7 +96,7 @@ def score_info_nce_backward(
             f"cpu backend: the gradient of the loss must be () or ({rows},) {table.dtype} on the "
             f"CPU, got {tuple(grad.shape)} {grad.dtype} on {grad.device}."
         )
-    found = ScoreGradients.empty(grad, given, needs)
+    found = ScoreGradients.empty(grad, given, needs, spare)
     held: list[Tensor] = []
     _native.module().score_info_nce_backward(
         _rule(rule),

@@ -193,10 +193,11 @@ def score_info_nce_backward(
     scalars: Scalars,
     rule: InfoNCERule,
     needs: tuple[int, ...],
+    spare: Tensor | None = None,
 ) -> ScoreGradients:
     """See ``sede_kernels.ops.score_info_nce``."""
     row = dict(zip(SCORE_TABLE, table.unbind(), strict=True))
-    found = ScoreGradients.empty(grad, given, needs)
+    found = ScoreGradients.empty(grad, given, needs, spare)
     with torch.no_grad(), torch.autocast(given.scores.device.type, enabled=False):
         by_positive = row["positive_grad"] * grad
         if needs[0]:

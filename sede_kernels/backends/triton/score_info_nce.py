@@ -108,12 +108,13 @@ def score_info_nce_backward(
     scalars: Scalars,
     rule: InfoNCERule,
     needs: tuple[int, ...],
+    spare: Tensor | None = None,
 ) -> ScoreGradients:
     """See ``sede_kernels.ops.score_info_nce``. One launch, a sum for each learnt number."""
     scores = given.scores
     scalars = _on_device(scalars, rule, scores)
     rows, columns = scores.shape
-    found = ScoreGradients.empty(grad, given, needs)
+    found = ScoreGradients.empty(grad, given, needs, spare)
     config = _config(scores)
     if rows and (needs[0] or needs[1]):
         blocks = max(-(-columns // config.cols), 1)

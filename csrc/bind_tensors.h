@@ -155,21 +155,22 @@ bool is_vector(py::handle tensor, int code, index_t size, T*& out) {
 
 // Memory for results: raises where it is not what was asked for.
 template <class T = void>
-T* results(const char* op, const char* name, py::handle tensor, int code, index_t size) {
-  T* out = nullptr;
-  if (tensor.is_none() || !is_array(tensor, code, size, out))
+T* results(const char* op, const char* name, py::handle tensor, int code, index_t size,
+           bool or_nothing = false) {
+  Dense seen;
+  const bool dense = !tensor.is_none() && look_at(tensor, seen);
+  if (or_nothing && (tensor.is_none() || (dense && seen.elements() == 0))) return nullptr;
+  if (!dense || seen.code != code || seen.elements() != size || !seen.contiguous())
     throw std::invalid_argument(std::string(op) + ": " + name + " must be " +
                                 std::to_string(size) +
                                 " contiguous elements of its dtype on the CPU.");
-  return out;
+  return reinterpret_cast<T*>(seen.data);
 }
 
 // As `results`, null where there are no elements: not wanted.
 template <class T = void>
 T* wanted(const char* op, const char* name, py::handle tensor, int code, index_t size) {
-  Dense seen;
-  if (tensor.is_none() || (look_at(tensor, seen) && seen.elements() == 0)) return nullptr;
-  return results<T>(op, name, tensor, code, size);
+  return results<T>(op, name, tensor, code, size, true);
 }
 
 }  // namespace sede_bind

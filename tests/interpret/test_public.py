@@ -255,6 +255,13 @@ def _erased():
     return functional.attention_erase(weights)[0].sum()
 
 
+def _fragments(pairs, dim=4):
+    regions, words = (oracle.matrix(6, dim, seed).view(2, 3, dim) for seed in (96, 97))
+    if pairs:
+        return functional.cross_attention_pairs(regions.requires_grad_(), words)
+    return functional.cross_attention_similarity(regions.requires_grad_(), words)
+
+
 def _in_batch():
     query, key = (row.requires_grad_() for row in _rows_of()[:2])
     out = batch_lse(
@@ -276,9 +283,11 @@ def _in_batch():
         (_in_batch, [1, 1]),
         (lambda: functional.score_info_nce(oracle.matrix(5, 9, 94).requires_grad_()), [0, 0]),
         (_erased, [0, 0]),
+        (lambda: _fragments(pairs=True), [0, 0]),
+        (lambda: _fragments(pairs=False), [0, 0]),
     ],
     ids=["bank_lse", "hardest", "learned", "margin", "in-batch", "two sides", "two banks in chunks",
-         "batch_lse", "scores", "erase"],
+         "batch_lse", "scores", "erase", "pairs", "all pairs"],
 )  # fmt: skip
 def test_a_call_asks_once_for_the_device_and_once_for_each_product(monkeypatch, call, products):
     monkeypatch.setenv("SEDE_BACKEND", "triton")

@@ -46,6 +46,12 @@ class Problem:
         return cls(device, *launch.device_class(device))
 
     @classmethod
+    def of_sets(cls, sets: Tensor) -> "Problem":
+        """The problem of a call whose sets of vectors all have the dtype and device of these."""
+        kind = operand_kind(sets.dtype)
+        return replace(cls.on(sets.device), dtype=sets.dtype, precision=precision(), kind=kind)
+
+    @classmethod
     def of(cls, query: Tensor, *others: Tensor) -> "Problem":
         """The problem of a call that multiplies ``query`` (..., B, D) by matrices of one dtype."""
         return cls.on(query.device).product(query, *others)

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from sede_kernels.backends import _chosen_pairs
 from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, interpreting, launch
-from sede_kernels.backends.triton._host import on_device, operand_kind, padded
+from sede_kernels.backends.triton._host import on_device, padded
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.attention_sets import (
     SMALLEST_QUERY,
     SMALLEST_SOURCE,
@@ -60,6 +61,7 @@ _INTERPRETED = launch.Config(rows=128, cols=32, warps=4, stages=1)
 
 def _constants(
     kernel: str,
+    problem: Problem,
     query: Side,
     source: Side,
     query_bucket: Bucket,
@@ -67,17 +69,16 @@ def _constants(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """Tile and options of one launch."""
-    kind, cols = operand_kind(query.sets.dtype), source_bucket.block
-    architecture, _ = launch.device_class(query.sets.device)
+    kind, cols = problem.kind, source_bucket.block
     config = _INTERPRETED
     if not interpreting():
-        config = launch.candidates(kernel, f"{kind}/{cols}", architecture)[0]
+        config = problem.config(kernel, f"{kind}/{cols}")
     sets, stride = packing(query.sets.shape[1], query_bucket.block, config.rows, cols, query.vary)
     return {
         "QUERY_VARY": query.vary,
         "SOURCE_VARY": source.vary,
         **options,
-        "PRECISION": tile_precision(kernel, kind, cols, architecture),
+        "PRECISION": tile_precision(kernel, kind, cols, problem.architecture),
         "SETS": sets,
         "STRIDE": stride,
         "GROUP": GROUP,
@@ -95,7 +96,7 @@ def tile_precision(kernel: str, kind: str, cols: int, architecture: str) -> str:
     return "ieee" if plain and kind == "ieee" else launch.product_precision(kind)
 
 
-def _gram(source: Side) -> tuple[Tensor, Tensor]:
+def _gram(problem: Problem, source: Side) -> tuple[Tensor, Tensor]:
     """(G (P, W, W), lengths of the sources and sums of |G| along its rows (P, 2, W))."""
     P, R, D = source.sets.shape
     width = triton.cdiv(R, _WIDTH)
@@ -110,7 +111,7 @@ def _gram(source: Side) -> tuple[Tensor, Tensor]:
         width,
         D,
         HAS_LENGTHS=source.vary,
-        PRECISION=launch.product_precision(operand_kind(source.sets.dtype)),
+        PRECISION=launch.product_precision(problem.kind),
         BLOCK_R=LARGEST_FRAGMENT_SET,
         BLOCK_D=GRAM_STEP,
         **GRAM_OPTIONS,
@@ -169,26 +170,33 @@ def cross_attention(sides: Fragments, how: Attend, keep: bool) -> Attended:
     if how.direction == "i2t":
         roles, by_source = roles[::-1], out.T
     with on_device(regions):
+        problem = Problem.of_sets(regions)
         query = side_of(roles[0][0].contiguous(), roles[0][1], SMALLEST_QUERY)
         source = side_of(roles[1][0].contiguous(), roles[1][1], SMALLEST_SOURCE)
         numbers, options = how_numbers(how, source.sets.shape[1]), how_constants(how)
         lost = None
         if _marked(regions, words):
-            lost = _by_gram(query, source, by_source, numbers, options)
+            lost = _by_gram(problem, query, source, by_source, numbers, options)
             kept.copy_(lost.flatten() if keep else kept)
-        write_similarities(_pairs(query, source, source.sets, lost, numbers, options), by_source)
+        pairs = _pairs(problem, query, source, source.sets, lost, numbers, options)
+        write_similarities(pairs, by_source)
     return found
 
 
 def _by_gram(
-    query: Side, source: Side, out: Tensor, numbers: Numbers, options: dict[str, Any]
+    problem: Problem,
+    query: Side,
+    source: Side,
+    out: Tensor,
+    numbers: Numbers,
+    options: dict[str, Any],
 ) -> Tensor:
     """Write the similarities to ``out`` (P, Q); (P, Q) int8: 1 where they lost digits."""
     (Q, L, D), (P, R, _) = query.sets.shape, source.sets.shape
     lost = out.new_empty((P, Q), dtype=torch.int8)
-    norms, (gram, sizes) = _norms(query.sets), _gram(source)
+    norms, (gram, sizes) = _norms(query.sets), _gram(problem, source)
     for buckets in bucket_pairs(query, source):
-        constants = _constants("cross_attention", query, source, *buckets, options)
+        constants = _constants("cross_attention", problem, query, source, *buckets, options)
         _cross_attention_fwd_kernel[(P * triton.cdiv(Q, constants["SETS"]),)](
             query.sets,
             source.sets,
@@ -218,6 +226,7 @@ def _by_gram(
 
 
 def _pairs(
+    problem: Problem,
     query: Side,
     source: Side,
     sources: Tensor,
@@ -227,6 +236,7 @@ def _pairs(
 ) -> Pairs:
     """All pairs as chosen ones, or those that are marked; ``sources`` as given, without padding."""
     return Pairs(
+        problem,
         PairSide(query.sets, query.lengths, row=0, step=1),
         PairSide(sources, source.lengths, row=1, step=0),
         rows=sources.shape[0],
@@ -285,6 +295,7 @@ def cross_attention_backward(
         with on_device(g), torch.autocast(g.device.type, enabled=False):
             largest = _range(g, queries.dtype)
             g = g if largest is None else g / largest
+            problem = Problem.of_sets(queries)
             query = side_of(_clean(queries, query_lengths), query_lengths, SMALLEST_QUERY)
             clean = _clean(sources, source_lengths, _WIDTH)
             P, R, _ = sources.shape
@@ -298,11 +309,13 @@ def cross_attention_backward(
                 if marks is not None:
                     lost = marks[part]
                     d_part = _chunk_backward(
-                        g[part], lost, query, source, R, numbers, options, d_query, for_sources
-                    )
+                        problem, g[part], lost, query, source, R, numbers, options, d_query,
+                        for_sources,
+                    )  # fmt: skip
                     if d_part is not None:
                         d_source[part] = d_part[:, :R]
-                pairs = _pairs(query, source, sources[part].contiguous(), lost, numbers, options)
+                given = sources[part].contiguous()
+                pairs = _pairs(problem, query, source, given, lost, numbers, options)
                 add_gradients(pairs, g[part], d_query, d_source[part])
             if largest is not None:
                 d_query *= largest
@@ -311,6 +324,7 @@ def cross_attention_backward(
 
 
 def _chunk_backward(
+    problem: Problem,
     grad: Tensor,
     lost: Tensor,
     query: Side,
@@ -326,12 +340,14 @@ def _chunk_backward(
     Adds that of the queries to ``d_query`` if not empty.
     """
     (Q, L, D), (P, W, _) = query.sets.shape, source.sets.shape
-    gram, _ = _gram(source)
+    gram, _ = _gram(problem, source)
     d_scores, attention = query.sets.new_zeros((2, Q * L, P * W))
     d_norm, d_square = gram.new_zeros((2, P, Q * L))
     norms = _norms(query.sets)
     for buckets in bucket_pairs(query, source):
-        constants = _constants("cross_attention_backward", query, source, *buckets, options)
+        constants = _constants(
+            "cross_attention_backward", problem, query, source, *buckets, options
+        )
         _cross_attention_bwd_kernel[(P * triton.cdiv(Q, constants["SETS"]),)](
             grad,
             query.sets,
@@ -368,7 +384,7 @@ def _chunk_backward(
     if not for_sources:
         return None
     d_gram = torch.empty_like(gram)
-    precision = launch.product_precision(operand_kind(source.sets.dtype))
+    precision = launch.product_precision(problem.kind)
     _gram_bwd_kernel[(P,)](
         attention,
         d_square,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sede_kernels.backends._chosen_pairs import shape_of
 from sede_kernels.backends.triton._host import on_device
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.cross_attention import (
     how_constants,
     how_numbers,
@@ -37,7 +38,16 @@ def _call(sides: Fragments, how: Attend) -> Pairs:
     if how.direction == "i2t":
         query, source = source, query
     numbers = how_numbers(how, source.sets.shape[1])
-    return Pairs(query, source, rows, pairs, None, numbers, how_constants(how))
+    return Pairs(
+        Problem.of_sets(sides.regions),
+        query,
+        source,
+        rows,
+        pairs,
+        None,
+        numbers,
+        how_constants(how),
+    )
 
 
 def cross_attention_pairs(sides: Fragments, how: Attend) -> Tensor:

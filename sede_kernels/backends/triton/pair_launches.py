@@ -7,7 +7,8 @@ import triton
 from torch import Tensor
 
 from sede_kernels.backends.triton import interpreting, launch
-from sede_kernels.backends.triton._host import operand_kind, padded
+from sede_kernels.backends.triton._host import padded
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.kernels.cross_attention_pairs import (
     _pairs_bwd_kernel,
     _pairs_fwd_kernel,
@@ -43,6 +44,7 @@ class Pairs:
     """B rows of N pairs and what is asked of them.
 
     Args:
+        problem: of the call.
         query: the side that attends.
         source: the side that is attended.
         rows: B.
@@ -52,6 +54,7 @@ class Pairs:
         options: AGGREGATE and the constants of erasing.
     """
 
+    problem: Problem
     query: PairSide
     source: PairSide
     rows: int
@@ -73,12 +76,11 @@ class Pairs:
 
     def constants(self, name: str) -> dict[str, Any]:
         """Tile and launch options of kernel ``name``."""
-        kind = operand_kind(self.query.sets.dtype)
+        kind = self.problem.kind
         blocks = padded(self.sizes[0], SMALLEST), padded(self.sizes[1], SMALLEST)
         config = launch.Config(rows=blocks[0], **_INTERPRETED)
         if not interpreting():
-            architecture, _ = launch.device_class(self.query.sets.device)
-            config = launch.candidates(name, table_key(kind, *blocks), architecture)[0]
+            config = self.problem.config(name, table_key(kind, *blocks))
         return {
             "MARKED": self.lost is not None,
             "QUERY_VARY": self.query.lengths is not None,

@@ -70,9 +70,7 @@ def _constants(
 ) -> dict[str, Any]:
     """Tile and options of one launch."""
     kind, cols = problem.kind, source_bucket.block
-    config = _INTERPRETED
-    if not interpreting():
-        config = problem.config(kernel, f"{kind}/{cols}")
+    config = _INTERPRETED if interpreting() else problem.config(kernel, f"{kind}/{cols}")
     sets, stride = packing(query.sets.shape[1], query_bucket.block, config.rows, cols, query.vary)
     return {
         "QUERY_VARY": query.vary,

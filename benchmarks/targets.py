@@ -10,6 +10,7 @@ from typing import Any
 from . import records, table
 from .case import BOTH, FORWARD
 from .operations.erase import RULES
+from .registry import SCORES
 
 Record = dict[str, Any]
 
@@ -145,14 +146,14 @@ def _most(found: _Found, title: str, op: str, twin: str) -> tuple[str, str, str,
     return title, asked, f"{share:.2f} x {where}", share <= 1.1
 
 
-def _hardest_row(found: _Found) -> tuple[str, str, str, bool | None]:
-    """The smallest lead of the top-k over the product's ``topk``."""
+def _least_of(found: _Found, title: str, ops: tuple[str, ...]) -> tuple[str, str, str, bool | None]:
+    """The smallest lead over eager, of all cases of some ops."""
     leads = [
         (ratio, _case(key))
         for key, group in found.cases.items()
-        if key[0] == "hardest" and (ratio := _ratio(group, "eager")) is not None
+        if key[0] in ops and (ratio := _ratio(group, "eager")) is not None
     ]
-    title, asked = "hardest negatives of the grid, least lead", "ahead of eager"
+    asked = "ahead of eager"
     if not leads:
         return title, asked, "not run", None
     ratio, where = min(leads)
@@ -211,7 +212,8 @@ def rows(found: Iterable[Record]) -> list[tuple[str, str, str, bool | None]]:
         listed.append((title, asked, ", ".join(part.shown(part.value) for part in parts), verdict))
     cliffs = [
         _most(timed, "a queue lying as (D, K), most time", "info_nce_queue", "rows"),
-        _hardest_row(timed),
+        _least_of(timed, "hardest negatives of the grid, least lead", ("hardest",)),
+        _least_of(timed, "losses of given scores, least lead", SCORES),
         _most(timed, "one image with one caption, most time", "one_pair", "chosen pair"),
     ]
     return [*listed, _least_lead(timed), *cliffs, _memory_row(timed)]

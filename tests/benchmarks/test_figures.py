@@ -92,10 +92,25 @@ def test_targets_compare_the_records_with_what_is_asked():
     text, met = listed["every bank loss of the grid, least lead"]
     assert text == "1.50 x chunked torch: info_nce fp32, B 128, K 65,536, D 256"
     assert met
+    assert listed["losses of given scores, least lead"][1] is None
     assert listed["extra memory of InfoNCE, case nearest its bound"] == (
         "7.0 of 8.3 MB: info_nce fp32, B 128, K 65,536, D 256",
         True,
     )
+
+
+def test_the_least_lead_of_given_scores_is_a_target():
+    found = [
+        record(op=op, mode=BOTH, sizes={"B": size, "N": size}, implementation=name, median_ms=ms)
+        for op in ("score_info_nce", "weighted_score_info_nce")
+        for size, eager in ((128, 0.9), (1024, 3.0))
+        for name, ms in (("sede cpu", 1.0), ("eager", eager))
+    ]
+    listed = {title: (text, met) for title, _, text, met in targets.rows(found)}
+    text, met = listed["losses of given scores, least lead"]
+    assert text.startswith("0.90 x eager: ")
+    assert text.endswith("score_info_nce fp32, B 128, N 128")
+    assert met is False
 
 
 def test_the_documented_targets_are_those_of_the_committed_records():

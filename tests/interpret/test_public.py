@@ -255,11 +255,9 @@ def _erased():
     return functional.attention_erase(weights)[0].sum()
 
 
-def _fragments(pairs, dim=4):
-    regions, words = (oracle.matrix(6, dim, seed).view(2, 3, dim) for seed in (96, 97))
-    if pairs:
-        return functional.cross_attention_pairs(regions.requires_grad_(), words)
-    return functional.cross_attention_similarity(regions.requires_grad_(), words)
+def _fragments(call, *sets):
+    regions, words = (oracle.matrix(6, 4, seed).view(*sets, 3, 4) for seed in (96, 97))
+    return call(regions.requires_grad_(), words)
 
 
 def _in_batch():
@@ -283,8 +281,8 @@ def _in_batch():
         (_in_batch, [1, 1]),
         (lambda: functional.score_info_nce(oracle.matrix(5, 9, 94).requires_grad_()), [0, 0]),
         (_erased, [0, 0]),
-        (lambda: _fragments(pairs=True), [0, 0]),
-        (lambda: _fragments(pairs=False), [0, 0]),
+        (lambda: _fragments(functional.cross_attention_pairs, 1, 2), [0, 0]),
+        (lambda: _fragments(functional.cross_attention_similarity, 2), [0, 0]),
     ],
     ids=["bank_lse", "hardest", "learned", "margin", "in-batch", "two sides", "two banks in chunks",
          "batch_lse", "scores", "erase", "pairs", "all pairs"],

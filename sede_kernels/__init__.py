@@ -33,6 +33,7 @@ from sede_kernels.modules import (
 from sede_kernels.momentum import MomentumEncoder
 from sede_kernels.monitor import BankMonitor
 from sede_kernels.sharded_bank import ShardedMemoryBank
+from sede_kernels.sharded_fragment_bank import ShardedFragmentBank
 
 try:
     __version__ = version("sede-kernels")
@@ -51,6 +52,7 @@ __all__ = [
     "Recalls",
     "SEDELoss",
     "ScoreInfoNCE",
+    "ShardedFragmentBank",
     "ShardedMemoryBank",
     "WeightedInfoNCE",
     "__version__",

@@ -26,6 +26,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     require(_PACKAGES, "`sede train`")
+    from sede_kernels.training import ranks
+
+    with ranks.started():
+        return _train_here(arguments)
+
+
+def _train_here(arguments: argparse.Namespace) -> int:
     from sede_kernels.training import changes, config, loop
     from sede_kernels.training.evaluate import table
 

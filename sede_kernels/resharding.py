@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sede_kernels.backends.shards import fetched, gather_into, group_of, together
 from sede_kernels.types import EMPTY, Shard
 
 #: A stamp is (number of the enqueue call << CALL_BITS) + place among its keys, from 1.
 CALL_BITS = 32
-ROWS = ("rows", "row_scale", "ids", "stamps")
+ROWS = ("rows", "row_scale", "lengths", "ids", "stamps")
 _LOAD = "load_state_dict of a sharded bank"
 
 
@@ -151,12 +151,49 @@ def _dealt(
 
 
 def _gathered(value: Tensor, shard: Shard) -> Tensor:
-    """(K,) from the (K_r,) of every rank."""
+    """(K, ...) from the (K_r, ...) of every rank."""
     share, more = divmod(shard.size, shard.world)
-    padded = value.new_zeros(share + (more > 0))
+    padded = value.new_zeros((share + (more > 0), *value.shape[1:]))
     padded[: value.shape[0]] = value
-    flat = padded.new_empty(shard.world * padded.shape[0])
+    flat = padded.new_empty((shard.world * padded.shape[0], *value.shape[1:]))
     with together(shard, _LOAD) as group:
         gather_into(flat, padded, group)
-    every = flat.view(shard.world, -1)
+    every = flat.view(shard.world, *padded.shape)
     return torch.cat([every[rank, : share + (rank < more)] for rank in range(shard.world)])
+
+
+def whole_state(module: nn.Module) -> dict[str, Any]:
+    """The state dict with the rows of all ranks in plain tensors; every rank calls it alike.
+
+    For a checkpoint in one file. ``load_state_dict`` of the same module takes it on any number of
+    ranks, and after ``unsharded`` so do banks that are not sharded.
+
+    Cost:
+        Every rank holds the K rows of every bank for a while.
+    """
+    found: dict[str, Any] = dict(module.state_dict())
+    for prefix, bank in module.named_modules():
+        shard = getattr(bank, "part", None)
+        if not isinstance(shard, Shard) or not shard.group:
+            continue
+        for name in ROWS:
+            key = f"{prefix}.{name}" if prefix else name
+            if isinstance(found.get(key), Tensor):
+                found[key] = _gathered(local_part(found[key]), shard)
+    return found
+
+
+def unsharded(state: Mapping[str, Any]) -> dict[str, Any]:
+    """``whole_state`` of sharded banks as that of a ``MemoryBank`` and a ``FragmentBank``."""
+    found = dict(state)
+    for key in state:
+        prefix, _, name = key.rpartition("stamps")
+        if name or not key.endswith("stamps"):
+            continue
+        names = (*ROWS, "step", "dealt_to")
+        given = {n: found.pop(prefix + n) for n in names if prefix + n in found}
+        size = given["ids"].shape[0]
+        for name, value in restored(given, Shard(size=size), size).items():
+            if name not in ("stamps", "step", "dealt_to"):
+                found[prefix + name] = value
+    return found

@@ -1,7 +1,7 @@
 """A memory bank that the ranks of a process group hold together, K / W slots each."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -10,13 +10,11 @@ from torch import Tensor
 from sede_kernels.backends.shards import fetched
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import check_count
-from sede_kernels.resharding import CALL_BITS, ROWS, as_part, restored
+from sede_kernels.sharded_ring import STAMPED, ShardedRing, part_of
 from sede_kernels.types import Shard
 
-_TOLD = ("ptr", "count", "rejected")
 
-
-class ShardedMemoryBank(MemoryBank):
+class ShardedMemoryBank(ShardedRing, MemoryBank):
     """A ``MemoryBank`` of K slots of which each of W ranks holds K / W: the first K % W one more.
 
     It stands wherever a bank does: ``weighted_info_nce``, ``symmetric_info_nce``, ``bank_lse``,
@@ -76,15 +74,7 @@ class ShardedMemoryBank(MemoryBank):
         (2, 8)
     """
 
-    fixed: ClassVar[Mapping[str, torch.dtype]] = {
-        **MemoryBank.fixed,
-        **dict.fromkeys(("stamps", "step", "dealt_to"), torch.int64),
-    }
-    scalars: ClassVar[tuple[str, ...]] = (*MemoryBank.scalars, "step", "dealt_to")
-
-    stamps: Tensor
-    step: Tensor
-    dealt_to: Tensor
+    fixed: ClassVar[Mapping[str, torch.dtype]] = {**MemoryBank.fixed, **STAMPED}
 
     def __init__(
         self,
@@ -99,38 +89,14 @@ class ShardedMemoryBank(MemoryBank):
     ) -> None:
         name = "ShardedMemoryBank"
         check_count(name, "size", size, least=1)
-        if max_batch is not None:
-            check_count(name, "max_batch", max_batch, least=1)
-        rank, world, label = 0, 1, ""
-        together = dist.is_available() and dist.is_initialized()
-        if together:
-            rank, world = dist.get_rank(group), dist.get_world_size(group)
-            members: Any = dist.group.WORLD if group is None else group
-            label = members.group_name if world > 1 else ""
-        if rank < 0:
-            raise ValueError(f"{name}: this process is not in the group; make it on its members.")
-        if size < world:
-            raise ValueError(f"{name}: size must be at least one slot a rank, {world}, got {size}.")
-        share, more = divmod(size, world)
-        super().__init__(
-            share + (rank < more), dim, dtype=dtype, normalize=normalize, device=device
-        )
-        self.size = size
-        self._together = together
-        offset = rank * share + min(rank, more)
-        batch = -1 if max_batch is None else max_batch
-        self.part = Shard(rank, world, offset, size, label, batch)
-        stamps = torch.zeros(self.rows.shape[0], dtype=torch.int64, device=device)
-        self.register_buffer("stamps", stamps)
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer("dealt_to", torch.full_like(self.step, world))
-        # They differ from rank to rank, and the stamps tell them.
-        self._non_persistent_buffers_set.update(_TOLD)
+        part = part_of(name, size, group, max_batch)
+        super().__init__(part.slots, dim, dtype=dtype, normalize=normalize, device=device)
+        self._share(part, device)
 
     @property
     def shard(self) -> Shard:  # type: ignore[override]
         """Which part of the whole is here; without a group in ``eval()`` mode."""
-        return self.part if self.training else self.part._replace(group="")
+        return self.shard_now()
 
     def extra_repr(self) -> str:
         """The whole, and which part of it is here."""
@@ -147,10 +113,7 @@ class ShardedMemoryBank(MemoryBank):
         """
         before = self.ptr.clone()
         super().enqueue(keys, ids, backend=backend)
-        slots, number = self.rows.shape[0], keys.shape[0]
-        kept = torch.arange(max(0, number - slots), number, device=self.stamps.device)
-        self.step.add_(1)
-        self.stamps.index_copy_(0, (before + kept) % slots, (self.step << CALL_BITS) + kept + 1)
+        self._stamp(before, keys.shape[0])
 
     @torch.no_grad()
     def fetch(self, stored: Tensor, indices: Tensor) -> Tensor:
@@ -202,70 +165,3 @@ class ShardedMemoryBank(MemoryBank):
         if not torch.compiler.is_compiling():
             self._check_group()
         return view._replace(shard=self.shard)
-
-    def reset_parameters(self) -> None:
-        """Empty every slot and forget the steps."""
-        super().reset_parameters()
-        with torch.no_grad():
-            self.dealt_to.fill_(self.part.world)
-
-    def _check_group(self) -> None:
-        ready = dist.is_available() and dist.is_initialized()
-        if self.part.group and not ready:
-            raise ValueError(
-                f"ShardedMemoryBank: it is one of {self.part.world} parts, but torch.distributed "
-                "is not initialised; call init_process_group, or load its checkpoint into a new "
-                "bank."
-            )
-        if not self._together and ready and dist.get_world_size() > 1:
-            raise ValueError(
-                "ShardedMemoryBank: it was made before torch.distributed was initialised and holds "
-                "the whole bank; make it after init_process_group."
-            )
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.part.group:
-            for name in ROWS:
-                value = destination.get(prefix + name)
-                if value is not None:
-                    destination[prefix + name] = as_part(value, self.part)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        given = {
-            name: state_dict[prefix + name]
-            for name in self._buffers
-            if isinstance(state_dict.get(prefix + name), Tensor)
-        }
-        if "ids" in given:
-            try:
-                found = restored(given, self.part, self.rows.shape[0])
-            except ValueError as error:
-                where = f"ShardedMemoryBank {prefix[:-1]}".rstrip()
-                error_msgs.append(f"{where}: {error}; nothing of it was loaded.")
-                return
-            told = {name: found.pop(name) for name in _TOLD}
-            for name in _TOLD:
-                state_dict.pop(prefix + name, None)
-            for name, value in found.items():
-                state_dict[prefix + name] = value
-        wrong = len(error_msgs)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if "ids" in given and len(error_msgs) == wrong and not self.rows.is_meta:
-            for name, value in told.items():
-                self._buffers[name] = value.to(self.rows.device)
-            self._unsettled = False
-            self._drop_non_finite()

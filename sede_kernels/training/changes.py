@@ -17,7 +17,16 @@ from sede_kernels.training import checkpoint
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.files import UserError, write_text
 
-FREE = ("data", "epochs", "patience", "checkpoint_every", "threads", "workers", "device")
+FREE = (
+    "data",
+    "epochs",
+    "patience",
+    "checkpoint_every",
+    "threads",
+    "workers",
+    "compile",
+    "device",
+)
 STEERING = ("lr", "weight_decay", "grad_clip", "temperature")
 #: One line a change: the step, and the setting's old and new value.
 FILE = "changes.jsonl"

@@ -42,6 +42,8 @@ _BOUNDS: dict[str, tuple[float, bool, float]] = {
 _LEAST_TEMPERATURE = 1e-6
 LOSSES = ("infonce", "hinge")
 KEYS = ("momentum", "online")
+NEGATIVES = ("all", "rank")
+PRECISIONS = ("fp32", "bf16")
 
 
 def _option(default: object, text: str, *, choices: Any = None, bare: object = None) -> Any:
@@ -102,10 +104,17 @@ class TrainConfig:
         "replace", "erase always, in training only, or in a second training pass", choices=PASSES
     )
     erase_weight: float = _option(0.5, "weight of the second pass")
+    batch_negatives: str = _option(
+        "all",
+        "under torchrun: negatives of the whole batch, or of each rank's part",
+        choices=NEGATIVES,
+    )
+    precision: str = _option("fp32", "of the encoders: bf16 is autocast", choices=PRECISIONS)
     patience: int = _option(0, "stop after so many epochs without a better dev rSum; 0: never")
     checkpoint_every: int = _option(200, "steps between checkpoints inside an epoch")
     threads: int = _option(0, "CPU threads of torch; 0: its own choice")
     workers: int = _option(0, "processes that read batches ahead of the steps; 0: none")
+    compile: str = _option("off", "torch.compile the step", choices=("off", "on"), bare="on")
     device: str = _option("cpu", "torch device")
 
     def __post_init__(self) -> None:

@@ -86,3 +86,20 @@ class Curves:
             return False
         self.told = now
         return True
+
+
+def epoch_points(writer: Any, record: dict[str, Any], waiting: float) -> None:
+    """The points of one epoch.
+
+    Args:
+        writer: a SummaryWriter.
+        record: the epoch's line in ``metrics.jsonl``.
+        waiting: percent of the epoch's training time that waited for data.
+    """
+    step, dev = record["step"], record["dev"]
+    writer.add_scalar("train/loss", record["loss"], step)
+    writer.add_scalar("train/waiting_percent", waiting, step)
+    writer.add_scalar("dev/rsum", dev["rsum"], step)
+    for way in ("i2t", "t2i"):
+        for cutoff, recall in zip((1, 5, 10), dev[way], strict=True):
+            writer.add_scalar(f"dev/{way}_r{cutoff}", recall, step)

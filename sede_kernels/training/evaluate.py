@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import comb
 
 import numpy as np
+import torch.distributed as dist
 
 from sede_kernels.training.data.precomp import Ints
 from sede_kernels.training.files import UserError
@@ -48,7 +49,13 @@ class Retrieval:
         }
 
 
-def summarize(scores: Similarities, pairs: Ints, folds: int = 1) -> Retrieval:
+def summarize(
+    scores: Similarities,
+    pairs: Ints,
+    folds: int = 1,
+    *,
+    group: "dist.ProcessGroup | None" = None,
+) -> Retrieval:
     """Recalls and median ranks.
 
     Args:
@@ -56,6 +63,7 @@ def summarize(scores: Similarities, pairs: Ints, folds: int = 1) -> Retrieval:
         pairs: (P, 2) right (caption, image) pairs.
         folds: cut the images into so many equal runs with their own captions (COCO 1K: 5) and
             average.
+        group: process group whose ranks share the work; None for this process alone.
 
     Raises:
         UserError: the images do not divide into the folds, or a fold has no caption.
@@ -74,7 +82,7 @@ def summarize(scores: Similarities, pairs: Ints, folds: int = 1) -> Retrieval:
         columns, caption = np.unique(inside[:, 0], return_inverse=True)
         block = scores.part(slice(start, start + size), columns) if folds > 1 else scores
         local = np.stack([caption if folds > 1 else inside[:, 0], inside[:, 1] - start], 1)
-        found.append(block.ranks(local))
+        found.append(block.ranks(local, group))
 
     def mean(direction: int, figure: Callable[[Ints], float]) -> float:
         return float(np.mean([figure(fold[direction]) for fold in found]))

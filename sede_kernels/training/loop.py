@@ -10,31 +10,29 @@ import math
 import signal
 import time
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from sede_kernels import jsonl
 from sede_kernels.momentum import MomentumEncoder
 from sede_kernels.training import changes, checkpoint, folder, state
 from sede_kernels.training.config import TrainConfig
-from sede_kernels.training.curves import Curves, left
+from sede_kernels.training.curves import Curves, epoch_points, left
 from sede_kernels.training.data.batches import Batch, Batches, read_ahead
+from sede_kernels.training.directions import Objective
 from sede_kernels.training.evaluate import Retrieval, summarize
 from sede_kernels.training.files import UserError, require, write_json, write_text
 from sede_kernels.training.limits import check_backend, enough_memory
-from sede_kernels.training.models import Encoded, FragmentModel
-from sede_kernels.training.objective import (
-    FragmentObjective,
-    Objective,
-    Pair,
-    VectorObjective,
-)
+from sede_kernels.training.models import FragmentModel
+from sede_kernels.training.objective import FragmentObjective, VectorObjective
+from sede_kernels.training.ranks import Ranks, here
 from sede_kernels.training.records import Record
 from sede_kernels.training.run import (
     Corpus,
@@ -42,10 +40,10 @@ from sede_kernels.training.run import (
     check_run,
     load_best,
     load_corpus,
-    multiplies_bf16,
     read_config,
 )
 from sede_kernels.training.similarities import compare_part
+from sede_kernels.training.step import Step, build
 
 
 class StoppedError(Exception):
@@ -65,6 +63,7 @@ class Trainer:
         check_backend()
         folder.check_name(out)
         self.config, self.out = config, out
+        self.ranks: Ranks = here()
         self.corpus: Corpus = load_corpus(
             config.data, ("train", "dev", "test"), text_embeddings=config.text_embeddings
         )
@@ -87,7 +86,9 @@ class Trainer:
         ]
         for encoder in self.momentum:
             encoder.eval()  # keys without dropout
-        self.bf16_keys = multiplies_bf16(config.device)
+        self.forward: nn.Module = build(
+            Step(self.model, self.objective, self.momentum, config), self.ranks
+        )
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
         )
@@ -97,15 +98,17 @@ class Trainer:
         self.best = {"rsum": -1.0, "epoch": -1.0}
         self.log: list[Record] = []
         self.kept = 0  # step of the newest checkpoint
-        self.interrupted = False
+        self.interrupted = self.stops = False
         self.curves: Curves | None = None
         self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.first_step, self.first_seconds = 0, 0.0  # where this process began
+        self.ranks.seed(config.seed)
 
     def _objective(self, regions: int) -> Objective:
         if not isinstance(self.model, FragmentModel):
-            return VectorObjective(self.config, self.config.dim)
-        return FragmentObjective(self.config, self.model, regions, self.corpus.longest)
+            return VectorObjective(self.config, self.config.dim, self.ranks)
+        longest = self.corpus.longest
+        return FragmentObjective(self.config, self.model, regions, longest, self.ranks)
 
     @property
     def batches(self) -> int:
@@ -116,17 +119,23 @@ class Trainer:
         """Train from the present place to the end, then score test with the best epoch."""
         from torch.utils.tensorboard import SummaryWriter
 
-        previous = signal.signal(signal.SIGINT, self._interrupt)
-        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
-        self.curves = Curves(writer)
+        # torchrun passes Ctrl-C on as SIGTERM.
+        kinds = [signal.SIGINT] + ([signal.SIGTERM] if self.ranks.world > 1 else [])
+        previous = [(kind, signal.signal(kind, self._interrupt)) for kind in kinds]
+        writer = None
+        if self.ranks.first:
+            writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
+            self.curves = Curves(writer)
         self.first_step, self.first_seconds = self.step, self.seconds
         try:
             while self.epoch < self.config.epochs and not self._gave_up():
                 self._train_epoch()
                 self._finish_epoch(writer)
         finally:
-            writer.close()
-            signal.signal(signal.SIGINT, previous)
+            if writer is not None:
+                writer.close()
+            for kind, handler in previous:
+                signal.signal(kind, handler)
         return self._score_test()
 
     def _gave_up(self) -> bool:
@@ -146,10 +155,13 @@ class Trainer:
         )
         config = self.config
         words = self.corpus.words["train"]
-        batches = Batches(self.train_part, words, order, config.batch_size)
+        batches = Batches(
+            self.train_part, words, order, config.batch_size, self.ranks, self.epoch * len(order)
+        )
         ahead = read_ahead(batches, self.batch, config.workers, config.device)
         title = f"{self.config.title} epoch {self.epoch + 1}/{self.config.epochs}"
-        with tqdm(total=self.batches, initial=self.batch, desc=title, disable=None) as bar:
+        hide = None if self.ranks.first else True
+        with tqdm(total=self.batches, initial=self.batch, desc=title, disable=hide) as bar:
             while self.batch < self.batches:
                 started = time.perf_counter()
                 batch = next(ahead)
@@ -173,11 +185,12 @@ class Trainer:
                         norm=self.gradient_norm,
                         objective=self.objective,
                     )
-                if self.interrupted or (
+                stops = self.stops if self.ranks.world > 1 else self.interrupted
+                if stops or (
                     self.batch % self.config.checkpoint_every == 0 and self.batch < self.batches
                 ):
                     self.save()
-                if self.interrupted:
+                if stops:
                     raise StoppedError
 
     def batch_of(self, captions: np.ndarray[Any, Any]) -> Batch:
@@ -185,24 +198,31 @@ class Trainer:
         words = self.corpus.words["train"]
         return Batches(self.train_part, words, captions, len(captions))[0].to(self.config.device)
 
+    def _layout(self, rows: int) -> tuple[int, int]:
+        """Of the batch of all ranks: the place of its first row in the run, and its rows."""
+        if self.ranks.world == 1:
+            return 0, rows
+        captions, size = len(self.train_part.captions), self.config.batch_size
+        first = self.batch * size
+        return self.epoch * captions + first, min(size, captions - first)
+
     def train_step(self, batch: Batch) -> float:
-        """One update; returns the loss."""
+        """One update with this rank's part of a batch; returns the loss of the whole batch."""
         config = self.config
-        regions, *text, ids = batch
-        encoders = self.model.image_encoder, self.model.text_encoder
-        for slow, encoder in zip(self.momentum, encoders, strict=False):
+        for slow, encoder in zip(
+            self.momentum, (self.model.image_encoder, self.model.text_encoder), strict=False
+        ):
             slow.update(encoder)
-        images, texts = encoders[0](regions), encoders[1](*text)
-        keys: Pair | None = None
-        count = max(1, round(config.bank_share * len(ids)))
+        start, rows = self._layout(len(batch.ids))
+        count = max(1, round(config.bank_share * rows))
         # Momentum keys cost a forward pass: none before the steps that fill the banks.
-        if config.bank and self.step >= config.bank_start - math.ceil(config.bank / count):
-            keys = images.first(count).detach(), texts.first(count).detach()
-            if self.momentum:
-                keys = self._momentum_keys(regions[:count], [_first(t, count) for t in text])
-        warm = self.step >= config.bank_start
-        loss = self._loss(images, texts, ids, keys if warm else None)
-        value = float(loss.detach())
+        fills = config.bank and self.step >= config.bank_start - math.ceil(config.bank / count)
+        key_rows = self.ranks.layout(start, count) if fills else None
+        loss, keys = self.forward(
+            batch, self.ranks.layout(start, rows), key_rows, self.step >= config.bank_start
+        )
+        value, stops = self.ranks.mean(float(loss.detach()), float(self.interrupted))
+        self.stops = stops > 0  # all ranks after the same step
         if not math.isfinite(value):
             raise UserError(
                 f"the loss became {value} in epoch {self.epoch + 1}, step {self.batch + 1}: "
@@ -212,77 +232,63 @@ class Trainer:
             done = self.step / (config.epochs * self.batches)
             group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * done))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), config.grad_clip
         )
         self.optimizer.step()
         if keys is not None:
-            self.objective.enqueue(keys, ids[:count])
+            self.objective.enqueue(keys, batch.ids[: len(keys[0].fragments)])
         return value
-
-    def _momentum_keys(self, regions: Tensor, text: list[Tensor | None]) -> Pair:
-        with torch.autocast(regions.device.type, torch.bfloat16, self.bf16_keys):
-            return _float(self.momentum[0](regions)), _float(self.momentum[1](*text))
-
-    def _loss(self, images: Encoded, captions: Encoded, ids: Tensor, keys: Pair | None) -> Tensor:
-        loss: Tensor = self.objective(images, captions, ids)
-        if keys is not None:
-            count = len(keys[0].fragments)
-            loss = loss + self.config.bank_weight * self.objective(
-                images.first(count), captions.first(count), ids[:count], keys
-            )
-        erasing = self.model.erasing
-        if erasing is not None and erasing.how == "second":
-            second = self.objective(self.model.erased(images), captions, ids, erased=True)
-            loss = loss + self.config.erase_weight * second
-        return loss
 
     def _finish_epoch(self, writer: Any) -> None:
         """Score dev, keep the best model, write the log line and the checkpoint."""
-        dev = summarize(
-            compare_part(self.model, self.corpus.parts["dev"], self.corpus.words["dev"]),
-            self.corpus.parts["dev"].pairs,
-        )
-        loss = self.loss_sum / self.batches
+        self.ranks.share_buffers(self.model)
+        group, part = self.ranks.group, self.corpus.parts["dev"]
+        scores = compare_part(self.model, part, self.corpus.words["dev"], group=group)
+        dev = summarize(scores, part.pairs, group=group)
         if dev.rsum > self.best["rsum"]:
             self.best = {"rsum": dev.rsum, "epoch": float(self.epoch)}
-            facts = {**self.sizes, "words": self.corpus.vocabulary.digest}
-            checkpoint.save(self.out / "best.pt", {"model": self.model.state_dict(), **facts})
+            self._keep_best()
+        waiting = 100.0 * self.waited / max(self.seconds - self.began, 1e-9)
         record: Record = {
             "epoch": self.epoch,
             "step": self.step,
-            "loss": loss,
+            "loss": self.loss_sum / self.batches,
             "dev": dev.as_dict(),
             "best": self.best["epoch"] == self.epoch,
             "train_seconds": round(self.seconds, 3),
         }
-        jsonl.append(self.out / "metrics.jsonl", record)
         self.log.append(record)
-        waiting = 100.0 * self.waited / max(self.seconds - self.began, 1e-9)
-        writer.add_scalar("train/loss", loss, self.step)
-        writer.add_scalar("train/waiting_percent", waiting, self.step)
-        writer.add_scalar("dev/rsum", dev.rsum, self.step)
-        for way, recalls in (("i2t", dev.image_to_text), ("t2i", dev.text_to_image)):
-            for cutoff, recall in zip((1, 5, 10), recalls, strict=True):
-                writer.add_scalar(f"dev/{way}_r{cutoff}", recall, self.step)
+        if writer is not None:
+            jsonl.append(self.out / "metrics.jsonl", record)
+            epoch_points(writer, record, waiting)
         rest = self._left()
-        tqdm.write(
-            f"{self.config.title}  epoch {self.epoch + 1:2d}/{self.config.epochs}  "
-            f"loss {loss:.3f}  dev rSum {dev.rsum:.1f}  {self.seconds:.0f} s, "
-            f"{waiting:.0f} % of it waiting for data" + (f", {rest}" if rest else "")
-        )
+        if self.ranks.first:
+            tqdm.write(
+                f"{self.config.title}  epoch {self.epoch + 1:2d}/{self.config.epochs}  "
+                f"loss {record['loss']:.3f}  dev rSum {dev.rsum:.1f}  {self.seconds:.0f} s, "
+                f"{waiting:.0f} % of it waiting for data" + (f", {rest}" if rest else "")
+            )
         self.epoch, self.batch, self.loss_sum = self.epoch + 1, 0, 0.0
         self.save()
 
+    def _keep_best(self) -> None:
+        if self.ranks.first:
+            facts = {**self.sizes, "words": self.corpus.vocabulary.digest}
+            checkpoint.save(self.out / "best.pt", {"model": self.model.state_dict(), **facts})
+
     def _score_test(self) -> Retrieval:
+        self.ranks.wait()  # until best.pt is there
         _, model, _ = load_best(self.out)
-        part = self.corpus.parts["test"]
-        scores = compare_part(model, part, self.corpus.words["test"], progress=True)
-        test = summarize(scores, part.pairs)
+        group, part = self.ranks.group, self.corpus.parts["test"]
+        words = self.corpus.words["test"]
+        scores = compare_part(model, part, words, progress=self.ranks.first, group=group)
+        test = summarize(scores, part.pairs, group=group)
         facts = {"test": test.as_dict(), "best_epoch": int(self.best["epoch"])}
         facts |= {"dev_rsum": self.best["rsum"], "train_seconds": round(self.seconds, 3)}
-        write_json(self.out / "test.json", facts)
+        if self.ranks.first:
+            write_json(self.out / "test.json", facts)
         return test
 
     def _interrupt(self, *_: object) -> None:
@@ -292,7 +298,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write ``last.pt``: all that the run needs to go on, see :mod:`.state`."""
-        checkpoint.save(self.out / "last.pt", state.snapshot(self))
+        found = state.snapshot(self)
+        if self.ranks.first:
+            checkpoint.save(self.out / "last.pt", found)
         self.kept = self.step
 
     def restore(self, given: Collection[str] = ()) -> dict[str, list[Any]]:
@@ -302,15 +310,6 @@ class Trainer:
             UserError: a file of the run is missing or damaged, or settings or data have changed.
         """
         return state.restore(self, given)
-
-
-def _first(rows: Tensor | None, count: int) -> Tensor | None:
-    return None if rows is None else rows[:count]
-
-
-def _float(keys: Encoded) -> Encoded:
-    vector = None if keys.vector is None else keys.vector.float()
-    return keys._replace(fragments=keys.fragments.float(), vector=vector)
 
 
 def train(config: TrainConfig, out: Path) -> Retrieval:
@@ -324,22 +323,26 @@ def train(config: TrainConfig, out: Path) -> Retrieval:
         StoppedError: Ctrl-C; ``last.pt`` has the place.
     """
     task = "sede train"
-    if out.exists():
+    ranks = here()
+    if ranks.first and out.exists():
         with folder.guard(out, task):
             folder.make_room(out)
     with enough_memory():
         trainer = Trainer(config, out)
-        with folder.guard(out, task):
-            folder.make_room(out)
+        with folder.guard(out, task) if ranks.first else nullcontext():
+            if ranks.first:
+                folder.make_room(out)
             try:
-                write_text(out / "vocab.json", trainer.corpus.vocabulary.to_json())
+                if ranks.first:
+                    write_text(out / "vocab.json", trainer.corpus.vocabulary.to_json())
                 trainer.save()
-                write_text(out / "config.json", config.to_json())
+                if ranks.first:
+                    write_text(out / "config.json", config.to_json())
                 return trainer.run()
             except StoppedError:
                 raise
             except BaseException:
-                if not trainer.kept:  # nothing to go on from
+                if ranks.first and not trainer.kept:  # nothing to go on from
                     folder.remove(out)
                 raise
 
@@ -347,8 +350,10 @@ def train(config: TrainConfig, out: Path) -> Retrieval:
 def resume(out: Path, settings: Mapping[str, Any] | None = None) -> Retrieval:
     """Take a run from its last checkpoint to the end, as if it had never stopped.
 
+    On several ranks the checkpoint may come from another number of them.
+
     Args:
-        out: the run's folder.
+        out: the run's folder; every rank reads it.
         settings: to change from here on, those of :mod:`.changes`; None for none.
 
     Raises:
@@ -358,10 +363,13 @@ def resume(out: Path, settings: Mapping[str, Any] | None = None) -> Retrieval:
     given = dict(settings or {})
     changes.check_flags(given)
     read_config(out)  # before a folder that is no run is touched
-    with enough_memory(), folder.guard(out, "sede train --resume"):
+    ranks = here()
+    held = folder.guard(out, "sede train --resume") if ranks.first else nullcontext()
+    with enough_memory(), held:
         config = replace(read_config(out), **given)
         trainer = Trainer(config, out)
         changed = trainer.restore(given)
-        if given:
+        ranks.wait()  # until all have read what rank 0 will write
+        if given and ranks.first:
             changes.note(out, config, trainer.step, changed)
         return trainer.run()

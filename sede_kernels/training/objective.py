@@ -1,78 +1,22 @@
 """The loss of a batch against the batch and two banks, for vectors and for fragments."""
 
-from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sede_kernels.bank import FragmentBank, MemoryBank
-from sede_kernels.functional import hardest_negatives, score_info_nce, symmetric_info_nce
+from sede_kernels.bank import BankView, FragmentBank, MemoryBank
+from sede_kernels.distributed import Batches as RowsOfRanks
+from sede_kernels.functional import hardest_negatives, symmetric_info_nce, weighted_info_nce
+from sede_kernels.sharded_bank import ShardedMemoryBank
+from sede_kernels.sharded_fragment_bank import ShardedFragmentBank
 from sede_kernels.training.config import TrainConfig
+from sede_kernels.training.directions import Objective, Pair, Way
+from sede_kernels.training.files import UserError
 from sede_kernels.training.losses import hardest_hinge
 from sede_kernels.training.models import Encoded, FragmentModel
-
-Pair = tuple[Encoded, Encoded]
-
-
-class Way(NamedTuple):
-    """The scores of one direction, and which of them are negatives."""
-
-    scores: Tensor  # (B, N)
-    positive: Tensor | None = None  # (B,) right pairs; None: the diagonal of the scores
-    valid: Tensor | None = None  # (B, N) bool
-    ids: Tensor | None = None  # (B,) and
-    key_ids: Tensor | None = None  # (N,), where ids decide
-
-    def hardest(self) -> tuple[Tensor, Tensor]:
-        """(B,) scores of the right pairs and of the hardest negatives, -inf without one."""
-        valid = self.valid
-        if self.ids is not None and self.key_ids is not None:
-            valid = (self.key_ids != -1) & (self.key_ids != self.ids[:, None])
-        scores = self.scores if valid is None else self.scores.masked_fill(~valid, -torch.inf)
-        right = self.scores.diagonal() if self.positive is None else self.positive
-        return right, scores.max(1).values
-
-
-class Objective(nn.Module, ABC):
-    """Both directions of the contrastive loss, and the banks it looks into.
-
-    With a bank, all keys of a query are encoded alike and without a gradient: the positive, the
-    rest of the batch, the bank. A positive that learns beside old negatives moves away from them,
-    for their age alone tells right from wrong. The banks are buffers: they are saved with the run.
-
-    Args:
-        config: loss, temperature, hardness, margin, bank size.
-    """
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    @abstractmethod
-    def forward(
-        self,
-        images: Encoded,
-        captions: Encoded,
-        ids: Tensor,
-        keys: Pair | None = None,
-        *,
-        erased: bool = False,
-    ) -> Tensor:
-        """Mean loss of both directions.
-
-        Args:
-            images: B images.
-            captions: their B captions, row for row.
-            ids: (B,) image ids: rows of one id are no negatives of each other.
-            keys: the same images and captions as keys, detached; the banks then count.
-                None: the batch alone, each side the keys of the other.
-            erased: the images came from the model's ``erased``; of the batch alone.
-        """
-
-    @abstractmethod
-    def enqueue(self, keys: Pair, ids: Tensor) -> None:
-        """Store the keys of images and captions; in training only, after the loss."""
+from sede_kernels.training.ranks import Ranks, own_first
+from sede_kernels.types import ANONYMOUS, EMPTY
 
 
 class VectorObjective(Objective):
@@ -81,13 +25,14 @@ class VectorObjective(Objective):
     Args:
         config: settings.
         dim: width of the vectors.
+        ranks: of the run.
     """
 
-    def __init__(self, config: TrainConfig, dim: int) -> None:
-        super().__init__(config)
+    def __init__(self, config: TrainConfig, dim: int, ranks: Ranks = Ranks()) -> None:  # noqa: B008
+        super().__init__(config, ranks)
         if config.bank:
-            self.image_bank = MemoryBank(config.bank, dim)
-            self.caption_bank = MemoryBank(config.bank, dim)
+            self.image_bank = self._bank(dim)
+            self.caption_bank = self._bank(dim)
 
     def forward(
         self,
@@ -97,6 +42,7 @@ class VectorObjective(Objective):
         keys: Pair | None = None,
         *,
         erased: bool = False,
+        rows: RowsOfRanks | None = None,
     ) -> Tensor:
         """Mean loss of both directions."""
         image, caption = images.unit_vector(), captions.unit_vector()
@@ -104,6 +50,9 @@ class VectorObjective(Objective):
         if keys is not None:
             old_image, old_caption = (side.unit_vector() for side in keys)
             image_bank, caption_bank = self.image_bank, self.caption_bank
+        if rows is not None and len(rows.sizes) > 1:
+            banks = None if keys is None else (self.image_bank, self.caption_bank)
+            return self._of_ranks(image, caption, old_image, old_caption, banks, ids, rows)
         if self.config.loss == "hinge":
             first = self._hinge(image, old_caption, caption_bank, ids)
             return (first + self._hinge(caption, old_image, image_bank, ids)) / 2
@@ -121,15 +70,76 @@ class VectorObjective(Objective):
             unit_length=True,
         )
 
+    def _of_ranks(
+        self,
+        image: Tensor,
+        caption: Tensor,
+        old_image: Tensor,
+        old_caption: Tensor,
+        banks: tuple[MemoryBank, MemoryBank] | None,
+        ids: Tensor,
+        rows: RowsOfRanks,
+    ) -> Tensor:
+        """This rank's share, see the class."""
+        alone = self._alone(rows, len(ids))
+        if banks is None or self.config.loss == "hinge":
+            # One exchange of both sides, and one sum on the way back where they learn.
+            every = own_first(alone.gather(torch.cat([old_image, old_caption], 1)), alone)
+            key_ids = own_first(alone.gather(ids), alone)
+            images, captions = every.chunk(2, dim=1)
+            ways = (
+                Way(image @ captions.t(), ids=ids, key_ids=key_ids),
+                Way(caption @ images.t(), ids=ids, key_ids=key_ids),
+            )
+            if banks is not None:
+                sides = (image, banks[1]), (caption, banks[0])
+                ways = tuple(  # type: ignore[assignment]
+                    self._beside_bank(way, *side) for way, side in zip(ways, sides, strict=True)
+                )
+            return (self._one_way(ways[0], rows) + self._one_way(ways[1], rows)) / 2
+        options: dict[str, Any] = {
+            "temperature": self.config.temperature,
+            "hardness": self.config.weighting,
+            "unit_length": True,
+        }
+        first: Tensor
+        second: Tensor
+        if alone.group is None:
+            sides = image, caption, old_image, old_caption
+            first = symmetric_info_nce(*sides, *banks, ids=ids, in_batch_negatives=True, **options)
+            return first
+        longest = max(rows.sizes)
+        texts, pictures = (
+            _pool(bank, key, ids, longest)
+            for bank, key in ((banks[1], old_caption), (banks[0], old_image))
+        )
+        first = weighted_info_nce(image, old_caption, texts, query_ids=ids, **options)
+        second = weighted_info_nce(caption, old_image, pictures, query_ids=ids, **options)
+        return (first + second) / 2
+
+    def _beside_bank(self, way: Way, query: Tensor, bank: MemoryBank) -> Way:
+        """The same scores, and that of the hardest stored key as one more."""
+        assert way.ids is not None and way.key_ids is not None
+        found = self._hardest_stored(query, bank, way.ids)
+        none = way.ids.new_full((1,), ANONYMOUS)
+        scores = torch.cat([way.scores, found.unsqueeze(1)], 1)
+        return Way(scores, ids=way.ids, key_ids=torch.cat([way.key_ids, none]))
+
+    def _hardest_stored(self, query: Tensor, bank: MemoryBank, ids: Tensor) -> Tensor:
+        """(B,) dot products with the hardest stored keys, -inf without one."""
+        values, at = hardest_negatives(query.detach(), bank, 1, query_ids=ids)
+        if isinstance(bank, ShardedMemoryBank):
+            found = bank.fetch(bank.rows, at)[:, 0]
+        else:
+            found = bank.rows[at[:, 0].clamp_min(0)]
+        # The dot product again, so that the query gets a gradient.
+        return (query * found).sum(1).masked_fill(values[:, 0].isinf(), -torch.inf)
+
     def _hinge(self, query: Tensor, key: Tensor, bank: MemoryBank | None, ids: Tensor) -> Tensor:
         scores = query @ key.t()
         hardest = scores.masked_fill(ids[:, None] == ids, float("-inf")).max(1).values
         if bank is not None:
-            values, rows = hardest_negatives(query.detach(), bank, 1, query_ids=ids)
-            found = rows[:, 0].clamp_min(0)
-            # The dot product again, so that the query gets a gradient.
-            again = (query * bank.rows[found]).sum(1)
-            hardest = torch.maximum(hardest, again.masked_fill(values[:, 0].isinf(), -torch.inf))
+            hardest = torch.maximum(hardest, self._hardest_stored(query, bank, ids))
         return hardest_hinge(scores.diagonal(), hardest, self.config.margin).mean()
 
     @torch.no_grad()
@@ -137,6 +147,23 @@ class VectorObjective(Objective):
         """Store one vector an image and a caption."""
         self.image_bank.enqueue(keys[0].unit_vector(), ids)
         self.caption_bank.enqueue(keys[1].unit_vector(), ids)
+
+
+def _pool(bank: MemoryBank, keys: Tensor, ids: Tensor, longest: int) -> BankView:
+    """The bank's rows here and those of the batch, as one bank of all ranks.
+
+    Every rank adds ``longest`` rows, empty ones where it has fewer keys. Costs a copy of the rows.
+    """
+    view = bank.view()
+    assert view.shard is not None
+    more = longest - len(ids)
+    shard = view.shard._replace(
+        offset=view.shard.offset + view.shard.rank * longest,
+        size=view.shard.size + view.shard.world * longest,
+    )
+    keys = nn.functional.pad(keys.detach().to(view.rows.dtype), (0, 0, 0, more))
+    ids = nn.functional.pad(ids, (0, more), value=EMPTY)
+    return BankView(torch.cat([view.rows, keys]), None, torch.cat([view.ids, ids]), shard)
 
 
 class FragmentObjective(Objective):
@@ -151,19 +178,35 @@ class FragmentObjective(Objective):
         model: its ``score`` compares queries with banks; it is not a sub-module here.
         regions: fragments an image.
         longest: words of the longest caption.
+        ranks: of the run.
     """
 
     def __init__(
-        self, config: TrainConfig, model: FragmentModel, regions: int, longest: int
+        self,
+        config: TrainConfig,
+        model: FragmentModel,
+        regions: int,
+        longest: int,
+        ranks: Ranks = Ranks(),  # noqa: B008
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, ranks)
+        if config.bank and not config.bank_hardest and ranks.world > 1:
+            raise UserError(
+                "bank_hardest 0 compares with every stored set, and each process holds some of "
+                "them only: give --bank-hardest 1 or more, or train with one process."
+            )
         self._score = model.score
         self._score_pairs = model.score_pairs
         if config.bank:
-            self.image_bank = FragmentBank(config.bank, regions, config.dim)
-            self.caption_bank = FragmentBank(config.bank, longest, config.dim)
-            self.image_means = MemoryBank(config.bank, config.dim)
-            self.caption_means = MemoryBank(config.bank, config.dim)
+            self.image_bank = self._sets(regions)
+            self.caption_bank = self._sets(longest)
+            self.image_means = self._bank(config.dim)
+            self.caption_means = self._bank(config.dim)
+
+    def _sets(self, longest: int) -> FragmentBank:
+        """A bank of fragment sets, this rank's part of it."""
+        kind = FragmentBank if self.ranks.world == 1 else ShardedFragmentBank
+        return kind(self.config.bank, longest, self.config.dim)
 
     def forward(
         self,
@@ -173,29 +216,33 @@ class FragmentObjective(Objective):
         keys: Pair | None = None,
         *,
         erased: bool = False,
+        rows: RowsOfRanks | None = None,
     ) -> Tensor:
         """Mean loss of both directions."""
         if keys is None:
-            batch = self._score(images, captions, erased=erased)
-            ways = Way(batch, ids=ids, key_ids=ids), Way(batch.t(), ids=ids, key_ids=ids)
+            ways = self._of_batch(images, captions, ids, self._alone(rows, len(ids)), erased)
         else:
             against = self._of_hardest if self.config.bank_hardest else self._of_bank
             ways = against(images, captions, ids, keys)
-        first, second = (self._one_way(way) for way in ways)
+        first, second = (self._one_way(way, rows) for way in ways)
         return (first + second) / 2
 
-    def _one_way(self, way: Way) -> Tensor:
-        """Mean loss of one direction."""
-        if self.config.loss == "hinge":
-            return hardest_hinge(*way.hardest(), self.config.margin).mean()
-        return score_info_nce(
-            way.scores,
-            way.positive,
-            valid=way.valid,
-            query_ids=way.ids,
-            key_ids=way.key_ids,
-            temperature=self.config.temperature,
-            hardness=self.config.weighting,
+    def _of_batch(
+        self, images: Encoded, captions: Encoded, ids: Tensor, rows: RowsOfRanks, erased: bool
+    ) -> tuple[Way, Way]:
+        """Against each other; of several ranks captions and scores are gathered, not images."""
+        if rows.group is not None:
+            lengths = captions.lengths
+            captions = Encoded(
+                rows.gather(captions.fragments), None if lengths is None else rows.gather(lengths)
+            )
+        scores = self._score(images, captions, erased=erased)  # (B, all)
+        key_ids = own_first(rows.gather(ids), rows)
+        mine = slice(rows.offset, rows.offset + len(ids))
+        columns = rows.gather(scores)[:, mine].t()
+        return (
+            Way(own_first(scores, rows, 1), ids=ids, key_ids=key_ids),
+            Way(own_first(columns, rows, 1), ids=ids, key_ids=key_ids),
         )
 
     def _of_bank(
@@ -241,12 +288,14 @@ class FragmentObjective(Objective):
         """Of each query its key, then its hardest sets (B, 1 + k, L, D); which exist (B, k)."""
         wanted = self.config.bank_hardest
         near = hardest_negatives(mean_fragment(query), means, wanted, query_ids=ids)[1]
-        rows = nn.functional.pad(near.clamp_min(0), (1, 0))  # the first place is for the key
+        if isinstance(bank, ShardedFragmentBank):
+            found, counts = bank.fetch(near)
+            lengths = nn.functional.pad(counts, (1, 0))  # the first place is for the key
+            sets = nn.functional.pad(found, (0, 0, 0, 0, 1, 0))
+            return _with_key(sets, lengths, key, query.fragments.dtype), near >= 0
+        rows = nn.functional.pad(near.clamp_min(0), (1, 0))
         sets = bank.rows.index_select(0, rows.flatten()).view(*rows.shape, *bank.rows.shape[1:])
-        lengths, width = bank.lengths[rows], key.fragments.shape[1]
-        sets[:, 0, :width] = key.fragments
-        lengths[:, 0] = width if key.lengths is None else key.lengths
-        return Encoded(sets.to(query.fragments.dtype), lengths), near >= 0
+        return _with_key(sets, bank.lengths[rows], key, query.fragments.dtype), near >= 0
 
     @torch.no_grad()
     def enqueue(self, keys: Pair, ids: Tensor) -> None:
@@ -256,6 +305,14 @@ class FragmentObjective(Objective):
         self.caption_bank.enqueue(captions.fragments, captions.lengths, ids)
         self.image_means.enqueue(mean_fragment(images), ids)
         self.caption_means.enqueue(mean_fragment(captions), ids)
+
+
+def _with_key(sets: Tensor, lengths: Tensor, key: Encoded, dtype: torch.dtype) -> Encoded:
+    """Sets (B, 1 + k, L, D) whose first ones become the keys."""
+    width = key.fragments.shape[1]
+    sets[:, 0, :width] = key.fragments
+    lengths[:, 0] = width if key.lengths is None else key.lengths
+    return Encoded(sets.to(dtype), lengths)
 
 
 def _each(side: Encoded) -> Encoded:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -58,7 +59,7 @@ class Similarities:
             return Similarities(self.images[rows][:, columns])
         return Similarities(self.images[rows], self.captions[columns])
 
-    def ranks(self, pairs: Ints) -> tuple[Ints, Ints]:
+    def ranks(self, pairs: Ints, group: "dist.ProcessGroup | None" = None) -> tuple[Ints, Ints]:
         """Rank, from 0, of the best right answer of every query, both ways.
 
         A wrong answer that ties with the best right one counts as ahead of it, so a collapsed model
@@ -66,12 +67,14 @@ class Similarities:
 
         Args:
             pairs: (P, 2) right (caption, image) pairs.
+            group: process group whose ranks share the work; None for this process alone.
 
         Returns:
             Ranks of the images that have a caption, in their order, and of the captions that have
             an image.
         """
-        found = best_right_ranks(self.block, _right_answers(pairs), self.shape, block=BLOCK)
+        right = _right_answers(pairs)
+        found = best_right_ranks(self.block, right, self.shape, block=BLOCK, group=group)
         images, captions = (ranks[ranks >= 0].numpy() for ranks in found)
         return images, captions
 
@@ -95,7 +98,12 @@ def _right_answers(pairs: Ints) -> Callable[[slice, slice], tuple[Tensor, Tensor
 
 @torch.inference_mode()
 def compare_part(
-    model: RetrievalModel, part: Part, words: list[list[int]], *, progress: bool = False
+    model: RetrievalModel,
+    part: Part,
+    words: list[list[int]],
+    *,
+    progress: bool = False,
+    group: "dist.ProcessGroup | None" = None,
 ) -> Similarities:
     """Similarity of every image with every caption, in fp32.
 
@@ -104,13 +112,17 @@ def compare_part(
         part: images and captions.
         words: numbers of each caption's words.
         progress: show a progress bar.
+        group: process group whose ranks share the work, all with equal weights, and get the same
+            similarities; None for this process alone.
 
     Cost:
         Each image and caption is encoded once and its vector kept. Of a model that compares
-        fragments the N x C scores, see ``score_part``.
+        fragments the N x C scores, see ``score_part``. With a group one sum of either over it.
     """
     if model.compares_fragments:
-        return Similarities(torch.from_numpy(score_part(model, part, words, progress=progress)))
+        scores = score_part(model, part, words, progress=progress, group=group)
+        return Similarities(torch.from_numpy(scores))
+    rank, world = _place(group)
     encoders = image_encoder(model, part), caption_encoder(model, part, words)
     counts = len(part.rows), len(words)
     sides = []
@@ -120,13 +132,25 @@ def compare_part(
     hide = None if progress else True
     with tqdm(total=total, desc="encoding", unit="block", disable=hide) as bar:
         for count, encode in zip(counts, encoders, strict=True):
-            vectors = []
-            for rows in _runs(count, _BLOCK):
-                vectors.append(encode(rows).unit_vector().float().cpu())
+            vectors = torch.zeros(count, model.sizes.dim)
+            for rows in _runs(count, _BLOCK)[rank::world]:
+                vectors[rows.start : rows.stop] = encode(rows).unit_vector().float().cpu()
                 bar.update()
-            sides.append(torch.cat(vectors))
+            sides.append(_of_all(vectors, group))
     model.train(was_training)
     return Similarities(sides[0], sides[1])
+
+
+def _place(group: "dist.ProcessGroup | None") -> tuple[int, int]:
+    """Rank and number of ranks."""
+    return (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+
+
+def _of_all(parts: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
+    """What each rank has filled in, the rest being 0."""
+    if group is not None:
+        dist.all_reduce(parts, group=group)
+    return parts
 
 
 def _runs(count: int, block: int) -> list[range]:
@@ -163,6 +187,7 @@ def score_part(
     block: int = _BLOCK,
     hold_bytes: int = 1 << 28,
     progress: bool = False,
+    group: "dist.ProcessGroup | None" = None,
 ) -> Floats:
     """Similarity of every image with every caption, fp32, block by block.
 
@@ -176,14 +201,16 @@ def score_part(
         block: images (and captions) a block.
         hold_bytes: most bytes of caption encodings at a time.
         progress: show a progress bar.
+        group: as of ``compare_part``; each rank takes some blocks of images.
 
     Returns:
         (N, C) float32.
     """
+    rank, world = _place(group)
     was_training = model.training
     model.eval()
     images, captions = len(part.rows), len(words)
-    scores = np.empty((images, captions), np.float32)
+    scores = np.zeros((images, captions), np.float32)
     encode_images, encode = image_encoder(model, part), caption_encoder(model, part, words)
     total = -(-images // block) * -(-captions // block)
     with tqdm(total=total, desc="scoring", unit="block", disable=None if progress else True) as bar:
@@ -196,13 +223,14 @@ def score_part(
                 held.append((columns, encode(columns)))
                 size += sum(t.nbytes for t in held[-1][1] if t is not None)
                 first = columns.stop
-            for rows in _runs(images, block):
+            for rows in _runs(images, block)[rank::world]:
                 encoded = encode_images(rows)
-                for columns, group in held:
-                    found = model.score(encoded, group).float().cpu().numpy()
+                for columns, texts in held:
+                    found = model.score(encoded, texts).float().cpu().numpy()
                     scores[rows.start : rows.stop, columns.start : columns.stop] = found
                     bar.update()
     model.train(was_training)
+    _of_all(torch.from_numpy(scores), group)
     return scores
 
 

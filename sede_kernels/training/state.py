@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from sede_kernels.resharding import unsharded, whole_state
 from sede_kernels.training import changes, checkpoint
 from sede_kernels.training.data.text import Vocabulary
 from sede_kernels.training.files import UserError
@@ -21,14 +22,19 @@ _NEEDS = ("model", "momentum", "objective", "optimizer", "rng", "place", "sums",
 
 
 def snapshot(run: "Trainer") -> dict[str, Any]:
-    """Model, momentum encoders, banks, optimiser, generators, place, settings and log."""
+    """Model, momentum encoders, banks, optimiser, generators, place, settings and log.
+
+    Every rank calls it alike; what it returns is whole on each of them.
+    """
+    generators = run.ranks.every(checkpoint.rng_state())
     log = run.out / "metrics.jsonl"
     return {
         "model": run.model.state_dict(),
         "momentum": [encoder.state_dict() for encoder in run.momentum],
-        "objective": run.objective.state_dict(),
+        "objective": whole_state(run.objective),
         "optimizer": run.optimizer.state_dict(),
-        "rng": checkpoint.rng_state(),
+        "rng": generators[0],
+        **({"rng_of_ranks": generators} if run.ranks.world > 1 else {}),
         "place": [run.epoch, run.batch, run.step],
         # Whatever depends on the clock is in one place: the rest is the same in every run.
         "sums": [run.loss_sum, run.seconds, *(line["train_seconds"] for line in run.log)],
@@ -71,7 +77,10 @@ def restore(run: "Trainer", given: Collection[str] = ()) -> dict[str, list[Any]]
         raise UserError(checkpoint.misfit(path, detail))
     for encoder, values in zip(run.momentum, state["momentum"], strict=True):
         checkpoint.fill(encoder, values, path, "momentum encoder")
-    checkpoint.fill(run.objective, state["objective"], path, "banks")
+    banks = state["objective"]
+    if run.ranks.world == 1 and isinstance(banks, Mapping):
+        banks = _whole_banks(banks, path)
+    checkpoint.fill(run.objective, banks, path, "banks")
     try:
         run.optimizer.load_state_dict(state["optimizer"])
         for group in run.optimizer.param_groups:
@@ -80,15 +89,35 @@ def restore(run: "Trainer", given: Collection[str] = ()) -> dict[str, list[Any]]
         run.loss_sum, run.seconds, *times = (float(value) for value in state["sums"])
         run.best = {name: float(state["best"][name]) for name in ("rsum", "epoch")}
         log = None if "log" not in state else _with_times(state["log"], times)
-        checkpoint.set_rng_state(state["rng"])
+        _set_generators(run, state)
     except Exception as error:  # of any kind: the entries may be anything
         detail = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(checkpoint.misfit(path, detail[:160])) from error
     if run.best["epoch"] >= 0:
         _check_best(run)
-    _restore_log(run, log)
+    if run.ranks.first:
+        _restore_log(run, log)
+    else:
+        run.log = log or []
     run.kept = run.step
     return changed
+
+
+def _whole_banks(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What several ranks saved, for one."""
+    try:
+        return unsharded(values)
+    except Exception as error:  # of any kind: the values may be anything
+        raise UserError(checkpoint.misfit(path, f"banks: {type(error).__name__}")) from error
+
+
+def _set_generators(run: "Trainer", state: Mapping[str, Any]) -> None:
+    """Each rank its own generator; another number of ranks begins new ones, but for rank 0."""
+    saved, ranks = state.get("rng_of_ranks", [state["rng"]]), run.ranks
+    if len(saved) == ranks.world or ranks.first:
+        checkpoint.set_rng_state(saved[ranks.rank])
+    else:
+        ranks.seed(run.config.seed, run.step)
 
 
 def _check_data(run: "Trainer", path: Path, trained_on: object) -> None:

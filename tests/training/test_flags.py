@@ -56,6 +56,9 @@ CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "checkpoint_every": ([], {"0": "checkpoint_every must be above 0", HUGE: "at most"}),
     "threads": ([], {"-1": "threads must be 0 or more", "1025": "threads must be at most 1024"}),
     "workers": ([], {"-1": "workers must be 0 or more", "1025": "workers must be at most 1024"}),
+    "batch_negatives": ([], {"mine": "batch_negatives must be one of all, rank"}),
+    "precision": ([], {"fp16": "precision must be one of fp32, bf16"}),
+    "compile": ([], {"yes": "compile must be one of off, on"}),
     "device": ([], dict.fromkeys(("", "meta", "cuda:99", "gpu", "\udcff"), "cannot be used here")),
 }
 

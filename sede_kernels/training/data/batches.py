@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sede_kernels.training.data.precomp import Part
 from sede_kernels.training.data.text import pad
+from sede_kernels.training.ranks import Ranks
 
 _AHEAD = 2  # batches that a worker has ready
 
@@ -47,13 +48,22 @@ class Batches(Dataset[Batch]):
         part: images and captions.
         words: numbers of each caption's words.
         order: (C,) captions in the order of the epoch.
-        size: captions a batch; the last one may have fewer.
+        size: captions a batch, of all ranks together; the last one may have fewer.
+        ranks: of which this one reads its part, or the first row of a batch where it has none.
+        start: place of the epoch's first caption in the run.
     """
 
     def __init__(
-        self, part: Part, words: list[list[int]], order: np.ndarray[Any, Any], size: int
+        self,
+        part: Part,
+        words: list[list[int]],
+        order: np.ndarray[Any, Any],
+        size: int,
+        ranks: Ranks = Ranks(),  # noqa: B008
+        start: int = 0,
     ) -> None:
         self.part, self.words, self.order, self.size = part, words, order, size
+        self.ranks, self.start = ranks, start
 
     def __len__(self) -> int:
         """Batches of the epoch."""
@@ -61,9 +71,13 @@ class Batches(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         """Read one."""
-        captions = self.order[number * self.size : (number + 1) * self.size]
+        first = number * self.size
+        every = self.order[first : first + self.size]
+        longest = max(len(self.words[caption]) for caption in every)
+        mine = every[self.ranks.rows(self.start + first, len(every))]
+        captions = mine if len(mine) else every[:1]
         rows = self.part.image_of[captions]
-        numbers, lengths = pad([self.words[caption] for caption in captions])
+        numbers, lengths = pad([self.words[caption] for caption in captions], longest)
         return Batch(
             self.part.regions(rows),
             numbers,

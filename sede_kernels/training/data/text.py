@@ -101,13 +101,17 @@ class Vocabulary:
         return numbers or [self._unknown]
 
 
-def pad(captions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def pad(captions: Sequence[Sequence[int]], longest: int = 0) -> tuple[Tensor, Tensor]:
     """Stack captions of different lengths.
+
+    Args:
+        captions: N of them.
+        longest: least L.
 
     Returns:
         Words (N, L) int64, 0 after the end, and lengths (N,) int64.
     """
     lengths = torch.tensor([len(c) for c in captions], dtype=torch.int64)
-    longest = int(lengths.max())
+    longest = max(longest, int(lengths.max()))
     rows = [[*caption, *[0] * (longest - len(caption))] for caption in captions]
     return torch.tensor(rows, dtype=torch.int64), lengths

@@ -73,18 +73,20 @@ def _train_here(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     require(_PACKAGES, "`sede eval`")
+    from sede_kernels.training import ranks
     from sede_kernels.training.scoring import evaluate
 
-    evaluate(
-        arguments.run,
-        data=arguments.data,
-        part=arguments.part,
-        folds=arguments.folds,
-        page=arguments.visualize,
-        beside=arguments.beside,
-        json_only=arguments.json,
-        ranks=arguments.ranks,
-    )
+    with ranks.started():
+        evaluate(
+            arguments.run,
+            data=arguments.data,
+            part=arguments.part,
+            folds=arguments.folds,
+            page=arguments.visualize,
+            beside=arguments.beside,
+            json_only=arguments.json,
+            ranks=arguments.ranks,
+        )
     return 0
 
 

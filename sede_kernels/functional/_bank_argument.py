@@ -138,7 +138,12 @@ def unpack_bank(
 
 def shard_of(bank: Tensor | MemoryBank | BankView | None) -> Shard | None:
     """Which part of the bank is here, where several ranks hold it."""
-    return bank.shard if isinstance(bank, MemoryBank | BankView) else None
+    return _told_apart(bank.shard) if isinstance(bank, MemoryBank | BankView) else None
+
+
+def _told_apart(shard: Shard | None) -> Shard | None:
+    """None for a part that stands alone with the numbers of its own rows: an ordinary bank."""
+    return None if shard is None or not (shard.group or shard.offset) else shard
 
 
 def training_shard(bank: Tensor | MemoryBank | BankView | None) -> Shard | None:
@@ -146,7 +151,7 @@ def training_shard(bank: Tensor | MemoryBank | BankView | None) -> Shard | None:
     shard = shard_of(bank)
     if shard is None or torch.is_grad_enabled():
         return shard
-    return shard._replace(group="")
+    return _told_apart(shard._replace(group=""))
 
 
 def _check_scale(name: str, rows: Tensor, scale: Tensor | None) -> None:

@@ -40,6 +40,7 @@ from sede_kernels.training.run import (
     check_run,
     load_best,
     load_corpus,
+    multiplies_bf16,
     read_config,
 )
 from sede_kernels.training.similarities import compare_part
@@ -86,8 +87,9 @@ class Trainer:
         ]
         for encoder in self.momentum:
             encoder.eval()  # keys without dropout
+        self.bf16_keys = multiplies_bf16(config.device)
         self.forward: nn.Module = build(
-            Step(self.model, self.objective, self.momentum, config), self.ranks
+            Step(self.model, self.objective, self.momentum, config, self.bf16_keys), self.ranks
         )
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
@@ -95,6 +97,7 @@ class Trainer:
         self.epoch = self.batch = self.step = 0
         self.loss_sum = self.seconds = 0.0
         self.began, self.waited = 0.0, 0.0  # of this epoch, in this process
+        self.waited_before = 0.0  # in this process
         self.best = {"rsum": -1.0, "epoch": -1.0}
         self.log: list[Record] = []
         self.kept = 0  # step of the newest checkpoint
@@ -148,6 +151,7 @@ class Trainer:
         return left(self.seconds - self.first_seconds, done, total - self.first_step)
 
     def _train_epoch(self) -> None:
+        self.waited_before += self.waited
         self.began, self.waited = self.seconds, 0.0
         self.model.train()
         order = np.random.default_rng([self.config.seed, self.epoch]).permutation(
@@ -287,6 +291,10 @@ class Trainer:
         test = summarize(scores, part.pairs, group=group)
         facts = {"test": test.as_dict(), "best_epoch": int(self.best["epoch"])}
         facts |= {"dev_rsum": self.best["rsum"], "train_seconds": round(self.seconds, 3)}
+        trained = self.seconds - self.first_seconds
+        if trained:  # of the time that this process trained
+            waited = self.waited_before + self.waited
+            facts["waiting_percent"] = round(100.0 * waited / trained, 2)
         if self.ranks.first:
             write_json(self.out / "test.json", facts)
         return test

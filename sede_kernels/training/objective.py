@@ -105,8 +105,10 @@ class VectorObjective(Objective):
         first: Tensor
         second: Tensor
         if alone.group is None:
-            sides = image, caption, old_image, old_caption
-            first = symmetric_info_nce(*sides, *banks, ids=ids, in_batch_negatives=True, **options)
+            rest = old_caption, *banks
+            first = symmetric_info_nce(
+                image, caption, old_image, *rest, ids=ids, in_batch_negatives=True, **options
+            )
             return first
         longest = max(rows.sizes)
         texts, pictures = (

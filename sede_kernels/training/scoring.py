@@ -24,6 +24,7 @@ from sede_kernels.training.files import UserError, write_json
 from sede_kernels.training.limits import check_backend, enough_memory
 from sede_kernels.training.models import RetrievalModel
 from sede_kernels.training.pictures import Gallery, draw_results
+from sede_kernels.training.ranks import here
 from sede_kernels.training.run import Corpus, load_best, load_corpus
 from sede_kernels.training.similarities import Similarities, compare_part
 
@@ -41,7 +42,10 @@ class Scored:
 
     def scores(self) -> Similarities:
         """Similarity of every image with every caption."""
-        return compare_part(self.model, self.part, self.words, progress=True)
+        ranks = here()
+        return compare_part(
+            self.model, self.part, self.words, progress=ranks.first, group=ranks.group
+        )
 
 
 def evaluate(
@@ -57,7 +61,7 @@ def evaluate(
 ) -> None:
     """Print the table of a run, and draw pages of what it finds and attends to.
 
-    All is checked before anything is scored.
+    All is checked before anything is scored. Processes that ``torchrun`` started share the work.
 
     Args:
         run: its folder.
@@ -87,14 +91,14 @@ def _evaluate(
     folds: int,
     page: Path | None,
     beside: Path | None,
-    ranks: Path | None,
+    ranks_file: Path | None,
 ) -> dict[str, Any]:
     """The same; returns the figures of each run."""
     check_backend()
     if page is not None:
         check_page(page)
-    if ranks is not None:
-        check_ranks(ranks)
+    if ranks_file is not None:
+        check_ranks(ranks_file)
     one = _open(run, data, part)
     same = one.config.data if data is None else data
     other = None if beside is None else _open(beside, same, part)
@@ -104,17 +108,20 @@ def _evaluate(
     with enough_memory():
         scores = one.scores()
         title = one.config.title
-        rows = {title: summarize(scores, one.part.pairs, folds)}
+        ranks = here()
+        rows = {title: summarize(scores, one.part.pairs, folds, group=ranks.group)}
         second = None
         if other is not None:
             found = other.scores()
             name = other.config.title + (" (beside)" if other.config.title in rows else "")
-            rows[name] = summarize(found, one.part.pairs, folds)
+            rows[name] = summarize(found, one.part.pairs, folds, group=ranks.group)
             second = name, found, other.vocabulary
+    if not ranks.first:  # the first of several processes prints and writes
+        return {}
     shown = _print(one, rows, folds)
-    if ranks is not None:
-        write_json(ranks, _ranks(scores, one.part))
-        print(f"Ranks: {ranks}")
+    if ranks_file is not None:
+        write_json(ranks_file, _ranks(scores, one.part))
+        print(f"Ranks: {ranks_file}")
     if page is not None:
         place = one.corpus.folder, part, page
         draw_results(

@@ -13,7 +13,6 @@ from sede_kernels.training.data.batches import Batch
 from sede_kernels.training.directions import Objective, Pair
 from sede_kernels.training.models import Encoded, RetrievalModel
 from sede_kernels.training.ranks import Ranks
-from sede_kernels.training.run import multiplies_bf16
 
 
 class Step(nn.Module):
@@ -24,6 +23,7 @@ class Step(nn.Module):
         objective: the loss and the banks.
         momentum: encoders of the keys, or none.
         config: settings.
+        bf16_keys: whether momentum encoders multiply in bf16 where the model does not.
     """
 
     def __init__(
@@ -32,13 +32,14 @@ class Step(nn.Module):
         objective: Objective,
         momentum: Sequence[MomentumEncoder],
         config: TrainConfig,
+        bf16_keys: bool,
     ) -> None:
         super().__init__()
         self.model = model
         self.config = config
         self._beside = objective, tuple(momentum)
         self._bf16 = config.precision == "bf16"
-        self._bf16_keys = self._bf16 or multiplies_bf16(config.device)
+        self._bf16_keys = self._bf16 or bf16_keys
 
     def forward(
         self, batch: Batch, rows: RowsOfRanks, keys: RowsOfRanks | None, warm: bool

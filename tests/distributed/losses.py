@@ -12,6 +12,7 @@ from sede_kernels import (
     FragmentBank,
     MemoryBank,
     SEDELoss,
+    ShardedFragmentBank,
     ShardedMemoryBank,
     bank_lse,
     hardest_negatives,
@@ -200,6 +201,11 @@ def fragments(rank: int) -> float:
     query = unit(3 - rank % 2, DIM, dtype=torch.float32)
     _, indices = hardest_negatives(query, means, 4, query_ids=torch.arange(len(query)))
     found = means.fetch(here.rows, indices), means.fetch(here.lengths, indices)
+    shared = ShardedFragmentBank(21, 3, DIM)
+    shared.enqueue(sets[rank], lengths[rank], ids[rank])
+    again = shared.fetch(indices)
+    assert all(torch.equal(one, two) for one, two in zip(again, found, strict=True))
+    assert torch.equal(shared.ids, here.ids)
     padded = torch.zeros(1, 3, DIM)
     rows = torch.cat([bank.rows for bank in whole] + [padded])
     counts = torch.cat([bank.lengths for bank in whole] + [torch.zeros(1, dtype=torch.int64)])

@@ -1,9 +1,10 @@
 """One rank's part of ``sede train``: whole runs, stopped ones, and what a step communicates."""
 
+import io
 import json
 import os
 import shutil
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,18 @@ def stopped(rank: int, folder: Path) -> dict[str, Any]:
     here().wait()
     found["second"] = trained(folder / "stopped", [])
     found["from one"] = trained(folder / "one", [])
+    return found
+
+
+def evaluated(rank: int, folder: Path) -> dict[str, tuple[int, str]]:
+    """What ``sede eval`` prints of two runs of one process, by all ranks here."""
+    os.environ["SEDE_DATA"] = str(folder / "data")
+    found = {}
+    for name in ("vse", "scan"):
+        said = io.StringIO()
+        with redirect_stdout(said):
+            status = main(["eval", str(folder / f"{name}-1"), "--json"])
+        found[name] = status, said.getvalue() if rank == 0 else ""
     return found
 
 

@@ -109,8 +109,8 @@ def test_ragged_ddp_training_equals_one_process(ranks: list) -> None:
         assert found["weights"] < 1e-10 and found["banks"] < 1e-10 and found["ids"] == 0
 
 
-@pytest.mark.parametrize("how", ["compiled", "fsdp"])
-def test_compiled_ddp_and_fsdp2_training_equal_one_process(ranks: list, how: str) -> None:
+@pytest.mark.parametrize("how", ["compiled", "fsdp", "flat"])
+def test_compiled_ddp_and_fsdp_training_equal_one_process(ranks: list, how: str) -> None:
     assert all(ranks[rank]["training"][how] < 1e-10 for rank in range(2))
 
 

@@ -1,5 +1,6 @@
 """``sede train`` on several processes: one curve, one writer, one sentence where it fails."""
 
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +50,7 @@ def two(folder: Path, alone: dict[str, Any]) -> list[dict[str, Any]]:
         "stopped": runs.stopped,
         "exchange": runs.exchange,
         "lost": runs.lost,
+        "evaluated": runs.evaluated,
     }
     return run_ranks(works, 2, folder)
 
@@ -84,6 +86,15 @@ def test_four_ranks_train_as_one(folder: Path, alone: dict, four: list, name: st
 def four(folder: Path, alone: dict[str, Any]) -> list[dict[str, Any]]:
     """What four processes found."""
     return run_ranks({"curves": runs.curves}, 4, folder)
+
+
+@pytest.mark.parametrize("name", ["vse", "scan"])
+def test_two_ranks_evaluate_as_one(folder: Path, alone: dict, two: list, name: str) -> None:
+    status, said = two[0]["evaluated"][name]
+    assert status == 0
+    figures = json.loads(said)
+    (title,) = set(figures) - {"chance"}
+    assert figures[title] == json.loads((folder / f"{name}-1" / "test.json").read_text())["test"]
 
 
 def test_all_stop_after_one_step_and_resume_bit_for_bit(folder: Path, two: list) -> None:

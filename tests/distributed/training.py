@@ -130,8 +130,9 @@ def under_ddp(rank: int, world: int, group: Any) -> dict[str, float]:
 
 
 def on_two(rank: int, group: Any) -> dict[str, float]:
-    """DDP inside a compiled step; FSDP2, which shards the weights and leaves the banks alone."""
-    from torch.distributed.fsdp import fully_shard  # takes a second: two ranks need it
+    """DDP inside a compiled step; FSDP, which shards the weights and leaves the banks alone."""
+    # takes a second: two ranks need it
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
     truth = Towers(WholeBanks(2))
     trained(truth, None, 2, micro=1)
@@ -143,7 +144,15 @@ def on_two(rank: int, group: Any) -> dict[str, float]:
     model = fully_shard(sharded(group), mesh=DeviceMesh.from_group(group, "cpu"))
     trained(model, rank, 2, micro=1)
     bank, ring = model.criterion.image_bank, truth.criterion.rings[0][rank]
+    flat = FullyShardedDataParallel(
+        sharded(group), process_group=group, device_id=torch.device("cpu"), use_orig_params=True
+    )
+    trained(flat, rank, 2, micro=1)
+    flat_bank = flat.module.criterion.image_bank
+    with FullyShardedDataParallel.summon_full_params(flat):
+        flat_gap = max(map(gap, weights(flat), weights(truth)))
     return {
+        "flat": max(flat_gap, gap(flat_bank.rows, ring.rows)),
         "compiled": max(map(gap, weights(step), weights(truth))),
         "fsdp": max(*map(gap, weights(model), weights(truth)), gap(bank.rows, ring.rows)),
     }

@@ -1,6 +1,7 @@
 """Batches read by workers are those read in place, and training with them is the same."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -51,3 +52,19 @@ def test_a_run_with_workers_equals_one_without(tiny, tmp_path, capfd):
     assert read_log(tmp_path / "none") == read_log(tmp_path / "two")
     results = [json.loads((tmp_path / name / "test.json").read_text()) for name in ("none", "two")]
     assert results[0]["test"] == results[1]["test"]
+
+
+def test_the_share_of_waiting_is_on_file(tiny, tmp_path, monkeypatch):
+    """Reading takes at least 0.2 s an epoch, and every other second of the two is counted."""
+    real = Batches.__getitem__
+
+    def slow(self, number):
+        time.sleep(0.05)
+        return real(self, number)
+
+    monkeypatch.setattr(Batches, "__getitem__", slow)
+    out = tmp_path / "run"
+    command = ["train", "--data=tiny", *TINY, "--epochs=2", "--out", str(out)]
+    assert main(command) == 0
+    found = json.loads((out / "test.json").read_text())
+    assert 100 * 8 * 0.05 / found["train_seconds"] < found["waiting_percent"] + 1 <= 101

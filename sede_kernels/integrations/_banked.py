@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sede_kernels.bank import MemoryBank
 from sede_kernels.distributed import gather_keys, gather_with_grad
+from sede_kernels.ops.sharded import reduced
 from sede_kernels.sharded_bank import ShardedMemoryBank
 from sede_kernels.whole_file import atomic_file
 
@@ -85,6 +86,15 @@ def store_of_all(bank: MemoryBank, keys: Tensor, ids: Tensor | None) -> None:
     if not isinstance(bank, ShardedMemoryBank):
         keys, ids = gather_keys(keys, ids)
     bank.enqueue(keys, ids)
+
+
+def mean_of_all(rows: Tensor, bank: MemoryBank) -> Tensor:
+    """The mean of a loss's rows, scaled beside a sharded bank as its losses are."""
+    shared = isinstance(bank, ShardedMemoryBank) and torch.is_grad_enabled()
+    if not (shared and bank.shard and bank.shard.group):
+        return rows.mean()
+    loss: Tensor = reduced(rows, 0.0, "mean", bank.shard)[1]
+    return loss
 
 
 def training_call(module: nn.Module, *outputs: Tensor) -> bool:

@@ -7,9 +7,13 @@ from torch import Tensor, nn
 
 from sede_kernels.bank import ANONYMOUS, EMPTY, MemoryBank
 from sede_kernels.checks import check_count
-from sede_kernels.distributed import gather_keys
 from sede_kernels.functional import bank_lse, weighted_info_nce
-from sede_kernels.integrations._banked import training_call
+from sede_kernels.integrations._banked import (
+    make_bank,
+    mean_of_all,
+    store_of_all,
+    training_call,
+)
 from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
@@ -17,11 +21,12 @@ from sede_kernels.integrations._checks import (
     check_features,
     check_real,
     check_stored,
+    check_switch,
     check_temperature,
     ids_tensor,
     integers,
 )
-from sede_kernels.integrations.moco import Columns, entry
+from sede_kernels.integrations.moco import Columns, entry, whole_size
 
 NAME = "RetrievalQueues"
 
@@ -38,6 +43,8 @@ class RetrievalQueues(nn.Module):
         embed_dim: D.
         queue_size: K; the batch size need not divide it.
         dtype: of the queues, see ``MemoryBank``.
+        sharded: all ranks hold the queues together, K / W entries each, see ``ShardedMemoryBank``;
+            features are not gathered then, and ``image_queue`` and the others are this rank's part.
 
     Cost:
         Two reads of each queue (one more with ``alpha`` > 0), no (B, K) matrix, no copy.
@@ -59,14 +66,16 @@ class RetrievalQueues(nn.Module):
         queue_size: int = 65536,
         *,
         dtype: torch.dtype = torch.float32,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
+        shared = check_switch(NAME, "sharded", sharded)
         size = check_count(NAME, "queue_size", queue_size, least=1)
         _, width = check_bank_settings(
             NAME, size, embed_dim, dtype, names=("queue_size", "embed_dim", "dtype")
         )
-        self.image_bank = MemoryBank(size, width, dtype=dtype)
-        self.text_bank = MemoryBank(size, width, dtype=dtype)
+        self.image_bank = make_bank(size, width, dtype, shared)
+        self.text_bank = make_bank(size, width, dtype, shared)
 
     @property
     def image_queue(self) -> Tensor:
@@ -168,7 +177,7 @@ class RetrievalQueues(nn.Module):
             total = _lse_of_all(probe, key_m, bank, inverse.detach())
             (slope,) = torch.autograd.grad(total.sum(), probe)
         expected = (query.to(loss.dtype) * (slope / inverse.detach()).to(loss.dtype)).sum(dim=1)
-        soft = (_lse_of_all(query, key_m, bank, inverse) - inverse * expected).mean()
+        soft = mean_of_all(_lse_of_all(query, key_m, bank, inverse) - inverse * expected, bank)
         return (1.0 - alpha) * loss + alpha * soft
 
     @torch.no_grad()
@@ -182,10 +191,8 @@ class RetrievalQueues(nn.Module):
         )
         check_stored(NAME, features)
         ids = self._ids(idx, image_feat_m)
-        image, every = gather_keys(image_feat_m, ids)
-        text, _ = gather_keys(text_feat_m)
-        self.image_bank.enqueue(image, every)
-        self.text_bank.enqueue(text, every)
+        store_of_all(self.image_bank, image_feat_m, ids)
+        store_of_all(self.text_bank, text_feat_m, ids)
 
     def load_host(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         """Take over the queues of an ALBEF or BLIP checkpoint; -100 slots stay empty.
@@ -199,7 +206,7 @@ class RetrievalQueues(nn.Module):
         blip = isinstance(state, Mapping) and f"{prefix}ptr_queue" in state
         names = ("image_queue", "text_queue", "ptr_queue" if blip else "queue_ptr")
         image, text, ptr = (entry(state, name, prefix) for name in names)
-        size, device = self.image_bank.rows.shape[0], self.image_bank.ids.device
+        size, device = whole_size(self.image_bank), self.image_bank.ids.device
         ids = torch.full((size,), ANONYMOUS, device=device)
         if f"{prefix}idx_queue" in state:
             idx = entry(state, "idx_queue", prefix)

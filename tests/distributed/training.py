@@ -16,6 +16,7 @@ from sede_kernels import MemoryBank, SEDELoss, ShardedMemoryBank, weighted_info_
 from sede_kernels.bank import BankView
 from sede_kernels.distributed import keep_banks_local
 from sede_kernels.functional import symmetric_info_nce
+from sede_kernels.integrations.albef import RetrievalQueues
 from sede_kernels.integrations.lightly import NTXentLoss
 from sede_kernels.integrations.moco import MoCoQueue
 from tests.distributed.losses import gap
@@ -204,6 +205,7 @@ def twins(rank: int) -> dict[str, float]:
         found[name] = gap(loss / 4, truth)
         for each in (queue, whole):
             each.load_host(host)
+    found["albef"] = of_albef(rows, mine)
     criteria = [NTXentLoss(0.2, (SIZE, DIM), sharded=flag) for flag in (True, False)]
     for turn in range(2):
         parts = [rows[turn][at].clone().requires_grad_() for at in (mine, slice(None))]
@@ -213,6 +215,22 @@ def twins(rank: int) -> dict[str, float]:
     dist.all_reduce(total)
     found["lightly"] = gap(total / 4, losses[1].detach())
     return found
+
+
+def of_albef(rows: Tensor, mine: slice) -> float:
+    """Loss and gradient with soft targets, beside queues that this rank holds whole."""
+    ids, found = torch.arange(8) % 5, []
+    for flag in (True, False):
+        queues = RetrievalQueues(DIM, SIZE, sharded=flag)
+        for turn in (0, 1):
+            stored = rows[turn][mine], rows[turn + 1][mine]
+            queues.dequeue_and_enqueue(*stored, ids[mine])
+        learn = rows[3][mine].clone().requires_grad_()
+        sides = learn, rows[4][mine], rows[2][mine], rows[1][mine]
+        loss = queues(*sides, ids[mine], temp=0.2, alpha=0.4)
+        loss.backward()
+        found.append((loss.detach(), learn.grad))
+    return max(map(gap, *found))
 
 
 def sentences(rank: int) -> dict[str, str]:

@@ -2,17 +2,22 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
+from torch import nn
 
 from sede_kernels import (
+    FragmentBank,
     MemoryBank,
     SEDELoss,
+    ShardedFragmentBank,
     ShardedMemoryBank,
     hardest_negatives,
     weighted_info_nce,
 )
+from sede_kernels.resharding import unsharded, whole_state
 from tests.conftest import unit
 
 
@@ -103,3 +108,55 @@ def test_wrong_settings_get_one_sentence() -> None:
         ShardedMemoryBank(7, 4).fetch(torch.zeros(3, 2), torch.zeros(1, 1, dtype=torch.int64))
     with pytest.raises(TypeError, match="sharded must be True or False"):
         SEDELoss(7, 4, sharded="yes")
+
+
+def sets(*banks: FragmentBank, steps: int = 3) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for step in range(steps):
+        keys = torch.randn(3, 2, 4, generator=generator)
+        for bank in banks:
+            bank.enqueue(keys, torch.tensor([1, 2, 1]), torch.arange(3) + 10 * step)
+
+
+def test_a_sharded_fragment_bank_alone_is_a_fragment_bank() -> None:
+    bank, plain = ShardedFragmentBank(7, 2, 4), FragmentBank(7, 2, 4)
+    sets(bank, plain)
+    assert same(bank, plain) and bank.size == 7
+    indices = torch.tensor([[6, -1], [0, 3]])
+    rows, lengths = bank.fetch(indices)
+    assert torch.equal(rows[0, 0], plain.rows[6]) and torch.equal(rows[1, 1], plain.rows[3])
+    assert not rows[0, 1].any() and lengths.tolist() == [
+        [int(plain.lengths[6]), 0],
+        [int(plain.lengths[0]), int(plain.lengths[3])],
+    ]
+
+
+def test_what_several_ranks_save_fits_banks_that_are_not_sharded() -> None:
+    """The oldest rows stay the next to go, for vectors and for sets."""
+    shared = nn.ModuleDict({"a": ShardedFragmentBank(7, 2, 4), "b": ShardedMemoryBank(7, 4)})
+    plain = nn.ModuleDict({"a": FragmentBank(7, 2, 4), "b": MemoryBank(7, 4)})
+    sets(shared["a"])
+    fill(shared["b"])
+    state = unsharded(whole_state(shared))
+    assert not any(name.endswith(("stamps", "step", "dealt_to")) for name in state)
+    plain.load_state_dict(state)
+    for name in ("a", "b"):
+        assert torch.equal(plain[name].ids, shared[name].ids)
+        assert torch.equal(plain[name].rows, shared[name].rows)
+        assert plain[name].ptr == shared[name].ptr and plain[name].count == 7
+    sets(shared["a"], plain["a"], steps=1)
+    assert torch.equal(plain["a"].ids, shared["a"].ids)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ShardedFragmentBank(0, 2, 4), "size must be"),
+        (lambda: ShardedFragmentBank(4, 2, 4).fetch(torch.zeros(3)), "must be (B, k) int64, got"),
+        (lambda: ShardedFragmentBank(4, 2, 4).fetch([[1]]), "must be (B, k) int64, got list"),
+    ],
+    ids=["size", "dtype", "list"],
+)
+def test_what_a_sharded_fragment_bank_refuses(call, words) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        call()

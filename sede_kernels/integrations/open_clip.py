@@ -14,7 +14,7 @@ from sede_kernels.bank import MemoryBank
 from sede_kernels.checks import check_count
 from sede_kernels.distributed import Batches, batches, gather_keys
 from sede_kernels.functional import symmetric_info_nce
-from sede_kernels.integrations._banked import training_call
+from sede_kernels.integrations._banked import make_bank, training_call
 from sede_kernels.integrations._checks import (
     Ids,
     check_bank_settings,
@@ -84,6 +84,9 @@ class ClipLoss(WarmUp):
         start_step: enqueues before the banks take part.
         accum_freq: the trainer's; it calls the loss so often a step with the same features, which
             are stored once, by the last call.
+        sharded: all ranks hold the banks together, see ``ShardedMemoryBank``; needs a bank. The
+            loss is over the rows of all ranks on each of them, so each asks with all of them: W
+            times the exchange that its own rows would take.
         loss_options: further keywords of ``symmetric_info_nce``: ``margin``, ``tau_plus``, ...
 
     Source:
@@ -113,6 +116,7 @@ class ClipLoss(WarmUp):
         hardness: float = 0.0,
         start_step: int = 0,
         accum_freq: int = 1,
+        sharded: bool = False,
         **loss_options: Any,
     ) -> None:
         super().__init__(start_step)
@@ -137,9 +141,12 @@ class ClipLoss(WarmUp):
         self.image_bank: MemoryBank | None = None
         self.text_bank: MemoryBank | None = None
         self._calls = 0
+        self.sharded = check_switch("ClipLoss", "sharded", sharded)
+        if sharded and not size:
+            raise ValueError("ClipLoss: sharded=True needs a bank; pass bank_size and dim.")
         if size:
-            self.image_bank = MemoryBank(size, width, dtype=bank_dtype)
-            self.text_bank = MemoryBank(size, width, dtype=bank_dtype)
+            self.image_bank = make_bank(size, width, bank_dtype, self.sharded)
+            self.text_bank = make_bank(size, width, bank_dtype, self.sharded)
 
     def _ranks(self, features: Tensor, ids: Tensor | None) -> Batches | None:
         """The batches of all ranks; None alone."""
@@ -220,7 +227,7 @@ class ClipLoss(WarmUp):
             )
         if training:
             self._calls = (self._calls + 1) % self.accum_freq
-            if self._calls == 0 and keys is None:
+            if self._calls == 0 and keys is None and not self.sharded:
                 self._store(image, text, every)
             elif self._calls == 0:
                 self.enqueue(*stored, known)
@@ -239,11 +246,11 @@ class ClipLoss(WarmUp):
 
     @torch.no_grad()
     def enqueue(self, image: Tensor, text: Tensor, ids: Tensor | None = None) -> None:
-        """Store features of all ranks; the loss does so itself in training."""
+        """Store features of all ranks, of this one where sharded; the loss does so in training."""
         if self.image_bank is None:
             return
         image, text = self._keys((image, text), ids)
-        if self.world_size > 1:
+        if self.world_size > 1 and not self.sharded:
             image, every = gather_keys(image, ids)
             text, ids = gather_keys(text)[0], every
         self._store(image, text, ids)

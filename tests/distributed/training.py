@@ -19,6 +19,7 @@ from sede_kernels.functional import symmetric_info_nce
 from sede_kernels.integrations.albef import RetrievalQueues
 from sede_kernels.integrations.lightly import NTXentLoss
 from sede_kernels.integrations.moco import MoCoQueue
+from sede_kernels.integrations.open_clip import ClipLoss
 from tests.distributed.losses import gap
 
 SIZE, WIDTH, DIM, STEPS = 12, 6, 5, 4
@@ -206,6 +207,7 @@ def twins(rank: int) -> dict[str, float]:
         for each in (queue, whole):
             each.load_host(host)
     found["albef"] = of_albef(rows, mine)
+    found["open_clip"] = of_open_clip(rows, mine)
     criteria = [NTXentLoss(0.2, (SIZE, DIM), sharded=flag) for flag in (True, False)]
     for turn in range(2):
         parts = [rows[turn][at].clone().requires_grad_() for at in (mine, slice(None))]
@@ -222,14 +224,32 @@ def of_albef(rows: Tensor, mine: slice) -> float:
     ids, found = torch.arange(8) % 5, []
     for flag in (True, False):
         queues = RetrievalQueues(DIM, SIZE, sharded=flag)
-        for turn in (0, 1):
-            stored = rows[turn][mine], rows[turn + 1][mine]
-            queues.dequeue_and_enqueue(*stored, ids[mine])
+        queues.dequeue_and_enqueue(rows[0][mine], rows[1][mine], ids[mine])
         learn = rows[3][mine].clone().requires_grad_()
         sides = learn, rows[4][mine], rows[2][mine], rows[1][mine]
         loss = queues(*sides, ids[mine], temp=0.2, alpha=0.4)
         loss.backward()
         found.append((loss.detach(), learn.grad))
+    return max(map(gap, *found))
+
+
+def of_open_clip(rows: Tensor, mine: slice) -> float:
+    """Loss and gradients of the rows of all ranks, beside banks that this rank holds whole."""
+    ids, found = torch.arange(8) % 5, []
+    for flag in (True, False):
+        loss = ClipLoss(
+            world_size=4, gather_with_grad=True, bank_size=SIZE, dim=DIM, hardness=3.0, sharded=flag
+        )
+        loss.enqueue(rows[0][mine], rows[1][mine], ids[mine])
+        sides = [rows[turn][mine].clone().requires_grad_() for turn in (2, 3)]
+        total = loss(*sides, torch.tensor(10.0), ids=ids[mine])
+        total.backward()
+        assert loss.image_bank is not None
+        count = loss.image_bank.count.clone()
+        if flag:
+            dist.all_reduce(count)
+        assert int(count) == SIZE, "the loss has stored its features"
+        found.append((total.detach(), *(side.grad for side in sides)))
     return max(map(gap, *found))
 
 

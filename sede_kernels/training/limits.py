@@ -23,7 +23,14 @@ def make_model(config: TrainConfig, features: int, words: int, sentence: int = 0
 
 
 def check_memory(
-    config: TrainConfig, *, features: int, words: int, sentence: int, regions: int, longest: int
+    config: TrainConfig,
+    *,
+    features: int,
+    words: int,
+    sentence: int,
+    regions: int,
+    longest: int,
+    ranks: int = 1,
 ) -> None:
     """Refuse settings whose weights and banks alone are more than the memory.
 
@@ -34,6 +41,7 @@ def check_memory(
         sentence: width of sentence embeddings, 0 for none.
         regions: regions per image.
         longest: words of the longest caption.
+        ranks: processes that share the banks.
 
     Raises:
         UserError: names the settings, what they need and what there is.
@@ -50,7 +58,7 @@ def check_memory(
         need += weights
     if config.bank:
         sets = regions + longest if MODELS[config.model].compares_fragments else 0
-        need += 4 * config.bank * config.dim * (sets + 2)
+        need += 4 * -(-config.bank // ranks) * config.dim * (sets + 2)
     have = _memory(config.device)
     if have and need > have:
         raise UserError(

@@ -27,6 +27,7 @@ from sede_kernels.training.limits import (
     make_model,
 )
 from sede_kernels.training.models import RetrievalModel
+from sede_kernels.training.ranks import here
 
 
 @dataclass
@@ -88,6 +89,7 @@ def check_run(config: TrainConfig, corpus: Corpus) -> None:
         sentence=0 if part.sentences is None else part.sentences.shape[1],
         regions=part.features.shape[1],
         longest=corpus.longest,
+        ranks=here().world,
     )
 
 

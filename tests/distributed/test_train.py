@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -164,3 +167,40 @@ def test_an_error_on_one_rank_is_one_sentence(folder: Path, tmp_path: Path) -> N
     assert len(sentences) == 1 and sentences[0].startswith("sede: rank 1 of 2: ")
     assert "'tiny'" in sentences[0] and not out.exists()
     assert "Traceback" not in "".join(err for _, err in said)
+
+
+def by_torchrun(home: Path, words: list[str], log: Path | None = None) -> int:
+    """Exit status of two processes; once ``log`` is there, one of them is killed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "sede_kernels", "train"]
+    agent = subprocess.Popen(
+        [*command, *words],
+        env=environment(SEDE_DATA=home),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 100
+        while log is not None and time.monotonic() < deadline and agent.poll() is None:
+            if log.exists():
+                psutil.Process(agent.pid).children()[-1].send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.02)
+        return agent.wait(timeout=100)
+    finally:
+        for process in (
+            [*psutil.Process(agent.pid).children(), agent] if agent.poll() is None else ()
+        ):
+            process.kill()
+
+
+@pytest.mark.long
+def test_a_killed_rank_costs_nothing_but_time(folder: Path, tmp_path: Path) -> None:
+    flags = [*runs.COMMON, *runs.RUNS["banks"], "--epochs=20", "--checkpoint-every=3"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    home = folder / "data"
+    assert by_torchrun(home, [*flags, "--out", str(whole)]) == 0
+    assert by_torchrun(home, [*flags, "--out", str(killed)], killed / "metrics.jsonl") != 0
+    assert len(runs.log(killed)) < 20
+    assert by_torchrun(home, ["--resume", str(killed)]) == 0
+    assert same(*(runs.state_of(out) for out in (whole, killed)))

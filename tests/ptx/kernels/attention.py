@@ -25,7 +25,7 @@ _ERASE = {
 def _similarities(
     function: Any, kind: str, regions: Tensor, words: Tensor, options: dict[str, Any]
 ) -> Iterator[Check]:
-    dtype, outcome = _DTYPE[kind], []
+    dtype, outcome = regions.dtype, []
     grad = None
     for backend, to in (("reference", torch.float64), ("triton", dtype), ("torch", dtype)):
         r, w = (x.to(to, copy=True).requires_grad_() for x in (regions, words))
@@ -50,14 +50,16 @@ def _opposite(sets: Tensor) -> Tensor:
     return sets
 
 
-def _all_pairs(key: str, entries: Entries) -> Iterator[Check]:
+def _all_pairs(key: str, entries: Entries, *, fp16: bool = False) -> Iterator[Check]:
     """32 columns: captions attended by dense sets of 36 regions; 64: 50 regions of any number.
 
     In the pairs of one source set the contexts cancel, and the kernels of chosen pairs follow.
     """
     kind, block = key.split("/")
-    dtype, dim = _DTYPE[kind], _steps(entries)
+    dtype, dim = torch.float16 if fp16 else _DTYPE[kind], _steps(entries)
     options: dict[str, Any] = {"erase": _ERASE[kind], "smoothing": 1.0}
+    if key == "ieee/64":  # "prob" erases the regions of one sign, and nothing would cancel
+        options["erase"] = AttentionErase(rule="absolute", threshold=0.0)
     if block == "32":
         regions = unit(7, 36, dim, dtype=dtype)
         words = _opposite(unit(5, 20, dim, dtype=dtype))
@@ -73,11 +75,11 @@ def _all_pairs(key: str, entries: Entries) -> Iterator[Check]:
     yield from _similarities(functional.cross_attention_similarity, kind, regions, words, options)
 
 
-def _chosen_pairs(key: str, entries: Entries) -> Iterator[Check]:
+def _chosen_pairs(key: str, entries: Entries, *, fp16: bool = False) -> Iterator[Check]:
     """Words ask regions; the sizes pad to those of the key."""
     kind, _, blocks = key.partition("/")
     queries, sources = ({"32": 21, "64": 40}[block] for block in blocks.split("x"))
-    dtype, dim = _DTYPE[kind], _steps(entries)
+    dtype, dim = torch.float16 if fp16 else _DTYPE[kind], _steps(entries)
     regions, words = unit(3, 1, sources, dim, dtype=dtype), unit(3, 2, queries, dim, dtype=dtype)
     options = {
         "direction": "t2i",
@@ -89,11 +91,13 @@ def _chosen_pairs(key: str, entries: Entries) -> Iterator[Check]:
 
 
 def problems() -> Iterator[Problem]:
-    """One for every row of the tables."""
-
-    for key in launch.table("cross_attention"):
-        rows = (("cross_attention", key), ("cross_attention_backward", key))
-        yield Problem(f"cross_attention {key}", rows, partial(_all_pairs, key))
-    for key in launch.table("cross_attention_pairs"):
-        rows = tuple((f"cross_attention_pairs{end}", key) for end in ("", "_backward", "_grad"))
-        yield Problem(f"cross_attention_pairs {key}", rows, partial(_chosen_pairs, key))
+    """One for every row of the tables, those of half inputs in bf16 and, once each, in fp16."""
+    for name, ends, call, in_fp16 in (
+        ("cross_attention", ("", "_backward"), _all_pairs, "half/32"),
+        ("cross_attention_pairs", ("", "_backward", "_grad"), _chosen_pairs, "half/32x32"),
+    ):
+        for key in launch.table(name):
+            rows = tuple((name + end, key) for end in ends)
+            yield Problem(f"{name} {key}", rows, partial(call, key))
+            if key == in_fp16:
+                yield Problem(f"{name} {key} fp16", rows, partial(call, key, fp16=True))

@@ -16,8 +16,6 @@ from tests.ptx.kernels.execute import Outcome, entries_of, problems
 
 #: Of the newest Triton every entry is recorded, of an older one the first of every row.
 ARCHITECTURES, OLDER_ARCHITECTURES = ("sm_80", "sm_89", "sm_90"), ("sm_80", "sm_90")
-#: Problems that it does not have yet, nor CI: they take longer than all others.
-LEFT_OUT = "cross_attention"
 #: Starts of the problems that have a line of every older Triton; others may have one.
 OLDER = ("bank_lse", "chunks", "batch_lse", "hardest", "erase", "enqueue bfloat16", "enqueue int8")
 FOLDER = Path(__file__).parents[3] / "records" / "ptx"
@@ -108,7 +106,6 @@ def _listed(version: str, newest: bool) -> dict[str, str]:
         key_of(line_of(Outcome(problem, architecture, entries))): problem.name
         for architecture in (ARCHITECTURES if newest else OLDER_ARCHITECTURES)
         for problem in problems()
-        if LEFT_OUT not in problem.name
         for entries in entries_of(problem, architecture, version)[: None if newest else 1]
     }
 

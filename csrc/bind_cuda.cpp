@@ -1,5 +1,5 @@
-// The Python module sede_kernels._cuda: addresses, sizes, strides and a stream in; nothing of torch,
-// and nothing of CUDA until a kernel is asked for.
+// The Python module sede_kernels._cuda: addresses, sizes, strides and a stream in; nothing of
+// torch, and nothing of CUDA until a kernel is asked for.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cuda/launch/bank.h"
+#include "bind_cuda.h"
 #include "cuda/launch/driver.h"
 #include "cuda/launch/images.h"
 #include "cuda/launch/rows.h"
@@ -19,57 +19,26 @@ namespace py = pybind11;
 namespace {
 
 using namespace sede_cuda;
-using Address = std::uintptr_t;
 
-// (address, rows, columns, row stride, column stride, dtype code), strides in elements.
-using MatrixTuple = std::tuple<Address, index_t, index_t, index_t, index_t, int>;
-// (query ids, bank ids, limit, select, in batch)
-using MatchTuple = std::tuple<Address, Address, Address, int, bool>;
 // (query, bank, row scale, match, (lse, moment, acc, count, top, top index))
 using SideTuple =
     std::tuple<MatrixTuple, MatrixTuple, Address, MatchTuple, std::array<Address, 6>>;
 
-void require(bool ok, const char* op, const char* what) {
-  if (!ok) throw std::invalid_argument(std::string(op) + ": " + what + ".");
-}
-
-template <class T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-Matrix matrix(const char* op, const MatrixTuple& m) {
-  const auto [address, rows, cols, row_stride, col_stride, dtype] = m;
-  require(rows > 0 && cols >= 0, op, "a matrix is empty");
-  require(address != 0 || cols == 0, op, "a matrix has no address");
-  require(dtype == f32 || dtype == bf16 || dtype == f16 || dtype == i8, op,
-          "the dtype has no kernel");
-  return {pointer<const void>(address), rows, cols, row_stride, col_stride, dtype};
-}
-
-Match match(const char* op, const MatchTuple& m) {
-  const auto [query_ids, bank_ids, limit, select, in_batch] = m;
-  require(select >= keep && select <= positive, op, "the code of select is unknown");
-  return {pointer<const index_t>(query_ids), pointer<const index_t>(bank_ids),
-          pointer<const float>(limit), select, in_batch};
-}
-
-void fits(const char* op, const Matrix& query, const Matrix& bank, Address row_scale) {
-  require(query.cols == bank.cols, op, "query and bank differ in width");
-  require(query.dtype != i8, op, "the query must be floating");
-  require((bank.dtype == i8) == (row_scale != 0), op, "an int8 bank, and no other, has row scales");
-}
+// (ids, pointer, count, rejected, ids of the keys, tickets)
+using RingTuple = std::tuple<Address, Address, Address, Address, Address, Address>;
+// (address, sets, fragments, columns, their strides, dtype code)
+using SetsTuple = std::tuple<Address, index_t, index_t, index_t, index_t, index_t, index_t, int>;
 
 index_t call_bank_lse(Address stream, const std::vector<SideTuple>& sides, Address scales,
-                 const std::vector<int>& order, int accumulators, bool moments, bool hardest,
-                 Address scratch) {
+                      const std::vector<int>& order, int accumulators, bool moments, bool hardest,
+                      Address scratch) {
   const char* name = "bank_lse";
   require(sides.size() == 1 || sides.size() == 2, name, "there must be one or two banks");
   require(order.size() <= kExponents, name, "there are too many exponents");
   require(accumulators >= 0 && accumulators <= std::min(int(order.size()), kAccumulators), name,
           "there are too many accumulators");
   Want want{pointer<const float>(scales), {0, 0, 0}, int(order.size()), accumulators, moments,
-            hardest};
+            hardest, {}, 0};
   for (size_t e = 0; e < order.size(); ++e) {
     require(order[e] >= 0 && order[e] < int(order.size()), name, "an exponent is out of range");
     want.order[e] = order[e];
@@ -94,21 +63,25 @@ index_t call_bank_lse(Address stream, const std::vector<SideTuple>& sides, Addre
 }
 
 index_t call_batch_lse_backward(Address stream, const MatrixTuple& query, const MatrixTuple& key,
-                           const MatchTuple& matched, Address scales, int exponents, Address lse,
-                           Address grad, Address query_grad, Address key_grad, Address scratch) {
+                                const MatchTuple& matched, Address scales, int exponents,
+                                Address lse, Address grad, Address query_grad, Address key_grad,
+                                Address memory) {
   const char* name = "batch_lse_backward";
-  const BatchGradient op{matrix(name, query), matrix(name, key), match(name, matched),
-                         pointer<const float>(scales), pointer<const float>(lse),
-                         pointer<const float>(grad), exponents, pointer<float>(query_grad),
-                         pointer<float>(key_grad)};
+  require(exponents >= 1 && exponents <= kExponents, name, "there are too many exponents");
+  const Want want{pointer<const float>(scales), {0, 1, 2}, exponents, 0, 0, 0, {}, 0};
+  const BatchGradient op{matrix(name, query), matrix(name, key), match(name, matched), want,
+                         pointer<const float>(lse), pointer<const float>(grad),
+                         pointer<float>(query_grad), pointer<float>(key_grad)};
   fits(name, op.query, op.key, 0);
   require(op.query.rows == op.key.rows, name, "query and key differ in length");
-  return sede_cuda::batch_lse_backward(op, pointer<void>(scratch), pointer<void>(stream));
+  Scratch scratch(pointer<void>(memory));
+  sede_cuda::batch_lse_backward(op, scratch, pointer<void>(stream));
+  return scratch.most();
 }
 
 index_t call_hardest(Address stream, const MatrixTuple& query, const MatrixTuple& bank,
-                Address row_scale, const MatchTuple& matched, int k, Address values,
-                Address indices, Address scratch) {
+                     Address row_scale, const MatchTuple& matched, int k, Address values,
+                     Address indices, Address scratch) {
   const char* name = "hardest";
   const Matrix queries = matrix(name, query), rows = matrix(name, bank);
   fits(name, queries, rows, row_scale);
@@ -118,19 +91,40 @@ index_t call_hardest(Address stream, const MatrixTuple& query, const MatrixTuple
                             pointer<void>(scratch), pointer<void>(stream));
 }
 
-void call_enqueue(Address stream, const MatrixTuple& rows, Address row_scale, Address ids,
-                  Address ptr, Address count, Address rejected, const MatrixTuple& keys,
-                  Address key_ids, bool normalize) {
+Ring ring_of(const char* name, index_t size, const RingTuple& ring, index_t total) {
+  const auto [ids, ptr, count, rejected, key_ids, tickets] = ring;
+  require(ids != 0 && ptr != 0 && count != 0 && rejected != 0 && tickets != 0, name,
+          "the ring has no counters");
+  return {size, pointer<index_t>(ids), pointer<index_t>(ptr), pointer<index_t>(count),
+          pointer<index_t>(rejected), pointer<const index_t>(key_ids),
+          std::max<index_t>(0, total - size), total, pointer<int>(tickets)};
+}
+
+void call_enqueue(Address stream, const MatrixTuple& rows, Address row_scale,
+                  const RingTuple& ring, const MatrixTuple& keys, bool normalize) {
   const char* name = "enqueue";
-  const Matrix ring = matrix(name, rows), from = matrix(name, keys);
-  fits(name, from, ring, row_scale);
-  require(ids != 0 && ptr != 0 && count != 0 && rejected != 0, name, "the ring has no counters");
-  const Enqueue op{const_cast<void*>(ring.data), ring.rows, ring.cols, ring.row_stride,
-                   ring.col_stride, ring.dtype, pointer<float>(row_scale), pointer<index_t>(ids),
-                   pointer<const index_t>(ptr), pointer<index_t>(count),
-                   pointer<index_t>(rejected), from, pointer<const index_t>(key_ids),
-                   std::max<index_t>(0, from.rows - ring.rows), normalize};
-  sede_cuda::enqueue(op, pointer<index_t>(ptr), from.rows, pointer<void>(stream));
+  const Matrix to = matrix(name, rows), from = matrix(name, keys);
+  fits(name, from, to, row_scale);
+  const Enqueue op{ring_of(name, to.rows, ring, from.rows), const_cast<void*>(to.data), to.cols,
+                   to.row_stride, to.col_stride, to.dtype, pointer<float>(row_scale), from,
+                   normalize};
+  sede_cuda::enqueue(op, pointer<void>(stream));
+}
+
+void call_enqueue_fragments(Address stream, const SetsTuple& rows, Address lengths,
+                            const RingTuple& ring, const SetsTuple& keys, Address key_lengths) {
+  const char* name = "enqueue_fragments";
+  const auto [to, size, longest, dim, slot_stride, row_stride, col_stride, to_dtype] = rows;
+  const auto [from, total, width, columns, set_stride, from_row, from_col, from_dtype] = keys;
+  for (const int dtype : {to_dtype, from_dtype})
+    require(dtype == f32 || dtype == bf16 || dtype == f16, name, "the dtype has no kernel");
+  require(size > 0 && columns == dim && width <= longest && lengths != 0, name,
+          "sets and ring do not fit");
+  const EnqueueSets op{ring_of(name, size, ring, total), pointer<void>(to), longest, dim,
+                       slot_stride, row_stride, col_stride, to_dtype, pointer<index_t>(lengths),
+                       {pointer<const void>(from), width, dim, from_row, from_col, from_dtype},
+                       set_stride, width, pointer<const index_t>(key_lengths)};
+  sede_cuda::enqueue(op, pointer<void>(stream));
 }
 
 int row_length(const char* op, const MatrixTuple& rows) {
@@ -179,10 +173,13 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("longest_row") = int(kBlockRow);
   m.def("set_chunk", &set_chunk, "Similarities that go to memory at a time, least columns.");
   m.def("enqueue", &call_enqueue);
+  m.def("enqueue_fragments", &call_enqueue_fragments);
   m.def("erase", &call_erase);
   m.def("erase_backward", &call_erase_backward);
   // Each returns the bytes of scratch memory it needs, and runs when `scratch` is not 0.
   m.def("bank_lse", &call_bank_lse);
   m.def("batch_lse_backward", &call_batch_lse_backward);
   m.def("hardest", &call_hardest);
+  bind_info_nce(m);
+  bind_score_info_nce(m);
 }

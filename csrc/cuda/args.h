@@ -12,6 +12,8 @@ enum DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3, i8 = 4 };
 enum Select : int { keep = 0, mask = 1, positive = 2 };
 
 constexpr int kExponents = 3, kAccumulators = 2;
+// A pass over a bank has at most so many parts.
+constexpr int kMostParts = 64;
 // The ids of an empty slot, and of a row whose key came without one.
 constexpr index_t kEmpty = -1, kAnonymous = -2;
 
@@ -31,12 +33,21 @@ struct Match {
   int in_batch;  // the columns are the keys of the batch: never the row's own
 };
 
+// The temperature and hardness of a loss: numbers, or where they lie on the device.
+struct Scalars {
+  double inverse, hardness;          // 1 / temperature; 0 where the hardness does not count
+  const void *temperature, *beta;    // or null: the number
+  int temperature_dtype, beta_dtype;  // f32 or f64
+};
+
 // What a pass looks for. The first accumulators of the exponents keep a weighted sum of rows.
 struct Want {
-  const float* scales;    // [>= E]
-  int order[kExponents];  // exponent n of a kernel is scales[order[n]]
+  const float* scales;    // [>= E], or null: those of a loss with these scalars
+  int order[kExponents];  // exponent n of a kernel is the caller's order[n]
   int exponents, accumulators;
   int moments, hardest;
+  Scalars scalars;
+  int further;  // 1 / tau and 0 instead of 1 / tau + hardness and hardness
 };
 
 // Unfinished sums of S parts of a bank. Weights are relative to 2^ceil(c log2(e) peak).
@@ -120,19 +131,22 @@ struct Finish {
   int scaled;  // weights carry the scale of 8-bit rows: the mean divides by the unrounded total
 };
 
-// Gradient weights of a chunk of in-batch keys: sum_e grad[e, r] exp(c_e s - lse[e, r]).
+// Gradient weights of a chunk of in-batch keys: sum_e grad[e, r] exp(c_e s - lse[e, r]), times the
+// upstream gradient of the row.
 struct Gradients {
   const float* s;     // [B, C]
   const float* lse;   // [E, B]
   const float* grad;  // [E, B]
   index_t rows, cols, first;
   Match match;
-  const float* scales;  // [E]
-  int exponents;
-  void* weights;  // [B, C] in the operand dtype
+  Want want;
+  const float* upstream;       // [B], or one with a step of 0, or null: 1
+  index_t step;
+  const unsigned char* batch;  // whether the batch counts, or null: it does
+  void* weights;               // [B, C] in the operand dtype
 };
 
-// The k <= kMostTop largest so far, merged with a chunk of similarities; ties go to the lowest index.
+// The k <= kMostTop largest so far, merged with a chunk of similarities; of ties the lowest index.
 struct Top {
   const float* s;  // [B, C]
   index_t rows, cols, bank_rows, first;
@@ -144,20 +158,36 @@ struct Top {
 };
 constexpr int kMostTop = 1024;
 
-// Keys skipped, skipped + 1, ... go to the slots from the ring's pointer on.
+// A ring of slots: keys skipped, skipped + 1, ... of `total` go to the slots from the pointer on,
+// which then moves on by all of them.
+struct Ring {
+  index_t size;
+  index_t *ids, *ptr, *count, *rejected;  // [K], [], [], []
+  const index_t* key_ids;                 // [N] or null
+  index_t skipped, total;
+  int* tickets;  // a 0, and left so
+};
+
 struct Enqueue {
+  Ring ring;
   void* rows;  // [K, D] of row_dtype
-  index_t size, dim, row_stride, col_stride;
+  index_t dim, row_stride, col_stride;
   int row_dtype;
-  float* row_scale;     // [K] of 8-bit rows, or null
-  index_t* ids;         // [K]
-  const index_t* ptr;   // []
-  index_t* count;       // []
-  index_t* rejected;    // []
-  Matrix keys;          // [N, D]
-  const index_t* key_ids;  // [N] or null
-  index_t skipped;
+  float* row_scale;  // [K] of 8-bit rows, or null
+  Matrix keys;       // [N, D]
   int normalize;
+};
+
+// Sets of at most `longest` fragments.
+struct EnqueueSets {
+  Ring ring;
+  void* rows;  // [K, L, D] of row_dtype
+  index_t longest, dim, slot_stride, row_stride, col_stride;
+  int row_dtype;
+  index_t* lengths;  // [K]
+  Matrix keys;       // [width, D], the first set of [N, width, D]
+  index_t set_stride, width;
+  const index_t* key_lengths;  // [N] or null: all of `width`
 };
 
 enum Rule : int { mean = 0, prob = 1, absolute = 2, relative = 3, topk = 4, quantile = 5 };
@@ -184,10 +214,5 @@ struct EraseBackward {
 };
 // Rows of at most so many fragments have a warp each, four a block; longer ones a block each.
 constexpr int kWarpRow = 1024, kEraseWarps = 4, kBlockRow = 16384, kEraseThreads = 256;
-
-struct Advance {
-  index_t* ptr;
-  index_t keys, size;
-};
 
 }  // namespace sede_cuda

@@ -1,5 +1,5 @@
-// A pass over a chunk of the bank in steps, for matrices of any dtype, stride and width:
-// similarities to memory, their weights and sums a row, and the product of the weights with the rows.
+// A pass over a chunk of the bank in steps, for matrices of any dtype, stride and width: first the
+// similarities, to memory; their weights and sums a row; the product of the weights with the rows.
 #include "device/match.cuh"
 #include "device/product.cuh"
 #include "device/reduce.cuh"
@@ -44,7 +44,8 @@ __device__ __forceinline__ void weigh(const Weigh& op) {
   const float chunk_peak = over_block<WARPS>(high, Larger());
   first = over_block<WARPS>(high == chunk_peak ? first : INT64_MAX, Smaller());
   count = over_block<WARPS>(count, Plus());
-  const float old_peak = op.fresh ? -infinity() : op.sums.peak[row], peak = fmaxf(old_peak, chunk_peak);
+  const float old_peak = op.fresh ? -infinity() : op.sums.peak[row];
+  const float peak = fmaxf(old_peak, chunk_peak);
   __syncthreads();  // every thread has read the old peak
   if (threadIdx.x == 0) {
     op.sums.peak[row] = peak;
@@ -57,7 +58,7 @@ __device__ __forceinline__ void weigh(const Weigh& op) {
 
 #pragma unroll 1
   for (int e = 0; e < op.want.exponents; ++e) {
-    const float c2 = base2(op.want.scales[op.want.order[e]]), base = log2_base(peak, c2);
+    const float c2 = base2(exponent_of(op.want, e)), base = log2_base(peak, c2);
     const bool kept = e < op.want.accumulators;
     T* weights = kept ? static_cast<T*>(op.weights) + (e * B + row) * op.cols : nullptr;
     float total = 0.f, mass = 0.f, moment = 0.f;
@@ -109,17 +110,19 @@ __device__ __forceinline__ void gradients(const Gradients& op) {
   const float* s = op.s + row * op.cols;
   const index_t own = op.match.query_ids == nullptr ? 0 : op.match.query_ids[row];
   const float limit = op.match.limit == nullptr ? infinity() : op.match.limit[row];
+  const float upstream = op.upstream == nullptr ? 1.f : op.upstream[row * op.step];
+  const bool batch = op.batch == nullptr || *op.batch != 0;
   T* weights = static_cast<T*>(op.weights) + row * op.cols;
   for (index_t col = threadIdx.x; col < op.cols; col += kThreads) {
-    const bool in = counts(op.match, row, op.first + col, B, own) &&
+    const bool in = batch && counts(op.match, row, op.first + col, B, own) &&
                     (op.match.limit == nullptr || s[col] <= limit);
     float weight = 0.f;
     if (in)
-      for (int e = 0; e < op.exponents; ++e) {
-        const float exponent = op.scales[e], lse = op.lse[e * B + row];
+      for (int e = 0; e < op.want.exponents; ++e) {
+        const float exponent = exponent_of(op.want, e), lse = op.lse[e * B + row];
         weight = fmaf(op.grad[e * B + row], exp2_fast((s[col] * exponent - lse) * kLog2e), weight);
       }
-    weights[col] = operand<T>(weight);
+    weights[col] = operand<T>(weight * upstream);
   }
 }
 
@@ -127,17 +130,15 @@ __device__ __forceinline__ void gradients(const Gradients& op) {
 
 using namespace sede_cuda;
 
-#define SEDE_STEPS(name, T)                                                                    \
-  extern "C" __global__ void __launch_bounds__(kThreads, 4) similarities_##name(Similarities op) { \
-    similarities<T>(op);                                                                       \
-  }                                                                                            \
-  extern "C" __global__ void __launch_bounds__(kThreads) weigh_##name(Weigh op) { weigh<T>(op); } \
-  extern "C" __global__ void __launch_bounds__(kThreads, 4) accumulate_##name(Accumulate op) {     \
-    accumulate<T>(op);                                                                         \
-  }                                                                                            \
-  extern "C" __global__ void __launch_bounds__(kThreads) gradients_##name(Gradients op) {       \
-    gradients<T>(op);                                                                          \
+#define SEDE_STEP(function, T, Op, name, ...)                                                 \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) function##_##name(Op op) { \
+    function<T>(op);                                                                          \
   }
+#define SEDE_STEPS(name, T)                                  \
+  SEDE_STEP(similarities, T, Similarities, name, kThreads, 4) \
+  SEDE_STEP(weigh, T, Weigh, name, kThreads)                 \
+  SEDE_STEP(accumulate, T, Accumulate, name, kThreads, 4)    \
+  SEDE_STEP(gradients, T, Gradients, name, kThreads)
 
 SEDE_STEPS(f32, float)
 SEDE_STEPS(bf16, Bf16)

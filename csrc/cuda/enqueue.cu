@@ -1,6 +1,7 @@
-// Ring writes: normalise, cast or quantise, ids. One block a key; the pointer is read by every block
-// and moved by a second launch after them.
+// Ring writes in one launch: one block a key or a set. Every block reads the pointer; the last one
+// to end moves it.
 #include "device/reduce.cuh"
+#include "device/ticket.cuh"
 
 namespace sede_cuda {
 
@@ -13,25 +14,49 @@ __device__ __forceinline__ index_t place(index_t ptr, index_t size) {
   return at < 0 ? at + size : at;
 }
 
-__device__ __forceinline__ bool finite(float x) { return x - x == 0.f; }
+using Counter = unsigned long long;
+
+// The ring's pointer, for every thread of a block.
+__device__ __forceinline__ index_t start_of(const Ring& ring) {
+  __shared__ index_t start;
+  if (threadIdx.x == 0)
+    start = place(index_t(atomicAdd(reinterpret_cast<Counter*>(ring.ptr), Counter(0))), ring.size);
+  __syncthreads();
+  return start;
+}
+
+// By one thread: the id of a slot, -1 where the key was refused, and what is counted.
+__device__ __forceinline__ void name_slot(const Ring& ring, index_t slot, index_t n, bool good) {
+  const index_t id = !good ? kEmpty : ring.key_ids == nullptr ? kAnonymous : ring.key_ids[n];
+  const int change = int(id != kEmpty) - int(ring.ids[slot] != kEmpty);
+  ring.ids[slot] = id;
+  // Integers: the order of the additions does not show.
+  if (change != 0) atomicAdd(reinterpret_cast<Counter*>(ring.count), Counter(index_t(change)));
+  if (!good) atomicAdd(reinterpret_cast<Counter*>(ring.rejected), Counter(1));
+}
+
+// The last block moves the pointer past all keys.
+__device__ __forceinline__ void move_on(const Ring& ring, index_t start) {
+  if (last_block(ring.tickets) && threadIdx.x == 0)
+    atomicExch(reinterpret_cast<Counter*>(ring.ptr), Counter((start + ring.total) % ring.size));
+}
 
 // x as the row will hold it.
 __device__ __forceinline__ float stored(int dtype, float x) {
   return dtype == bf16 ? number(operand<Bf16>(x)) : dtype == f16 ? number(operand<F16>(x)) : x;
 }
 
-__device__ __forceinline__ void store(void* rows, int dtype, index_t at, float x) {
-  switch (dtype) {
-    case f32: static_cast<float*>(rows)[at] = x; break;
-    case bf16: static_cast<Bf16*>(rows)[at] = operand<Bf16>(x); break;
-    case f16: static_cast<F16*>(rows)[at] = operand<F16>(x); break;
-    default: static_cast<signed char*>(rows)[at] = (signed char)(int(x));
-  }
+// Set n of the keys.
+__device__ __forceinline__ Matrix fragments_of(const EnqueueSets& op, index_t n) {
+  Matrix set = op.keys;
+  const index_t bytes = set.dtype == f32 ? 4 : 2;
+  set.data = static_cast<const char*>(set.data) + n * op.set_stride * bytes;
+  return set;
 }
 
 __device__ __forceinline__ void enqueue(const Enqueue& op) {
-  const index_t n = op.skipped + blockIdx.x, D = op.dim;
-  const index_t slot = (place(*op.ptr, op.size) + n) % op.size;
+  const index_t n = op.ring.skipped + blockIdx.x, D = op.dim, start = start_of(op.ring);
+  const index_t slot = (start + n) % op.ring.size;
   const bool quantize = op.row_scale != nullptr;
   float square = 0.f, peak = 0.f;
   int odd = 0;
@@ -63,23 +88,45 @@ __device__ __forceinline__ void enqueue(const Enqueue& op) {
     if (quantize) x = fminf(fmaxf(rintf(__fdiv_rn(x, divisor)), -127.f), 127.f);
     store(op.rows, op.row_dtype, slot * op.row_stride + d * op.col_stride, x);
   }
-  if (threadIdx.x != 0) return;
-  const index_t id = !good ? kEmpty : op.key_ids == nullptr ? kAnonymous : op.key_ids[n];
-  const int change = int(id != kEmpty) - int(op.ids[slot] != kEmpty);
-  op.ids[slot] = id;
-  // Integers: the order of the additions does not show.
-  using Counter = unsigned long long;
-  if (change != 0) atomicAdd(reinterpret_cast<Counter*>(op.count), Counter(index_t(change)));
-  if (!good) atomicAdd(reinterpret_cast<Counter*>(op.rejected), Counter(1));
+  if (threadIdx.x == 0) name_slot(op.ring, slot, n, good);
+  move_on(op.ring, start);
+}
+
+__device__ __forceinline__ void enqueue(const EnqueueSets& op) {
+  const index_t n = op.ring.skipped + blockIdx.x, start = start_of(op.ring);
+  const index_t slot = (start + n) % op.ring.size;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  index_t length = op.width;
+  if (op.key_lengths != nullptr) length = max(index_t(0), min(op.key_lengths[n], length));
+  int odd = 0;
+  for (index_t r = warp; r < length; r += kEnqueueWarps) {
+    const Matrix key = fragments_of(op, n);
+    for (index_t d = lane; d < op.dim; d += 32)
+      odd |= !finite(stored(op.row_dtype, element(key, r, d)));
+  }
+  const bool good = over_block<kEnqueueWarps>(odd, Larger()) == 0;
+  for (index_t r = warp; r < op.longest; r += kEnqueueWarps) {
+    const Matrix key = fragments_of(op, n);
+    const index_t to = slot * op.slot_stride + r * op.row_stride;
+    for (index_t d = lane; d < op.dim; d += 32)
+      store(op.rows, op.row_dtype, to + d * op.col_stride,
+            good && r < length ? element(key, r, d) : 0.f);
+  }
+  if (threadIdx.x == 0) {
+    op.lengths[slot] = good ? length : 0;
+    name_slot(op.ring, slot, n, good);
+  }
+  move_on(op.ring, start);
 }
 
 }  // namespace sede_cuda
 
 extern "C" __global__ void __launch_bounds__(sede_cuda::kEnqueueThreads)
-    write_keys(sede_cuda::Enqueue op) {
+    write_keys(const __grid_constant__ sede_cuda::Enqueue op) {
   sede_cuda::enqueue(op);
 }
 
-extern "C" __global__ void advance_pointer(sede_cuda::Advance op) {
-  *op.ptr = (sede_cuda::place(*op.ptr, op.size) + op.keys) % op.size;
+extern "C" __global__ void __launch_bounds__(sede_cuda::kEnqueueThreads)
+    write_sets(const __grid_constant__ sede_cuda::EnqueueSets op) {
+  sede_cuda::enqueue(op);
 }

@@ -6,9 +6,10 @@
 
 using namespace sede_cuda;
 
-#define SEDE_FUSED(name, T, D, WARPS, E, FULL, ACC)                                        \
-  extern "C" __global__ void __launch_bounds__(32 * WARPS) fused_##name##_##D(const __grid_constant__ Fused op) { \
-    fused<T, D, WARPS, E, FULL, ACC>(op);                                                  \
+#define SEDE_FUSED(name, T, D, WARPS, E, FULL, ACC)              \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS)       \
+      fused_##name##_##D(const __grid_constant__ Fused op) {     \
+    fused<T, D, WARPS, E, FULL, ACC>(op);                        \
   }
 #define SEDE_FUSED_OF(T, name, D, WARPS)               \
   SEDE_FUSED(name##_one, T, D, WARPS, 1, false, true)  \

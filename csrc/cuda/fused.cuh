@@ -83,7 +83,8 @@ struct FusedPass {
     }
     float c2[E];
 #pragma unroll
-    for (int e = 0; e < E; ++e) c2[e] = base2(op.want.scales[op.want.order[e]]);
+    for (int e = 0; e < E; ++e)
+      c2[e] = base2(e < op.want.exponents ? exponent_of(op.want, e) : 0.f);
 
     float o[ACC ? D / 8 : 1][4] = {};
     float peak[2] = {-infinity(), -infinity()}, total[E][2] = {}, mass[2] = {}, moment[E][2] = {};
@@ -165,7 +166,8 @@ struct FusedPass {
 #pragma unroll
         for (int n = 0; n < COLS / 8; ++n)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) add(s[n][i], c2[e], base[e][i / 2], total[e][i / 2], moment[e][i / 2]);
+          for (int i = 0; i < 4; ++i)
+            add(s[n][i], c2[e], base[e][i / 2], total[e][i / 2], moment[e][i / 2]);
 #pragma unroll
       for (int n = 0; n < COLS / 16; ++n) {
         unsigned p[4];
@@ -218,7 +220,8 @@ struct FusedPass {
 
   __device__ __forceinline__ void write(int part, const int (&row)[2], const float (&peak)[2],
                                         float (&total)[E][2], float (&mass)[2],
-                                        float (&moment)[E][2], int (&count)[2], const int (&index)[2],
+                                        float (&moment)[E][2], int (&count)[2],
+                                        const int (&index)[2],
                                         const float (&o)[ACC ? D / 8 : 1][4]) {
     const int lane = threadIdx.x % 32;
     const Partial& out = side.out;
@@ -268,7 +271,8 @@ __device__ __forceinline__ void fused(const Fused& op) {
   const unsigned tiles = queries + Pass::ROWS * Pass::ROW_BYTES;
   const unsigned ids = tiles + 2 * Pass::COLS * Pass::ROW_BYTES;
   Pass pass{op, op.side[blockIdx.z], queries, tiles, ids,
-            reinterpret_cast<const index_t*>(memory + (ids - queries)), int(blockIdx.x) * Pass::ROWS};
+            reinterpret_cast<const index_t*>(memory + (ids - queries)),
+            int(blockIdx.x) * Pass::ROWS};
   pass.run();
 }
 

@@ -1,7 +1,7 @@
 // The k largest of the k so far and of a chunk of similarities. One block a row.
 //
 // A similarity becomes an integer key of the same order. The k-th largest key is found digit by
-// digit from counts of digits; what lies above it is taken, and of what equals it the first columns.
+// digit from counts of digits; what lies above it is taken, and of its equals the first columns.
 #include "device/match.cuh"
 #include "device/reduce.cuh"
 

@@ -53,7 +53,9 @@ __device__ __forceinline__ void copy8(unsigned to, const void* from, int bytes) 
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 // Until at most N groups of copies of this thread are under way.
 template <int N>
 __device__ __forceinline__ void await_copies() {

@@ -50,6 +50,15 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
+// e^x within two units of the last digit; 0 below the normal numbers.
+__device__ __forceinline__ float exponential(float x) {
+  if (x < -104.f) return 0.f;
+  if (x > 89.f) return infinity();
+  const float k = rintf(x * kLog2e);
+  const float rest = fmaf(k, 2.12194440e-4f, fmaf(k, -0.693359375f, x));  // x - k log 2
+  return exp2_fast(rest * kLog2e) * exp2_fast(k);
+}
+
 __device__ __forceinline__ float element(const Matrix& m, index_t row, index_t col) {
   const index_t at = row * m.row_stride + col * m.col_stride;
   switch (m.dtype) {
@@ -58,6 +67,38 @@ __device__ __forceinline__ float element(const Matrix& m, index_t row, index_t c
     case f16: return number(static_cast<const F16*>(m.data)[at]);
     default: return float(static_cast<const signed char*>(m.data)[at]);
   }
+}
+
+__device__ __forceinline__ void store(void* to, int dtype, index_t at, float x) {
+  switch (dtype) {
+    case f32: static_cast<float*>(to)[at] = x; break;
+    case bf16: static_cast<Bf16*>(to)[at] = operand<Bf16>(x); break;
+    case f16: static_cast<F16*>(to)[at] = operand<F16>(x); break;
+    default: static_cast<signed char*>(to)[at] = (signed char)(int(x));
+  }
+}
+
+__device__ __forceinline__ bool finite(float x) { return x - x == 0.f; }
+
+// A number of fp32 or fp64 on the device.
+__device__ __forceinline__ double number_at(const void* at, int dtype) {
+  return dtype == f64 ? *static_cast<const double*>(at) : double(*static_cast<const float*>(at));
+}
+__device__ __forceinline__ double inverse_of(const Scalars& of) {
+  return of.temperature == nullptr ? of.inverse
+                                   : 1. / number_at(of.temperature, of.temperature_dtype);
+}
+__device__ __forceinline__ double hardness_of(const Scalars& of) {
+  return of.beta == nullptr ? of.hardness : number_at(of.beta, of.beta_dtype);
+}
+
+// Exponent n of a kernel.
+__device__ __forceinline__ float exponent_of(const Want& want, int n) {
+  const int at = want.order[n];
+  if (want.scales != nullptr) return want.scales[at];
+  if (at > 0) return want.further ? 0.f : float(hardness_of(want.scalars));
+  const double inverse = inverse_of(want.scalars);
+  return float(want.further ? inverse : inverse + hardness_of(want.scalars));
 }
 
 // c log2(e), never 0: the smallest exponent still sends -inf to -inf and not to NaN.

@@ -10,7 +10,7 @@ constexpr index_t kTile = 64;
 constexpr unsigned kThreads = 128;
 // Similarities of a chunk in memory, and the fewest columns of one.
 index_t chunk_elements = index_t(1) << 22, smallest_chunk = 1024;
-constexpr int kBlocksPerProcessor = 2, kFewestTiles = 4, kMaxParts = 64;
+constexpr int kBlocksPerProcessor = 2, kFewestTiles = 4;
 constexpr int kWidestFused = 256;
 constexpr index_t kMostIndexed = (index_t(1) << 31) - 2 * kTile;  // a fused pass counts in int
 
@@ -73,7 +73,11 @@ bool fusable(const std::vector<BankSide>& sides, const Want& want) {
     const bool half = side.query.dtype == bf16 || side.query.dtype == f16;
     if (!half || side.bank.dtype != side.query.dtype) return false;
     if (!vectors(side.query) || !vectors(side.bank)) return false;
-    if (side.bank.row_stride != sides[0].bank.row_stride) return false;
+    const BankSide& first = sides[0];
+    if (side.query.dtype != first.query.dtype || side.bank.rows != first.bank.rows ||
+        side.bank.row_stride != first.bank.row_stride ||
+        side.query.row_stride != first.query.row_stride)
+      return false;
   }
   const Matrix& bank = sides[0].bank;
   return bank.cols > 0 && bank.cols % 8 == 0 && bank.cols <= kWidestFused &&
@@ -81,8 +85,8 @@ bool fusable(const std::vector<BankSide>& sides, const Want& want) {
          sides[0].query.rows < kMostIndexed;
 }
 
-index_t fused_pass(const std::vector<BankSide>& sides, const Want& want, void* memory,
-                   Stream stream) {
+std::vector<Partial> fused_pass(const std::vector<BankSide>& sides, const Want& want,
+                                Scratch& scratch, Stream stream) {
   const index_t B = sides[0].query.rows, K = sides[0].bank.rows, D = sides[0].bank.cols;
   const int padded = D <= 64 ? 64 : D <= 128 ? 128 : 256;
   const bool limited = sides[0].match.limit != nullptr;
@@ -91,14 +95,12 @@ index_t fused_pass(const std::vector<BankSide>& sides, const Want& want, void* m
   const int columns = fused_columns(padded, full ? kExponents : want.exponents, sums_rows);
   const index_t row_blocks = blocks(B, kFusedRows), tiles = blocks(K, columns);
   const index_t wanted = index_t(multiprocessors()) * kBlocksPerProcessor;
-  const index_t most = std::max<index_t>(1, std::min<index_t>(kMaxParts, tiles / kFewestTiles));
+  const index_t most = std::max<index_t>(1, std::min<index_t>(kMostParts, tiles / kFewestTiles));
   const index_t split = blocks(wanted, row_blocks * index_t(sides.size()));
   const index_t tiles_per_part = blocks(tiles, std::min(split, most));
   const int parts = int(blocks(tiles, tiles_per_part));
 
-  const char* found = !sums_rows ? "_lse" : full ? "_full"
-                      : want.exponents == 2  ? "_two" : "_one";
-  Scratch scratch(memory);
+  const char* kind = !sums_rows ? "_lse" : full ? "_full" : want.exponents == 2 ? "_two" : "_one";
   Fused op{};
   op.want = want;
   op.rows = B;
@@ -107,16 +109,18 @@ index_t fused_pass(const std::vector<BankSide>& sides, const Want& want, void* m
   op.query_stride = sides[0].query.row_stride;
   op.bank_stride = sides[0].bank.row_stride;
   op.tiles_per_part = int(tiles_per_part);
-  for (size_t i = 0; i < sides.size(); ++i)
-    op.side[i] = {sides[i].query.data, sides[i].bank.data, sides[i].match,
-                  partial(scratch, parts, B, D, want)};
-  if (memory == nullptr) return scratch.used();
+  std::vector<Partial> found;
+  for (size_t i = 0; i < sides.size(); ++i) {
+    found.push_back(partial(scratch, parts, B, D, want));
+    op.side[i] = {sides[i].query.data, sides[i].bank.data, sides[i].match, found[i]};
+  }
+  if (scratch.counting()) return found;
   const unsigned shared = unsigned((kFusedRows + 2 * columns) * padded * 2 + 2 * columns * 8);
-  launch(Image::fused, "fused" + suffix(sides[0].query.dtype) + found + "_" + std::to_string(padded),
+  const std::string name = suffix(sides[0].query.dtype) + kind + "_" + std::to_string(padded);
+  launch(Image::fused, "fused" + name,
          {grid_size(row_blocks), unsigned(parts), unsigned(sides.size())}, 32 * kFusedWarps, shared,
          stream, &op);
-  for (size_t i = 0; i < sides.size(); ++i) finish(sides[i], want, op.side[i].out, stream);
-  return scratch.used();
+  return found;
 }
 
 // Similarities of a chunk go to memory; steps make of them what is wanted.
@@ -139,16 +143,17 @@ void accumulate(const Accumulate& op, int operand, Stream stream) {
   launch(Image::chunk, "accumulate" + suffix(operand), grid, kThreads, 0, stream, &op);
 }
 
-index_t chunked_pass(const BankSide& side, const Want& want, void* memory, Stream stream) {
+Partial chunked_pass(const BankSide& side, const Want& want, Scratch& scratch, Stream stream) {
   const index_t B = side.query.rows, K = side.bank.rows, D = side.query.cols;
   const index_t C = chunk_columns(B, K), A = want.accumulators;
   const int operand = operand_of(side.query, side.bank);
-  Scratch scratch(memory);
+  const Partial sums = partial(scratch, 1, B, D, want);
+  const index_t kept = scratch.used();
   float* s = scratch.take<float>(B * C);
   char* weights = scratch.take<char>(A * B * C * operand_bytes(operand));
   float* shrink = scratch.take<float>(A * B);
-  const Partial sums = partial(scratch, 1, B, D, want);
-  if (memory == nullptr) return scratch.used();
+  scratch.release(kept);
+  if (scratch.counting()) return sums;
   for (index_t first = 0; first < K; first += C) {
     const index_t cols = std::min(C, K - first);
     const Matrix chunk = rows_from(side.bank, first, cols);
@@ -166,8 +171,7 @@ index_t chunked_pass(const BankSide& side, const Want& want, void* memory, Strea
                  operand, stream);
     }
   }
-  finish(side, want, sums, stream);
-  return scratch.used();
+  return sums;
 }
 
 }  // namespace
@@ -177,37 +181,47 @@ void set_chunk(index_t elements, index_t columns) {
   smallest_chunk = columns;
 }
 
-index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, void* scratch,
-                 Stream stream) {
+std::vector<Partial> bank_pass(const std::vector<BankSide>& sides, const Want& want,
+                               Scratch& scratch, Stream stream) {
   if (fusable(sides, want)) return fused_pass(sides, want, scratch, stream);
-  index_t bytes = 0;  // one bank after the other, in the same memory
+  std::vector<Partial> found;
   for (const BankSide& side : sides)
-    bytes = std::max(bytes, chunked_pass(side, want, scratch, stream));
-  return bytes;
+    found.push_back(fusable({side}, want) ? fused_pass({side}, want, scratch, stream)[0]
+                                          : chunked_pass(side, want, scratch, stream));
+  return found;
 }
 
-index_t batch_lse_backward(const BatchGradient& op, void* memory, Stream stream) {
-  const index_t B = op.query.rows, C = chunk_columns(B, B);
-  const int operand = operand_of(op.query, op.key);
+index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, void* memory,
+                 Stream stream) {
   Scratch scratch(memory);
+  const std::vector<Partial> found = bank_pass(sides, want, scratch, stream);
+  if (!scratch.counting())
+    for (size_t i = 0; i < sides.size(); ++i) finish(sides[i], want, found[i], stream);
+  return scratch.most();
+}
+
+void batch_lse_backward(const BatchGradient& op, Scratch& scratch, Stream stream) {
+  const index_t B = op.query.rows, C = chunk_columns(B, B), kept = scratch.used();
+  const int operand = operand_of(op.query, op.key);
   float* s = scratch.take<float>(B * C);
   char* weights = scratch.take<char>(B * C * operand_bytes(operand));
-  if (memory == nullptr) return scratch.used();
+  scratch.release(kept);
+  if (scratch.counting()) return;
   for (index_t first = 0; first < B; first += C) {
     const index_t cols = std::min(C, B - first);
     const Matrix chunk = rows_from(op.key, first, cols);
     similarities(op.query, chunk, nullptr, s, operand, stream);
-    const Gradients step{s, op.lse, op.grad, B, cols, first, op.match, op.scales, op.exponents,
-                         weights};
+    const Gradients step{s, op.lse, op.grad, B, cols, first, op.match, op.want, op.upstream,
+                         op.step, op.batch, weights};
     launch(Image::chunk, "gradients" + suffix(operand), {grid_size(B)}, kThreads, 0, stream, &step);
     const Matrix weight{weights, B, cols, cols, 1, operand};
-    accumulate({weight, transposed(chunk), nullptr, nullptr, op.query_grad, first == 0}, operand,
-               stream);
+    accumulate({weight, transposed(chunk), nullptr, nullptr, op.query_grad,
+                op.fresh && first == 0},
+               operand, stream);
     accumulate({transposed(weight), transposed(op.query), nullptr, nullptr,
-                op.key_grad + first * op.key.cols, 1},
+                op.key_grad + first * op.key.cols, op.fresh},
                operand, stream);
   }
-  return scratch.used();
 }
 
 index_t hardest(const Matrix& query, const Matrix& bank, const float* row_scale,

@@ -1,6 +1,7 @@
 // Passes over a bank or a batch: which kernels, how many blocks, where what lies in the scratch.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "../args.h"
@@ -17,13 +18,18 @@ class Scratch {
   T* take(index_t elements) {
     char* piece = base_ == nullptr ? nullptr : base_ + used_;
     used_ += (elements * index_t(sizeof(T)) + 255) / 256 * 256;
+    most_ = std::max(most_, used_);
     return reinterpret_cast<T*>(piece);
   }
+  bool counting() const { return base_ == nullptr; }
   index_t used() const { return used_; }
+  // What was taken since then is free for the launches that follow.
+  void release(index_t used) { used_ = used; }
+  index_t most() const { return most_; }
 
  private:
   char* base_;
-  index_t used_ = 0;
+  index_t used_ = 0, most_ = 0;
 };
 
 // A bank with its queries and results.
@@ -33,6 +39,11 @@ struct BankSide {
   Match match;
   Sums out;
 };
+
+// Parts of the pass over each bank; two of one shape share a launch. Launches nothing while the
+// scratch is only counted.
+std::vector<Partial> bank_pass(const std::vector<BankSide>& sides, const Want& want,
+                               Scratch& scratch, Stream stream);
 
 // The pass over one or two banks of one shape. Returns the bytes of scratch it needs, and runs when
 // it gets them.
@@ -45,12 +56,16 @@ void set_chunk(index_t elements, index_t columns);
 struct BatchGradient {
   Matrix query, key;
   Match match;
-  const float *scales, *lse, *grad;
-  int exponents;
+  Want want;
+  const float *lse, *grad;
   float *query_grad, *key_grad;
+  const float* upstream = nullptr;  // these three as in Gradients
+  index_t step = 0;
+  const unsigned char* batch = nullptr;
+  bool fresh = true;  // whether the gradients hold nothing yet
 };
 
-index_t batch_lse_backward(const BatchGradient& op, void* scratch, Stream stream);
+void batch_lse_backward(const BatchGradient& op, Scratch& scratch, Stream stream);
 
 index_t hardest(const Matrix& query, const Matrix& bank, const float* row_scale,
                 const Match& match, int k, float* values, index_t* indices, void* scratch,

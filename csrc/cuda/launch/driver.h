@@ -19,7 +19,7 @@ struct Grid {
 };
 
 // Fatbins or PTX texts that the build put into the module, one a source file.
-enum class Image { chunk, finish, fused, hardest, enqueue, erase, count };
+enum class Image { chunk, finish, fused, hardest, enqueue, erase, info_nce, score_info_nce, count };
 
 // Why no kernel can run on the current device, or an empty text.
 std::string unavailable_reason();

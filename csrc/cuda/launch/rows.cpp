@@ -19,13 +19,18 @@ void over_rows(const std::string& name, const Op& op, unsigned bytes, Stream str
 
 }  // namespace
 
-void enqueue(const Enqueue& op, index_t* ptr, index_t total, Stream stream) {
-  const index_t written = total - op.skipped;
-  if (written <= 0) return;
-  launch(Image::enqueue, "write_keys", {unsigned(written)}, 128, 0, stream, &op);
-  const Advance advance{ptr, total, op.size};
-  launch(Image::enqueue, "advance_pointer", {}, 1, 0, stream, &advance);
+namespace {
+
+template <class Op>
+void write(const char* name, const Op& op, Stream stream) {
+  const index_t written = op.ring.total - op.ring.skipped;
+  if (written > 0) launch(Image::enqueue, name, {unsigned(written)}, 128, 0, stream, &op);
 }
+
+}  // namespace
+
+void enqueue(const Enqueue& op, Stream stream) { write("write_keys", op, stream); }
+void enqueue(const EnqueueSets& op, Stream stream) { write("write_sets", op, stream); }
 
 void erase(const Erase& op, Stream stream) {
   over_rows("erase", op, sizeof(float) + 1, stream);

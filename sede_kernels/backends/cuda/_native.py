@@ -19,6 +19,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3, torch.int8
 SELECT_CODES = {"keep": 0, "mask": 1, "positive": 2}
 
 _NAME = "sede_kernels._cuda"
+_F32, _F64 = 0, 1  # DType of csrc/cuda/args.h
 #: (address, rows, columns, row stride, column stride, dtype code).
 Matrix = tuple[int, int, int, int, int, int]
 Watch = Callable[[list[Tensor]], None]
@@ -88,6 +89,19 @@ class Call:
         row_stride, column_stride = tensor.stride()
         address = self._keep("a matrix", tensor)
         return address, rows, columns, row_stride, column_stride, DTYPE_CODES[tensor.dtype]
+
+    def sets(self, tensor: Tensor) -> tuple[int, ...]:
+        """SetsTuple of csrc/bind_cuda.cpp: matrices in a row, of any strides."""
+        address = self._keep("sets", tensor)
+        return (address, *tensor.shape, *tensor.stride(), DTYPE_CODES[tensor.dtype])
+
+    def number(self, value: float, at: Tensor | None) -> tuple[float, int, int]:
+        """NumberTuple of csrc/bind_cuda.h: a number, or the address of one on the device."""
+        if at is None:
+            return value, 0, _F32
+        if at.dtype != torch.float64:
+            return value, self.array("a scalar", at, torch.float32, 1), _F32
+        return value, self.array("a scalar", at, torch.float64, 1), _F64
 
     def array(self, name: str, tensor: Tensor | None, dtype: torch.dtype, size: int) -> int:
         """The address of ``size`` contiguous elements in ``dtype``, copied if need be; 0 for None.

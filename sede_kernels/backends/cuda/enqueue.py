@@ -1,10 +1,11 @@
-"""Ring write in two launches, without reading the pointer on the host."""
+"""Ring writes in one launch, without reading the pointer on the host."""
 
 import torch
 from torch import Tensor
 
 from sede_kernels.backends.cuda import _native
-from sede_kernels.types import RingState
+from sede_kernels.backends.cuda._tickets import tickets
+from sede_kernels.types import FragmentRing, RingState
 
 
 def enqueue(ring: RingState, keys: Tensor, key_ids: Tensor | None, normalize: bool) -> None:
@@ -16,8 +17,18 @@ def enqueue(ring: RingState, keys: Tensor, key_ids: Tensor | None, normalize: bo
         _native.module().enqueue,
         call.matrix(ring.rows),
         0 if ring.row_scale is None else call.result(ring.row_scale),
-        *(call.result(buffer) for buffer in ring[2:]),
+        ring_tuple(call, ring, key_ids, keys.shape[0]),
         call.matrix(keys),
-        call.array("key_ids", key_ids, torch.int64, keys.shape[0]),
         normalize,
+    )
+
+
+def ring_tuple(
+    call: _native.Call, ring: RingState | FragmentRing, key_ids: Tensor | None, keys: int
+) -> tuple[int, ...]:
+    """RingTuple of csrc/bind_cuda.cpp."""
+    return (
+        *(call.result(buffer) for buffer in (ring.ids, ring.ptr, ring.filled, ring.rejected)),
+        call.array("key_ids", key_ids, torch.int64, keys),
+        call.result(tickets(ring.ptr)),
     )

@@ -42,7 +42,7 @@ def nvcc() -> str | None:
 def _digest(architecture: str, compiler: str) -> str:
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     found = hashlib.sha256()
-    sources = [_ROOT / "CMakeLists.txt", _ROOT / "csrc/bind_cuda.cpp"]
+    sources = [_ROOT / "CMakeLists.txt", *sorted((_ROOT / "csrc").glob("bind_cuda*"))]
     for path in [*sources, *sorted(p for p in (_ROOT / "csrc/cuda").rglob("*") if p.is_file())]:
         found.update(path.name.encode())
         found.update(path.read_bytes())

@@ -1,0 +1,208 @@
+// The weighted InfoNCE from the sums of its passes: losses, statistics, gradients of a unit loss,
+// and their product with the upstream gradient. One block a row.
+#include "device/info_nce_row.cuh"
+#include "device/segment.cuh"
+#include "device/ticket.cuh"
+
+namespace sede_cuda {
+
+constexpr int kRowThreads = 128, kRowWarps = kRowThreads / 32;
+
+// s+, the same to the bit wherever it is asked for.
+__device__ __forceinline__ float dot(const Matrix& a, const Matrix& b, index_t row) {
+  float sum = 0.f;
+  for (index_t d = threadIdx.x; d < a.cols; d += kRowThreads)
+    sum = fmaf(element(a, row, d), element(b, row, d), sum);
+  return over_block<kRowWarps>(sum, Plus());
+}
+
+__device__ __forceinline__ void limits(const InfoNceLimits& op) {
+  const index_t row = blockIdx.x, side = blockIdx.y, B = gridDim.x;
+  const float s = dot(op.query[side], op.key[side], row);
+  if (threadIdx.x != 0) return;
+  const float margin =
+      op.margin_at == nullptr ? op.margin : float(number_at(op.margin_at, op.margin_dtype));
+  op.limit[side * B + row] = s + margin;
+}
+
+// A segment that may not be there, and its exponents in the caller's order, which is the kernel's.
+__device__ __forceinline__ Segment segment(const Partial& from, const Want& want, index_t row,
+                                           index_t B, bool scaled, PartWeights& weights) {
+  return from.parts > 0 ? joined(from, want, row, B, scaled, weights) : Segment();
+}
+
+__device__ __forceinline__ float share(float part, float whole) {
+  return part == -infinity() ? 0.f : exponential(part - whole);
+}
+
+__device__ __forceinline__ RowSums sum_of(const Segment& a, const Segment& b) {
+  RowSums found;
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    found.lse[e] = log_add(a.lse[e], b.lse[e]);
+    found.moment[e] = share(a.lse[e], found.lse[e]) * a.moment[e] +
+                      share(b.lse[e], found.lse[e]) * b.moment[e];
+  }
+  found.count = float(a.count + b.count);
+  return found;
+}
+
+__device__ __forceinline__ void finish(const InfoNceFinish& op) {
+  __shared__ PartWeights of_bank, of_further, none;
+  const index_t row = blockIdx.x, B = op.rows, D = op.dim;
+  const float it = float(inverse_of(op.want.scalars)), beta = float(hardness_of(op.want.scalars));
+  const bool batch = op.batch_at == nullptr || *op.batch_at != 0;
+  float weighted = 0.f;
+#pragma unroll 1
+  for (int n = 0; n < op.sides; ++n) {
+    const InfoNceSide& side = op.side[n];
+    const float s = dot(side.query, side.key, row);
+    const Segment bank = segment(side.bank, op.want, row, B, side.bank_scaled != 0, of_bank);
+    const Segment more =
+        segment(side.bank_further, op.further, row, B, side.bank_scaled != 0, of_further);
+    Segment others, more_others;
+    if (batch) {
+      others = segment(side.batch, op.want_of_batch, row, B, false, none);
+      more_others = segment(side.batch_further, op.further_of_batch, row, B, false, none);
+    }
+    const RowSums sums = sum_of(bank, others), extra = sum_of(more, more_others);
+    const RowLoss found = row_loss(op.rule, op.want.exponents == 2, it, beta, s, sums, extra);
+    const float weight =
+        op.scale * (op.rule.focus == 0.f ? 1.f : focused(found.loss, 1.f, op.rule.focus));
+    weighted += found.loss * weight;
+    if (threadIdx.x == 0) {
+      const bool higher = others.top() > bank.top() || others.unknown;
+      const float table[kTable] = {
+          found.loss, weight, s, found.log_negatives, higher ? others.top() : bank.top(),
+          found.positive * weight, -it * it * found.inverse * weight, found.hardness * weight,
+          sums.lse[0], sums.lse[1], found.lse[0] * weight, found.lse[1] * weight,
+          extra.lse[0], extra.lse[1], found.extra[0] * weight, found.extra[1] * weight};
+#pragma unroll
+      for (int i = 0; i < kTable; ++i) op.table[(n * kTable + i) * B + row] = table[i];
+      if (op.count != nullptr) op.count[n * B + row] = bank.count + others.count;
+      if (op.index != nullptr) op.index[n * B + row] = higher ? -1 : bank.index;
+    }
+    if (op.grad == nullptr) continue;
+    __syncthreads();  // the weights of the parts are there
+    const float by_s = found.positive * weight;
+    const float first = found.lse[0] * weight * share(bank.lse[0], sums.lse[0]);
+    const float second = found.lse[1] * weight * share(bank.lse[1], sums.lse[1]);
+    const float toward = found.extra[0] * weight * share(more.lse[0], extra.lse[0]);
+    const float plain = found.extra[1] * weight * share(more.lse[1], extra.lse[1]);
+    for (index_t d = threadIdx.x; d < D; d += kRowThreads) {
+      float sum = by_s * element(side.key, row, d);
+      sum = fmaf(first, mean_of(side.bank, op.want, 0, row, B, d, D, of_bank), sum);
+      if (op.want.accumulators == 2)
+        sum = fmaf(second, mean_of(side.bank, op.want, 1, row, B, d, D, of_bank), sum);
+      sum = fmaf(toward, mean_of(side.bank_further, op.further, 0, row, B, d, D, of_further), sum);
+      sum = fmaf(plain, mean_of(side.bank_further, op.further, 1, row, B, d, D, of_further), sum);
+      op.grad[(n * B + row) * D + d] = sum;
+    }
+    __syncthreads();  // the other side's take their place
+  }
+  if (op.loss == nullptr) return;
+  if (op.reduced)
+    add_up<kRowWarps>(op.loss, op.slots, weighted);
+  else if (threadIdx.x == 0)
+    op.loss[row] = weighted;
+}
+
+__device__ __forceinline__ void scaled_row(const InfoNceScale& op, int n) {
+  const index_t row = blockIdx.x, B = op.rows, D = op.dim;
+  const float upstream = op.upstream[row * op.step];
+  const float toward = upstream * op.table[(n * kTable + kPositiveGrad) * B + row];
+  for (index_t d = threadIdx.x; d < D; d += kRowThreads) {
+    const index_t at = row * D + d, ours = (n * B + row) * D + d;
+    if (op.to_query[n] != nullptr) {
+      const float added = op.added_query == nullptr ? 0.f : op.added_query[ours];
+      store(op.to_query[n], op.query_dtype, at, fmaf(op.grad[ours], upstream, added));
+    }
+    if (op.to_key[n] != nullptr) {
+      const float added = op.added_key == nullptr ? 0.f : op.added_key[ours];
+      store(op.to_key[n], op.key_dtype[n], at, fmaf(element(op.query[n], row, d), toward, added));
+    }
+  }
+}
+
+// The last block sums the derivatives of temperature and hardness.
+__device__ __forceinline__ void scale(const InfoNceScale& op) {
+  const index_t B = op.rows;
+  if (blockIdx.x < B) {
+    for (int n = 0; n < op.sides; ++n) scaled_row(op, n);
+    return;
+  }
+  double by_tau = 0., by_beta = 0.;
+  for (int n = 0; n < op.sides; ++n) {
+    const float* table = op.table + n * kTable * B;
+    for (index_t row = threadIdx.x; row < B; row += kRowThreads) {
+      const double upstream = op.upstream[row * op.step];
+      by_tau += upstream * table[kTemperatureGrad * B + row];
+      by_beta += upstream * table[kHardnessGrad * B + row];
+    }
+  }
+  by_tau = over_block<kRowWarps>(by_tau, Plus());
+  by_beta = over_block<kRowWarps>(by_beta, Plus());
+  if (threadIdx.x != 0) return;
+  if (op.to_temperature != nullptr) *op.to_temperature = float(by_tau);
+  if (op.to_hardness != nullptr) *op.to_hardness = float(by_beta);
+}
+
+// Every block sums all losses, in one order. Bases are relative to the largest one, before the
+// power: they may be subnormal or 0 where the share of a row is still well defined.
+__device__ __forceinline__ void focus(const InfoNceFocus& op) {
+  constexpr int WARPS = kFocusThreads / 32;
+  const index_t B = op.rows, D = op.dim;
+  double reduced = 0.;
+  for (int n = 0; n < op.sides; ++n) {
+    float* table = op.table + n * kTable * B;
+    float most = 0.f;
+    for (index_t row = threadIdx.x; row < B; row += kFocusThreads)
+      most = fmaxf(most, -expm1f(-table[kLoss * B + row]));
+    most = over_block<WARPS>(most, Larger());
+    most = most == 0.f ? 1.f : most;
+    double total = 0., weighted = 0.;
+    for (index_t row = threadIdx.x; row < B; row += kFocusThreads) {
+      const float loss = table[kLoss * B + row];
+      const double weight = focused(loss, most, op.focus);
+      total += weight;
+      weighted += weight * loss;
+    }
+    total = over_block<WARPS>(total, Plus());
+    weighted = over_block<WARPS>(weighted, Plus());
+    total = total == 0. ? 1. : total;
+    reduced += weighted / total;
+    for (index_t row = blockIdx.x; row < B; row += gridDim.x) {
+      const float weight =
+          focused(table[kLoss * B + row], most, op.focus) * (op.scale / float(total));
+      const int i = threadIdx.x;
+      const bool derivative = (i >= kPositiveGrad && i < kLse) ||
+                              (i >= kLseGrad && i < kExtraLse) || (i >= kExtraGrad && i < kTable);
+      if (i == kWeight) table[i * B + row] = weight;
+      if (derivative) table[i * B + row] *= weight;
+      if (op.grad == nullptr) continue;
+      for (index_t d = threadIdx.x; d < D; d += kFocusThreads)
+        op.grad[(n * B + row) * D + d] *= weight;
+    }
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) *op.loss = float(reduced) * op.scale;
+}
+
+}  // namespace sede_cuda
+
+using namespace sede_cuda;
+
+extern "C" __global__ void __launch_bounds__(kRowThreads)
+    info_nce_limits(const __grid_constant__ InfoNceLimits op) {
+  limits(op);
+}
+extern "C" __global__ void __launch_bounds__(kRowThreads)
+    info_nce_finish(const __grid_constant__ InfoNceFinish op) {
+  finish(op);
+}
+extern "C" __global__ void __launch_bounds__(kFocusThreads) info_nce_focus(InfoNceFocus op) {
+  focus(op);
+}
+extern "C" __global__ void __launch_bounds__(kRowThreads)
+    info_nce_scale(const __grid_constant__ InfoNceScale op) {
+  scale(op);
+}

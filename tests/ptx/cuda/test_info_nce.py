@@ -1,0 +1,163 @@
+"""The loss as kernels: launches of each call, both directions, statistics, odd batches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sede_kernels import MemoryBank, SEDELoss, functional
+from tests.ptx.cuda.oracle import assert_close, unit
+from tests.ptx.machine import cuda
+
+F32, BF16 = torch.float32, torch.bfloat16
+FLOORS = {F32: 5e-6, BF16: 8e-3}
+B, K, D = 21, 150, 64
+OPTIONS: dict[str, dict[str, Any]] = {
+    "attached": {"hardness": 3.0, "detach_weights": False, "margin": 0.2, "reduction": "sum"},
+    "rows": {"hardness": 3.0, "normalize_weights": False, "reduction": "none"},
+    "debiased": {"hardness": 2.0, "tau_plus": 0.1, "in_batch_negatives": True},
+    "positives": {"hardness": 2.0, "false_negatives": "positive", "in_batch_negatives": True,
+                  "positive_focus": 2.0},
+    "focused rows": {"positive_focus": 0.5, "reduction": "none", "hardness": 1.0},
+}  # fmt: skip
+
+
+def launches(call: Callable[[], Any]) -> tuple[int, Any]:
+    before = cuda.report()[0]
+    out = call()
+    return cuda.report()[0] - before, out
+
+
+def ids(rows: int, seed: int) -> Tensor:
+    return torch.randint(12, (rows,), generator=torch.Generator().manual_seed(seed))
+
+
+def both(backend: str, options: dict[str, Any], to: torch.dtype, kept: torch.dtype) -> list[Tensor]:
+    """Loss, gradients and statistics of two directions; learned temperature and hardness."""
+    leaves = [unit(B, D, seed).to(kept).to(to).requires_grad_() for seed in range(4)]
+    banks = [unit(K, D, seed).to(kept).to(to) for seed in (7, 8)]
+    wide = torch.promote_types(to, F32)
+    learned = {"temperature": 0.1} | {k: v for k, v in options.items() if k == "hardness"}
+    scalars = {k: torch.tensor(v, dtype=wide, requires_grad=True) for k, v in learned.items()}
+    loss, stats = functional.symmetric_info_nce(
+        *leaves, *banks, ids=ids(B, 5), backend=backend, return_stats=True,
+        **{**options, **scalars},
+    )  # fmt: skip
+    weight = torch.linspace(0.5, 2.0, B, dtype=loss.dtype) if loss.ndim else 1.7
+    grads = torch.autograd.grad((loss * weight).sum(), [*leaves, *scalars.values()])
+    return [loss.detach(), *grads, *(value for side in stats for value in side)]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_two_directions(name: str, dtype: torch.dtype) -> None:
+    found = both("cuda", OPTIONS[name], dtype, dtype)
+    truth = both("reference", OPTIONS[name], torch.float64, dtype)
+    for number, (value, exact) in enumerate(zip(found, truth, strict=True)):
+        assert_close(f"result {number}", value, exact, FLOORS[dtype])
+
+
+def bank_of(size: int, dim: int, kept: torch.dtype) -> MemoryBank:
+    """Half full, so that it has holes."""
+    bank = MemoryBank(size, dim, dtype=kept)
+    bank.enqueue(unit(size // 2, dim, 9), torch.arange(size // 2) + 100)
+    return bank
+
+
+@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize("learned", [False, True], ids=["numbers", "learned"])
+def test_launches_of_one_bank(dim: int, learned: bool) -> None:
+    bank = bank_of(80, dim, BF16)
+    query, key = (unit(9, dim, seed).to(BF16).requires_grad_() for seed in (1, 2))
+    tau = torch.tensor(0.1, requires_grad=True) if learned else 0.1
+    forward, loss = launches(
+        lambda: functional.weighted_info_nce(
+            query, key, bank, temperature=tau, hardness=3.0, query_ids=ids(9, 3), backend="cuda"
+        )
+    )
+    backward, _ = launches(loss.backward)
+    assert (forward, backward) == (2, 1)
+
+
+def test_launches_of_a_criterion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEDE_BACKEND", "cuda")
+    query = unit(6, 64, 11).to(BF16).requires_grad_()
+    text, other = unit(6, 64, 12).to(BF16), unit(6, 64, 13).to(BF16)
+    for in_batch, most in ((False, (2, 1)), (True, (3, 9))):
+        criterion = SEDELoss(size=20, dim=64, dtype=BF16, in_batch_negatives=in_batch)
+        criterion.enqueue(text, other, ids=torch.arange(6) + 50)
+        call = lambda c=criterion: c(query, text, other, text, ids=torch.arange(6))  # noqa: E731
+        forward, loss = launches(call)
+        backward, _ = launches(loss.backward)
+        assert (forward, backward) == most
+
+
+@pytest.mark.parametrize(
+    ("options", "most"), [({"margin": 0.3}, 3), ({"positive_focus": 1.0}, 3)], ids=str
+)
+def test_what_takes_one_launch_more(options: dict[str, float], most: int) -> None:
+    query, key, bank = (unit(n, 64, n).to(BF16) for n in (9, 9, 80))
+    forward, _ = launches(
+        lambda: functional.weighted_info_nce(query, key, bank, backend="cuda", **options)
+    )
+    assert forward == most
+
+
+def test_banks_of_two_sizes() -> None:
+    found = []
+    for backend, to in (("cuda", BF16), ("reference", torch.float64)):
+        image, text = (unit(7, 64, seed).to(BF16).to(to).requires_grad_() for seed in (1, 2))
+        banks = [unit(size, 64, size).to(BF16).to(to) for size in (90, 33)]
+        loss = functional.symmetric_info_nce(image, text, image, text, *banks, backend=backend)
+        found.append((loss.detach(), *torch.autograd.grad(loss, (image, text))))
+    for value, truth in zip(*found, strict=True):
+        assert_close("two sizes", value, truth, FLOORS[BF16])
+
+
+def test_a_batch_that_a_flag_leaves_out() -> None:
+    query, key, bank = (unit(n, 64, n).to(BF16) for n in (9, 9, 40))
+    query.requires_grad_()
+    found = []
+    for flag in (torch.tensor(False), False):
+        loss = functional.weighted_info_nce(
+            query, key, bank, in_batch_negatives=flag, backend="cuda"
+        )
+        found.append((loss.detach(), *torch.autograd.grad(loss, query)))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_nothing_counts_and_nothing_is_there() -> None:
+    query, key = unit(5, 64, 1).to(BF16), unit(5, 64, 2).to(BF16).requires_grad_()
+    for bank, names in ((unit(9, 64, 3).to(BF16), torch.full((9,), -1)), (unit(0, 64, 3), None)):
+        loss, stats = functional.weighted_info_nce(
+            query, key, bank.to(BF16), bank_ids=names, return_stats=True, backend="cuda"
+        )
+        assert loss == 0 and not torch.autograd.grad(loss, key)[0].any()
+        assert (stats.hardest_similarity == -torch.inf).all()
+
+
+def test_a_nan_stays_in_its_row_and_runs_are_equal_to_the_bit() -> None:
+    query, key, bank = (unit(n, 64, n).to(BF16) for n in (9, 9, 80))
+    query[3] = torch.nan
+    runs = [
+        functional.weighted_info_nce(
+            query, key, bank, hardness=2.0, reduction="none", backend="cuda"
+        )
+        for _ in range(2)
+    ]
+    assert runs[0][3].isnan() and runs[0].isnan().sum() == 1
+    assert torch.equal(runs[0].nan_to_num(), runs[1].nan_to_num())
+
+
+def test_losses_near_zero_keep_their_digits() -> None:
+    query = unit(5, 64, 1)
+    bank = -query[:3] + 0.1 * unit(3, 64, 2)
+    options = {"temperature": 0.1, "reduction": "none"}
+    found = functional.weighted_info_nce(query, query, bank, backend="cuda", **options)
+    truth = functional.weighted_info_nce(
+        query.double(), query.double(), bank.double(), backend="reference", **options
+    )
+    assert 0 < float(truth.min()) < 1e-6
+    assert float(((found - truth) / truth).abs().max()) < 1e-5

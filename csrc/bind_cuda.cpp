@@ -31,14 +31,14 @@ using SetsTuple = std::tuple<Address, index_t, index_t, index_t, index_t, index_
 
 index_t call_bank_lse(Address stream, const std::vector<SideTuple>& sides, Address scales,
                       const std::vector<int>& order, int accumulators, bool moments, bool hardest,
-                      Address scratch) {
+                      bool unit_length, Address scratch) {
   const char* name = "bank_lse";
   require(sides.size() == 1 || sides.size() == 2, name, "there must be one or two banks");
   require(order.size() <= kExponents, name, "there are too many exponents");
   require(accumulators >= 0 && accumulators <= std::min(int(order.size()), kAccumulators), name,
           "there are too many accumulators");
   Want want{pointer<const float>(scales), {0, 0, 0}, int(order.size()), accumulators, moments,
-            hardest, {}, 0};
+            hardest, {}, 0, unit_length};
   for (size_t e = 0; e < order.size(); ++e) {
     require(order[e] >= 0 && order[e] < int(order.size()), name, "an exponent is out of range");
     want.order[e] = order[e];
@@ -68,7 +68,7 @@ index_t call_batch_lse_backward(Address stream, const MatrixTuple& query, const 
                                 Address memory) {
   const char* name = "batch_lse_backward";
   require(exponents >= 1 && exponents <= kExponents, name, "there are too many exponents");
-  const Want want{pointer<const float>(scales), {0, 1, 2}, exponents, 0, 0, 0, {}, 0};
+  const Want want{pointer<const float>(scales), {0, 1, 2}, exponents, 0, 0, 0, {}, 0, 0};
   const BatchGradient op{matrix(name, query), matrix(name, key), match(name, matched), want,
                          pointer<const float>(lse), pointer<const float>(grad),
                          pointer<float>(query_grad), pointer<float>(key_grad)};

@@ -12,9 +12,9 @@ namespace {
 using LossSideTuple =
     std::tuple<MatrixTuple, MatrixTuple, MatrixTuple, Address, Address, Address>;
 // (weighted, detached, further, exponents, accumulators, select, margin, in batch, mean, reduced,
-//  hardest, moments, focus, tau plus)
+//  hardest, moments, unit length, focus, tau plus)
 using RuleTuple = std::tuple<bool, bool, bool, int, int, int, bool, bool, bool, bool, bool, bool,
-                             double, double>;
+                             bool, double, double>;
 
 Matrix bank_of(const char* name, const MatrixTuple& rows) {
   if (std::get<1>(rows) > 0) return matrix(name, rows);
@@ -27,7 +27,7 @@ Matrix bank_of(const char* name, const MatrixTuple& rows) {
 Loss loss_of(const char* name, const std::vector<LossSideTuple>& sides,
              const std::array<NumberTuple, 3>& numbers, Address batch, const RuleTuple& rule) {
   const auto [weighted, detached, further, exponents, accumulators, select, margin, in_batch, mean,
-              reduced, hardest, moments, focus, tau_plus] = rule;
+              reduced, hardest, moments, unit_length, focus, tau_plus] = rule;
   require(sides.size() == 1 || sides.size() == 2, name, "there must be one or two sides");
   require(exponents >= 1 && exponents <= 2 && accumulators >= 0 && accumulators <= exponents, name,
           "exponents or accumulators are out of range");
@@ -56,6 +56,7 @@ Loss loss_of(const char* name, const std::vector<LossSideTuple>& sides,
   loss.select = select;
   loss.moments = moments;
   loss.hardest = hardest;
+  loss.unit_length = unit_length;
   loss.in_batch = in_batch;
   loss.mean = mean;
   loss.reduced = reduced;

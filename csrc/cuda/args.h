@@ -47,7 +47,8 @@ struct Want {
   int exponents, accumulators;
   int moments, hardest;
   Scalars scalars;
-  int further;  // 1 / tau and 0 instead of 1 / tau + hardness and hardness
+  int further;      // 1 / tau and 0 instead of 1 / tau + hardness and hardness
+  int unit_length;  // a promise: rows of at most unit length, and exponents below 43
 };
 
 // Unfinished sums of S parts of a bank. Weights are relative to 2^ceil(c log2(e) peak).
@@ -80,10 +81,12 @@ struct Side {
   Partial out;
 };
 
-// Rows of a tile of the fused pass: as many as leave registers for D columns of O.
+// Rows of a tile of the fused pass: as many as leave registers for O and shared memory for tiles.
 constexpr int fused_columns(int dim, int exponents, bool sums_rows) {
-  return dim <= 128 ? 64 : exponents > 1 && sums_rows ? 16 : 32;
+  return dim <= 128 ? 64 : dim > 256 || (exponents > 1 && sums_rows) ? 16 : 32;
 }
+// Groups of warps that have the same queries and other columns of O.
+constexpr int fused_groups(int dim, bool sums_rows) { return dim > 256 && sums_rows ? 2 : 1; }
 constexpr int kFusedWarps = 4, kFusedRows = 16 * kFusedWarps;
 
 struct Fused {
@@ -92,6 +95,7 @@ struct Fused {
   index_t rows, bank_rows, query_stride, bank_stride;
   int dim;             // a multiple of 8
   int tiles_per_part;
+  int fixed;  // no similarity is above 1 (but for rounding), and e^{2 c} is a number
 };
 
 // s[r, c] = scale[c] query[r] . bank[c] of a chunk of the bank.

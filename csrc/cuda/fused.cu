@@ -7,8 +7,9 @@
 using namespace sede_cuda;
 
 #define SEDE_FUSED(name, T, D, WARPS, E, FULL, ACC)              \
-  extern "C" __global__ void __launch_bounds__(32 * WARPS)       \
-      fused_##name##_##D(const __grid_constant__ Fused op) {     \
+  extern "C" __global__ void                                     \
+      __launch_bounds__(32 * WARPS * fused_groups(D, ACC))       \
+          fused_##name##_##D(const __grid_constant__ Fused op) { \
     fused<T, D, WARPS, E, FULL, ACC>(op);                        \
   }
 #define SEDE_FUSED_OF(T, name, D, WARPS)               \
@@ -20,6 +21,8 @@ using namespace sede_cuda;
 SEDE_FUSED_OF(Bf16, bf16, 64, 4)
 SEDE_FUSED_OF(Bf16, bf16, 128, 4)
 SEDE_FUSED_OF(Bf16, bf16, 256, 4)
+SEDE_FUSED_OF(Bf16, bf16, 512, 4)
 SEDE_FUSED_OF(F16, f16, 64, 4)
 SEDE_FUSED_OF(F16, f16, 128, 4)
 SEDE_FUSED_OF(F16, f16, 256, 4)
+SEDE_FUSED_OF(F16, f16, 512, 4)

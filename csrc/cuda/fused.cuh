@@ -1,8 +1,9 @@
-// One pass over a bank of 16-bit rows of at most 256 columns: attention with K = V.
+// One pass over a bank of 16-bit rows of at most 512 columns: attention with K = V.
 //
 // A block holds ROWS queries and walks its part of the bank in tiles of COLS rows, two of them in
 // shared memory. The same tile gives S = Q M^T and, transposed by ldmatrix, O += P M; the registers
-// that hold S are those in which the next product wants P. A warp has 16 queries and all of O.
+// that hold S are those in which the next product wants P. A warp has 16 queries and all of O; of
+// more than 256 columns it has half, and two warps form the same S.
 #pragma once
 
 #include <climits>
@@ -15,7 +16,9 @@ namespace sede_cuda {
 
 template <class T, int D, int WARPS, int E, bool FULL, bool ACC>
 struct FusedPass {
-  static constexpr int ROWS = 16 * WARPS, COLS = fused_columns(D, E, ACC), THREADS = 32 * WARPS;
+  static constexpr int GROUPS = fused_groups(D, ACC), WIDTH = D / GROUPS;
+  static constexpr int ROWS = 16 * WARPS, COLS = fused_columns(D, E, ACC);
+  static constexpr int THREADS = 32 * WARPS * GROUPS;
   static constexpr int CHUNKS = D / 8;  // of 16 bytes
   static constexpr int ROW_BYTES = D * 2;
   // Queries, two tiles of the bank, two tiles of its ids.
@@ -64,7 +67,8 @@ struct FusedPass {
   }
 
   __device__ __forceinline__ void run() {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = blockIdx.y;
+    const int warp = threadIdx.x / 32 % WARPS, lane = threadIdx.x % 32, part = blockIdx.y;
+    const int first_chunk = int(threadIdx.x) / (32 * WARPS) * WIDTH / 8;  // of this warp's O
     const Match& match = side.match;
     const bool row_ids = match.query_ids != nullptr, col_ids = match.bank_ids != nullptr;
     const int all = int((op.bank_rows + COLS - 1) / COLS);
@@ -86,8 +90,10 @@ struct FusedPass {
     for (int e = 0; e < E; ++e)
       c2[e] = base2(e < op.want.exponents ? exponent_of(op.want, e) : 0.f);
 
-    float o[ACC ? D / 8 : 1][4] = {};
-    float peak[2] = {-infinity(), -infinity()}, total[E][2] = {}, mass[2] = {}, moment[E][2] = {};
+    float o[ACC ? WIDTH / 8 : 1][4] = {};
+    const bool fixed = !FULL && op.fixed != 0;  // similarities are at most 1: so is the peak
+    const float start = fixed ? 1.f : -infinity();
+    float peak[2] = {start, start}, total[E][2] = {}, mass[2] = {}, moment[E][2] = {};
     int count[2] = {}, index[2] = {-1, -1};  // of the peak
 
     copy_queries();
@@ -116,7 +122,7 @@ struct FusedPass {
         }
       }
 
-      float high[2] = {peak[0], peak[1]};
+      float high[2] = {peak[0], peak[1]}, base[E][2];
       int found[2] = {INT_MAX, INT_MAX};  // the lowest column of a new peak
 #pragma unroll
       for (int n = 0; n < COLS / 8; ++n)
@@ -131,12 +137,17 @@ struct FusedPass {
           count[r] += in;
           s[n][e] = in ? s[n][e] : -infinity();
           if (FULL && s[n][e] > high[r]) found[r] = col;
-          high[r] = fmaxf(high[r], s[n][e]);
+          if (!fixed) high[r] = fmaxf(high[r], s[n][e]);
         }
-      float base[E][2], shrink[E][2];
+      float shrink[E][2];
       bool moves = false;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
+        if (fixed) {
+#pragma unroll
+          for (int e = 0; e < E; ++e) base[e][r] = log2_base(1.f, c2[e]);
+          continue;
+        }
         const float mine = high[r];
         high[r] = over_lanes<4>(mine, Larger());
         if (FULL) {
@@ -155,9 +166,9 @@ struct FusedPass {
         peak[r] = high[r];
       }
       // To change the base of O takes as long as a tenth of a product: only when some row needs it.
-      if (ACC && __any_sync(kAllLanes, moves)) {
+      if (ACC && !fixed && __any_sync(kAllLanes, moves)) {
 #pragma unroll
-        for (int d = 0; d < D / 8; ++d)
+        for (int d = 0; d < WIDTH / 8; ++d)
 #pragma unroll
           for (int e = 0; e < 4; ++e) o[d][e] *= shrink[0][e / 2];
       }
@@ -187,9 +198,10 @@ struct FusedPass {
         }
         if constexpr (ACC) {
 #pragma unroll
-          for (int d = 0; d < D / 16; ++d) {
+          for (int d = 0; d < WIDTH / 16; ++d) {
             unsigned b[4];
-            ldmatrix_transposed(b, at(now, n * 16 + lane % 16, d * 2 + lane / 16));
+            const int chunk = first_chunk + d * 2 + lane / 16;
+            ldmatrix_transposed(b, at(now, n * 16 + lane % 16, chunk));
             mma<T>(o[2 * d], p, b[0], b[1]);
             mma<T>(o[2 * d + 1], p, b[2], b[3]);
           }
@@ -198,7 +210,7 @@ struct FusedPass {
       __syncthreads();  // the next copy takes this tile's place
     }
     await_copies<0>();
-    write(part, row, peak, total, mass, moment, count, index, o);
+    write(part, row, first_chunk * 8, peak, total, mass, moment, count, index, o);
   }
 
   // The weight of s, which joins the sums.
@@ -218,11 +230,12 @@ struct FusedPass {
     return number(low) + number(high);
   }
 
-  __device__ __forceinline__ void write(int part, const int (&row)[2], const float (&peak)[2],
+  __device__ __forceinline__ void write(int part, const int (&row)[2], int first_column,
+                                        const float (&peak)[2],
                                         float (&total)[E][2], float (&mass)[2],
                                         float (&moment)[E][2], int (&count)[2],
                                         const int (&index)[2],
-                                        const float (&o)[ACC ? D / 8 : 1][4]) {
+                                        const float (&o)[ACC ? WIDTH / 8 : 1][4]) {
     const int lane = threadIdx.x % 32;
     const Partial& out = side.out;
     const index_t B = op.rows;
@@ -237,7 +250,7 @@ struct FusedPass {
       count[r] = over_lanes<4>(count[r], Plus());
       if (row[r] >= B) continue;
       const index_t slot = index_t(part) * B + row[r];
-      if (lane % 4 == 0) {
+      if (lane % 4 == 0 && first_column == 0) {
         out.peak[slot] = peak[r];
         out.count[slot] = count[r];
         if (FULL && out.index != nullptr) out.index[slot] = index[r];
@@ -252,8 +265,8 @@ struct FusedPass {
       }
       if constexpr (ACC) {
 #pragma unroll
-        for (int d = 0; d < D / 8; ++d) {
-          const int col = d * 8 + lane % 4 * 2;
+        for (int d = 0; d < WIDTH / 8; ++d) {
+          const int col = first_column + d * 8 + lane % 4 * 2;
           if (col < op.dim)
             *reinterpret_cast<float2*>(out.acc + slot * op.dim + col) =
                 make_float2(o[d][2 * r], o[d][2 * r + 1]);

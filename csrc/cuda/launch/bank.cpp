@@ -11,7 +11,7 @@ constexpr unsigned kThreads = 128;
 // Similarities of a chunk in memory, and the fewest columns of one.
 index_t chunk_elements = index_t(1) << 22, smallest_chunk = 1024;
 constexpr int kBlocksPerProcessor = 2, kFewestTiles = 4;
-constexpr int kWidestFused = 256;
+constexpr int kWidestFused = 512;
 constexpr index_t kMostIndexed = (index_t(1) << 31) - 2 * kTile;  // a fused pass counts in int
 
 index_t blocks(index_t size, index_t block) { return (size + block - 1) / block; }
@@ -88,7 +88,7 @@ bool fusable(const std::vector<BankSide>& sides, const Want& want) {
 std::vector<Partial> fused_pass(const std::vector<BankSide>& sides, const Want& want,
                                 Scratch& scratch, Stream stream) {
   const index_t B = sides[0].query.rows, K = sides[0].bank.rows, D = sides[0].bank.cols;
-  const int padded = D <= 64 ? 64 : D <= 128 ? 128 : 256;
+  const int padded = D <= 64 ? 64 : D <= 128 ? 128 : D <= 256 ? 256 : 512;
   const bool limited = sides[0].match.limit != nullptr;
   const bool full = want.moments || want.hardest || limited || want.exponents > 2;
   const bool sums_rows = want.accumulators > 0;
@@ -109,6 +109,8 @@ std::vector<Partial> fused_pass(const std::vector<BankSide>& sides, const Want& 
   op.query_stride = sides[0].query.row_stride;
   op.bank_stride = sides[0].bank.row_stride;
   op.tiles_per_part = int(tiles_per_part);
+  // Half weights of e^{-2 c} would be 0.
+  op.fixed = want.unit_length && sides[0].query.dtype == bf16;
   std::vector<Partial> found;
   for (size_t i = 0; i < sides.size(); ++i) {
     found.push_back(partial(scratch, parts, B, D, want));
@@ -118,8 +120,8 @@ std::vector<Partial> fused_pass(const std::vector<BankSide>& sides, const Want& 
   const unsigned shared = unsigned((kFusedRows + 2 * columns) * padded * 2 + 2 * columns * 8);
   const std::string name = suffix(sides[0].query.dtype) + kind + "_" + std::to_string(padded);
   launch(Image::fused, "fused" + name,
-         {grid_size(row_blocks), unsigned(parts), unsigned(sides.size())}, 32 * kFusedWarps, shared,
-         stream, &op);
+         {grid_size(row_blocks), unsigned(parts), unsigned(sides.size())},
+         unsigned(32 * kFusedWarps * fused_groups(padded, sums_rows)), shared, stream, &op);
   return found;
 }
 

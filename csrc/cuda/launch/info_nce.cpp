@@ -9,12 +9,12 @@ constexpr index_t kFocusBlocks = 128;
 // What a pass of the loss looks for; exponents stay in their order.
 Want wanted(const Loss& loss, int accumulators) {
   return {nullptr,      {0, 1, 0},   loss.exponents, accumulators, loss.moments,
-          loss.hardest, loss.scalars, 0};
+          loss.hardest, loss.scalars, 0,              loss.unit_length};
 }
 
 // Of further positives: at 1 / tau and at 0.
 Want wanted_further(const Loss& loss, int accumulators) {
-  return {nullptr, {0, 1, 0}, 2, accumulators, 1, 0, loss.scalars, 1};
+  return {nullptr, {0, 1, 0}, 2, accumulators, 1, 0, loss.scalars, 1, 0};
 }
 
 // [sides, B] largest similarities that count, or null.

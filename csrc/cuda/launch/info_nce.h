@@ -27,7 +27,7 @@ struct Loss {
   Scalars scalars;
   LossMargin margin;
   int exponents, accumulators, select;
-  bool moments, hardest, in_batch, mean, reduced;
+  bool moments, hardest, in_batch, mean, reduced, unit_length;
   const unsigned char* batch_at;
 };
 

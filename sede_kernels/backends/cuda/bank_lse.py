@@ -37,7 +37,7 @@ def sums(
 ) -> Sums:
     """The pass of query (B, D) over one bank, or of query (2, B, D) over two of one shape.
 
-    Two launches where the rows are 16-bit vectors of at most 256 columns with at most one weighted
+    Two launches where the rows are 16-bit vectors of at most 512 columns with at most one weighted
     sum; else three launches a chunk and one at the end.
     """
     exponents = scales.shape[0]
@@ -60,6 +60,7 @@ def sums(
         len(want.accumulate),
         want.moments,
         want.hardest,
+        want.unit_length,
     )
     return found
 

@@ -30,6 +30,7 @@ def _rule(rule: InfoNCERule) -> tuple[object, ...]:
         rule.reduction != "none",
         rule.hardest,
         rule.scalar_grad,
+        rule.unit_length,
         rule.positive_focus,
         rule.tau_plus,
     )

@@ -22,7 +22,7 @@ def check(problem: Problem, want: Want, exponents: int, launches: int | None = N
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
-@pytest.mark.parametrize("dim", [64, 72, 128, 256])
+@pytest.mark.parametrize("dim", [64, 72, 128, 256, 320, 512])
 @pytest.mark.parametrize(
     ("want", "exponents"),
     [(LEAN, 1), (Want((1,)), 2), (FULL, 3), (Want((), moments=True, hardest=True), 2)],
@@ -30,6 +30,16 @@ def check(problem: Problem, want: Want, exponents: int, launches: int | None = N
 )
 def test_fused(dtype: torch.dtype, dim: int, want: Want, exponents: int) -> None:
     check(Problem(70, 333, dim, dtype), want, exponents, launches=2)
+
+
+@pytest.mark.parametrize("dim", [64, 256, 512])
+@pytest.mark.parametrize("exponents", [1, 2])
+def test_fixed_maximum(dim: int, exponents: int) -> None:
+    """Opposite rows too: their weights are e^{-40} of those that the maximum stands for."""
+    problem = Problem(9, 333, dim, BF16)
+    problem.query[2] = -problem.bank.rows[problem.bank.ids != -1][0]
+    problem.query[3] = problem.bank.rows[problem.bank.ids != -1][1]
+    check(problem, Want((0,), unit_length=True), exponents, launches=2)
 
 
 @pytest.mark.parametrize("select", ["mask", "positive", "keep"])
@@ -48,7 +58,7 @@ def test_fused_sizes(size: int) -> None:
     [
         Problem(9, 150, 40, F32),
         Problem(70, 130, 33, F32, transposed=True),
-        Problem(9, 150, 300, BF16),
+        Problem(9, 150, 520, BF16),
         Problem(9, 150, 64, BF16, transposed=True),
         Problem(9, 150, 65, F16),
         Problem(9, 150, 48, BF16, I8),

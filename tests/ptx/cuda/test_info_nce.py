@@ -135,7 +135,7 @@ def test_nothing_counts_and_nothing_is_there() -> None:
             query, key, bank.to(BF16), bank_ids=names, return_stats=True, backend="cuda"
         )
         assert loss == 0 and not torch.autograd.grad(loss, key)[0].any()
-        assert (stats.hardest_similarity == -torch.inf).all()
+        assert (stats.hardest == -torch.inf).all()
 
 
 def test_a_nan_stays_in_its_row_and_runs_are_equal_to_the_bit() -> None:
@@ -153,8 +153,8 @@ def test_a_nan_stays_in_its_row_and_runs_are_equal_to_the_bit() -> None:
 
 def test_losses_near_zero_keep_their_digits() -> None:
     query = unit(5, 64, 1)
-    bank = -query[:3] + 0.1 * unit(3, 64, 2)
-    options = {"temperature": 0.1, "reduction": "none"}
+    bank = unit(3, 64, 2)
+    options = {"temperature": 0.05, "reduction": "none"}
     found = functional.weighted_info_nce(query, query, bank, backend="cuda", **options)
     truth = functional.weighted_info_nce(
         query.double(), query.double(), bank.double(), backend="reference", **options

@@ -1,0 +1,13 @@
+"""After all other tests of this folder: no kernel was left out."""
+
+import pytest
+
+from tests.ptx.machine import cuda
+
+
+def test_every_kernel_has_run(played: str) -> None:
+    """Of those in the sources, after the tests before this one."""
+    launches, _, ran = cuda.report()
+    if launches < 200:
+        pytest.skip("the other tests did not run")
+    assert set(cuda.kernels(played)) - set(ran) == set()

@@ -22,6 +22,8 @@ __device__ __forceinline__ void similarities(const Similarities& op) {
 template <class T>
 __device__ __forceinline__ void weigh(const Weigh& op) {
   constexpr int WARPS = kThreads / 32;
+  __shared__ float bases[kExponents];
+  load_bases(op.want, bases);  // barriers follow
   const index_t row = blockIdx.x, B = op.rows;
   const float* s = op.s + row * op.cols;
   const index_t own = op.match.query_ids == nullptr ? 0 : op.match.query_ids[row];
@@ -58,7 +60,7 @@ __device__ __forceinline__ void weigh(const Weigh& op) {
 
 #pragma unroll 1
   for (int e = 0; e < op.want.exponents; ++e) {
-    const float c2 = base2(exponent_of(op.want, e)), base = log2_base(peak, c2);
+    const float c2 = bases[e], base = log2_base(peak, c2);
     const bool kept = e < op.want.accumulators;
     T* weights = kept ? static_cast<T*>(op.weights) + (e * B + row) * op.cols : nullptr;
     float total = 0.f, mass = 0.f, moment = 0.f;

@@ -16,13 +16,19 @@ __device__ __forceinline__ index_t place(index_t ptr, index_t size) {
 
 using Counter = unsigned long long;
 
-// The ring's pointer, for every thread of a block.
-__device__ __forceinline__ index_t start_of(const Ring& ring) {
-  __shared__ index_t start;
-  if (threadIdx.x == 0)
-    start = place(index_t(atomicAdd(reinterpret_cast<Counter*>(ring.ptr), Counter(0))), ring.size);
+// For every thread of a block: the slot of key n, and the pointer after all keys.
+struct Places {
+  index_t slot, after;
+};
+__device__ __forceinline__ const Places& places_of(const Ring& ring, index_t n) {
+  __shared__ Places found;
+  if (threadIdx.x == 0) {
+    const index_t start =
+        place(index_t(atomicAdd(reinterpret_cast<Counter*>(ring.ptr), Counter(0))), ring.size);
+    found = {(start + n) % ring.size, (start + ring.total) % ring.size};
+  }
   __syncthreads();
-  return start;
+  return found;
 }
 
 // By one thread: the id of a slot, -1 where the key was refused, and what is counted.
@@ -36,9 +42,9 @@ __device__ __forceinline__ void name_slot(const Ring& ring, index_t slot, index_
 }
 
 // The last block moves the pointer past all keys.
-__device__ __forceinline__ void move_on(const Ring& ring, index_t start) {
+__device__ __forceinline__ void move_on(const Ring& ring, index_t after) {
   if (last_block(ring.tickets) && threadIdx.x == 0)
-    atomicExch(reinterpret_cast<Counter*>(ring.ptr), Counter((start + ring.total) % ring.size));
+    atomicExch(reinterpret_cast<Counter*>(ring.ptr), Counter(after));
 }
 
 // x as the row will hold it.
@@ -55,8 +61,8 @@ __device__ __forceinline__ Matrix fragments_of(const EnqueueSets& op, index_t n)
 }
 
 __device__ __forceinline__ void enqueue(const Enqueue& op) {
-  const index_t n = op.ring.skipped + blockIdx.x, D = op.dim, start = start_of(op.ring);
-  const index_t slot = (start + n) % op.ring.size;
+  const index_t n = op.ring.skipped + blockIdx.x, D = op.dim;
+  const Places& at = places_of(op.ring, n);
   const bool quantize = op.row_scale != nullptr;
   float square = 0.f, peak = 0.f;
   int odd = 0;
@@ -81,42 +87,44 @@ __device__ __forceinline__ void enqueue(const Enqueue& op) {
   if (quantize) {
     const float scale = good ? __fdiv_rn(peak * factor, 127.f) : 0.f;
     if (scale != 0.f) divisor = scale;
-    if (threadIdx.x == 0) op.row_scale[slot] = scale;
+    if (threadIdx.x == 0) op.row_scale[at.slot] = scale;
   }
   for (index_t d = threadIdx.x; d < D; d += kEnqueueThreads) {
     float x = good ? element(op.keys, n, d) * factor : 0.f;
     if (quantize) x = fminf(fmaxf(rintf(__fdiv_rn(x, divisor)), -127.f), 127.f);
-    store(op.rows, op.row_dtype, slot * op.row_stride + d * op.col_stride, x);
+    store(op.rows, op.row_dtype, at.slot * op.row_stride + d * op.col_stride, x);
   }
-  if (threadIdx.x == 0) name_slot(op.ring, slot, n, good);
-  move_on(op.ring, start);
+  if (threadIdx.x == 0) name_slot(op.ring, at.slot, n, good);
+  move_on(op.ring, at.after);
 }
 
 __device__ __forceinline__ void enqueue(const EnqueueSets& op) {
-  const index_t n = op.ring.skipped + blockIdx.x, start = start_of(op.ring);
-  const index_t slot = (start + n) % op.ring.size;
+  const index_t n = op.ring.skipped + blockIdx.x;
+  const Places& at = places_of(op.ring, n);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   index_t length = op.width;
   if (op.key_lengths != nullptr) length = max(index_t(0), min(op.key_lengths[n], length));
   int odd = 0;
   for (index_t r = warp; r < length; r += kEnqueueWarps) {
     const Matrix key = fragments_of(op, n);
+#pragma unroll 1
     for (index_t d = lane; d < op.dim; d += 32)
       odd |= !finite(stored(op.row_dtype, element(key, r, d)));
   }
   const bool good = over_block<kEnqueueWarps>(odd, Larger()) == 0;
   for (index_t r = warp; r < op.longest; r += kEnqueueWarps) {
     const Matrix key = fragments_of(op, n);
-    const index_t to = slot * op.slot_stride + r * op.row_stride;
+    const index_t to = at.slot * op.slot_stride + r * op.row_stride;
+#pragma unroll 1
     for (index_t d = lane; d < op.dim; d += 32)
       store(op.rows, op.row_dtype, to + d * op.col_stride,
             good && r < length ? element(key, r, d) : 0.f);
   }
   if (threadIdx.x == 0) {
-    op.lengths[slot] = good ? length : 0;
-    name_slot(op.ring, slot, n, good);
+    op.lengths[at.slot] = good ? length : 0;
+    name_slot(op.ring, at.slot, n, good);
   }
-  move_on(op.ring, start);
+  move_on(op.ring, at.after);
 }
 
 }  // namespace sede_cuda

@@ -7,8 +7,11 @@ constexpr int kFinishThreads = 128;
 
 __device__ __forceinline__ void finish(const Finish& op) {
   __shared__ PartWeights weights;
+  __shared__ float bases[kExponents];
   const index_t row = blockIdx.x, B = op.rows, D = op.dim;
-  const Segment found = joined(op.from, op.want, row, B, op.scaled != 0, weights);
+  load_bases(op.want, bases);
+  __syncthreads();
+  const Segment found = joined(op.from, op.want, bases, row, B, op.scaled != 0, weights);
   __syncthreads();
 #pragma unroll
   for (int e = 0; e < kExponents; ++e) {

@@ -85,13 +85,16 @@ struct FusedPass {
       own[r] = row_ids && inside ? match.query_ids[row[r]] : 0;
       limit[r] = FULL && match.limit != nullptr && inside ? match.limit[row[r]] : infinity();
     }
+    __shared__ float exponents[E];
+    load_bases(op.want, exponents);
+    __syncthreads();
     float c2[E];
 #pragma unroll
-    for (int e = 0; e < E; ++e)
-      c2[e] = base2(e < op.want.exponents ? exponent_of(op.want, e) : 0.f);
+    for (int e = 0; e < E; ++e) c2[e] = exponents[e];
 
     float o[ACC ? WIDTH / 8 : 1][4] = {};
-    const bool fixed = !FULL && op.fixed != 0;  // similarities are at most 1: so is the peak
+    // Similarities are at most 1, and so is the peak. The widest tile has no register for it.
+    const bool fixed = !FULL && !(D == 256 && E == 1) && op.fixed != 0;
     const float start = fixed ? 1.f : -infinity();
     float peak[2] = {start, start}, total[E][2] = {}, mass[2] = {}, moment[E][2] = {};
     int count[2] = {}, index[2] = {-1, -1};  // of the peak
@@ -122,7 +125,7 @@ struct FusedPass {
         }
       }
 
-      float high[2] = {peak[0], peak[1]}, base[E][2];
+      float high[2] = {peak[0], peak[1]};
       int found[2] = {INT_MAX, INT_MAX};  // the lowest column of a new peak
 #pragma unroll
       for (int n = 0; n < COLS / 8; ++n)
@@ -137,19 +140,14 @@ struct FusedPass {
           count[r] += in;
           s[n][e] = in ? s[n][e] : -infinity();
           if (FULL && s[n][e] > high[r]) found[r] = col;
-          if (!fixed) high[r] = fmaxf(high[r], s[n][e]);
+          high[r] = fmaxf(high[r], s[n][e]);
         }
-      float shrink[E][2];
+      float base[E][2], shrink[E][2];
       bool moves = false;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        if (fixed) {
-#pragma unroll
-          for (int e = 0; e < E; ++e) base[e][r] = log2_base(1.f, c2[e]);
-          continue;
-        }
         const float mine = high[r];
-        high[r] = over_lanes<4>(mine, Larger());
+        high[r] = fixed ? 1.f : over_lanes<4>(mine, Larger());
         if (FULL) {
           const int lowest = over_lanes<4>(mine == high[r] ? found[r] : INT_MAX, Smaller());
           index[r] = high[r] > peak[r] ? lowest : index[r];
@@ -166,7 +164,7 @@ struct FusedPass {
         peak[r] = high[r];
       }
       // To change the base of O takes as long as a tenth of a product: only when some row needs it.
-      if (ACC && !fixed && __any_sync(kAllLanes, moves)) {
+      if (ACC && __any_sync(kAllLanes, moves)) {
 #pragma unroll
         for (int d = 0; d < WIDTH / 8; ++d)
 #pragma unroll

@@ -11,6 +11,7 @@ constexpr int kRowThreads = 128, kRowWarps = kRowThreads / 32;
 // s+, the same to the bit wherever it is asked for.
 __device__ __forceinline__ float dot(const Matrix& a, const Matrix& b, index_t row) {
   float sum = 0.f;
+#pragma unroll 1
   for (index_t d = threadIdx.x; d < a.cols; d += kRowThreads)
     sum = fmaf(element(a, row, d), element(b, row, d), sum);
   return over_block<kRowWarps>(sum, Plus());
@@ -26,9 +27,10 @@ __device__ __forceinline__ void limits(const InfoNceLimits& op) {
 }
 
 // A segment that may not be there, and its exponents in the caller's order, which is the kernel's.
-__device__ __forceinline__ Segment segment(const Partial& from, const Want& want, index_t row,
+__device__ __forceinline__ Segment segment(const Partial& from, const Want& want,
+                                           const float (&bases)[kExponents], index_t row,
                                            index_t B, bool scaled, PartWeights& weights) {
-  return from.parts > 0 ? joined(from, want, row, B, scaled, weights) : Segment();
+  return from.parts > 0 ? joined(from, want, bases, row, B, scaled, weights) : Segment();
 }
 
 __device__ __forceinline__ float share(float part, float whole) {
@@ -52,20 +54,26 @@ __device__ __forceinline__ void finish(const InfoNceFinish& op) {
   const index_t row = blockIdx.x, B = op.rows, D = op.dim;
   const float it = float(inverse_of(op.want.scalars)), beta = float(hardness_of(op.want.scalars));
   const bool batch = op.batch_at == nullptr || *op.batch_at != 0;
+  __shared__ float bases[kExponents], further_bases[kExponents];
+  load_bases(op.want, bases);
+  load_bases(op.further, further_bases);
+  __syncthreads();
   float weighted = 0.f;
 #pragma unroll 1
   for (int n = 0; n < op.sides; ++n) {
     const InfoNceSide& side = op.side[n];
     const float s = dot(side.query, side.key, row);
-    const Segment bank = segment(side.bank, op.want, row, B, side.bank_scaled != 0, of_bank);
-    const Segment more =
-        segment(side.bank_further, op.further, row, B, side.bank_scaled != 0, of_further);
+    const Segment bank = segment(side.bank, op.want, bases, row, B, side.bank_scaled != 0, of_bank);
+    const Segment more = segment(side.bank_further, op.further, further_bases, row, B,
+                                 side.bank_scaled != 0, of_further);
     Segment others, more_others;
     if (batch) {
-      others = segment(side.batch, op.want_of_batch, row, B, false, none);
-      more_others = segment(side.batch_further, op.further_of_batch, row, B, false, none);
+      others = segment(side.batch, op.want_of_batch, bases, row, B, false, none);
+      more_others = segment(side.batch_further, op.further_of_batch, further_bases, row, B, false,
+                            none);
     }
-    const RowSums sums = sum_of(bank, others), extra = sum_of(more, more_others);
+    RowSums sums = sum_of(bank, others), extra;
+    if (op.rule.further) extra = sum_of(more, more_others);
     const RowLoss found = row_loss(op.rule, op.want.exponents == 2, it, beta, s, sums, extra);
     const float weight =
         op.scale * (op.rule.focus == 0.f ? 1.f : focused(found.loss, 1.f, op.rule.focus));
@@ -89,13 +97,17 @@ __device__ __forceinline__ void finish(const InfoNceFinish& op) {
     const float second = found.lse[1] * weight * share(bank.lse[1], sums.lse[1]);
     const float toward = found.extra[0] * weight * share(more.lse[0], extra.lse[0]);
     const float plain = found.extra[1] * weight * share(more.lse[1], extra.lse[1]);
+#pragma unroll 1
     for (index_t d = threadIdx.x; d < D; d += kRowThreads) {
       float sum = by_s * element(side.key, row, d);
       sum = fmaf(first, mean_of(side.bank, op.want, 0, row, B, d, D, of_bank), sum);
       if (op.want.accumulators == 2)
         sum = fmaf(second, mean_of(side.bank, op.want, 1, row, B, d, D, of_bank), sum);
-      sum = fmaf(toward, mean_of(side.bank_further, op.further, 0, row, B, d, D, of_further), sum);
-      sum = fmaf(plain, mean_of(side.bank_further, op.further, 1, row, B, d, D, of_further), sum);
+      if (op.rule.further) {
+        const Partial& from = side.bank_further;
+        sum = fmaf(toward, mean_of(from, op.further, 0, row, B, d, D, of_further), sum);
+        sum = fmaf(plain, mean_of(from, op.further, 1, row, B, d, D, of_further), sum);
+      }
       op.grad[(n * B + row) * D + d] = sum;
     }
     __syncthreads();  // the other side's take their place

@@ -98,11 +98,11 @@ __device__ __forceinline__ void forward(const ScoreForward& op) {
   const bool unknown = sums.sum[0] != sums.sum[0];
   const float base = some ? most : right, gap = right - base;
   const float total = some ? sums.sum[0] : 1.f, norm = some ? sums.sum[1] : 1.f;
-  const float shift = logf(total), mean = some ? sums.moment[0] / total : 0.f;
+  const float shift = logf(total), mean = some ? ratio(sums.moment[0], total) : 0.f;
   float log_negatives = shift, by_weights = mean + base, shift_1 = 0.f;
   if (given.weighted && given.normalized) {
     shift_1 = logf(norm);
-    by_weights = mean - (some ? sums.moment[1] / norm : 0.f);
+    by_weights = mean - (some ? ratio(sums.moment[1], norm) : 0.f);
     log_negatives = logf(float(some ? count : 1)) + shift - shift_1;
   } else if (given.weighted) {
     log_negatives = shift + beta * base;
@@ -118,8 +118,8 @@ __device__ __forceinline__ void forward(const ScoreForward& op) {
     const float extra_total = inverse * ahead + extra_shift;
     own_share = sigmoid(logit - extra_total);
     log_positives = log_add(logit, extra_total);
-    attracted = own_share * gap + (1.f - own_share) * (ahead + extra.moment[0] / extra.sum[0]);
-    alike = 1.f / (1.f + number);
+    attracted = own_share * gap + (1.f - own_share) * (ahead + ratio(extra.moment[0], extra.sum[0]));
+    alike = ratio(1.f, 1.f + number);
     plain_mean = (gap + number * ahead + extra.moment[1]) * alike;
   }
   const float above = log_negatives - log_positives, pi = sigmoid(above), weight = op.weight;

@@ -9,7 +9,7 @@ namespace sede_cuda {
 
 // log(1 + y) for y in [0, 1], as 2 artanh(y / (2 + y)): small y keep their digits.
 __device__ __forceinline__ float log_of_one_and(float y) {
-  const float z = y / (2.f + y), w = z * z;
+  const float z = ratio(y, 2.f + y), w = z * z;
   float r = 1.f / 15;
 #pragma unroll
   for (int n = 13; n >= 1; n -= 2) r = fmaf(r, w, 1.f / float(n));
@@ -23,11 +23,13 @@ __device__ __forceinline__ float log_add(float a, float b) {
 __device__ __forceinline__ float softplus(float x) {
   return fmaxf(x, 0.f) + log_of_one_and(exponential(-fabsf(x)));
 }
-__device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + exponential(-x)); }
+__device__ __forceinline__ float sigmoid(float x) {
+  return x < -80.f ? exponential(x) : ratio(1.f, 1.f + exponential(-x));
+}
 // ((1 - e^{-loss}) / most)^focus; NaN of NaN.
 __device__ __forceinline__ float focused(float loss, float most, float focus) {
-  const float base = -expm1f(-loss) / most;
-  return base <= 0.f ? 0.f : powf(base, focus);
+  const float base = ratio(-expm1f(-loss), most);
+  return base <= 0.f ? 0.f : exponential(focus * logf(base));
 }
 
 // A row's sums over all segments.
@@ -57,7 +59,7 @@ __device__ __forceinline__ Debiased debias(const InfoNceRule& rule, float log_ne
   if (below < 0.f) {
     const float rest = -expm1f(below);  // the share that stays
     const float corrected = log_negatives + logf(rest) - rule.log_rest;
-    if (corrected >= floor) return {corrected, 1.f / rest, -exponential(below) / rest, 0.f};
+    if (corrected >= floor) return {corrected, ratio(1.f, rest), ratio(-exponential(below), rest), 0.f};
   }
   return {floor, 0.f, 0.f, -1.f};
 }
@@ -75,7 +77,8 @@ __device__ __forceinline__ RowLoss row_loss(const InfoNceRule& rule, bool normal
   const bool more = extra.count != 0.f;
   const float own = more ? sigmoid(logit - extra.lse[0]) : 1.f;  // its own positive's share
   const float log_positives = more ? log_add(logit, extra.lse[0]) : logit;
-  const float mean = (s + extra.count * extra.moment[1]) / (1.f + extra.count);
+  const float alike = ratio(1.f, 1.f + extra.count);
+  const float mean = (s + extra.count * extra.moment[1]) * alike;
   const float attracted = own * s + (1.f - own) * extra.moment[0];
   const float above = negatives.value - log_positives, pi = sigmoid(above);
 
@@ -93,10 +96,10 @@ __device__ __forceinline__ RowLoss row_loss(const InfoNceRule& rule, bool normal
   row.extra[0] = row.extra[1] = 0.f;
   if (more) {
     row.loss += log_positives - it * mean;
-    row.positive += it * (own - 1.f / (1.f + extra.count));
+    row.positive += it * (own - alike);
     row.inverse += attracted - mean;
     row.extra[0] = it * sigmoid(-above) * sigmoid(extra.lse[0] - logit);
-    row.extra[1] = -it * extra.count / (1.f + extra.count);
+    row.extra[1] = -it * extra.count * alike;
   }
   return row;
 }

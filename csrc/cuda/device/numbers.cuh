@@ -11,7 +11,7 @@ namespace sede_cuda {
 using Bf16 = __nv_bfloat16;
 using F16 = __half;
 
-constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float infinity() { return __int_as_float(0x7f800000); }
 
@@ -80,13 +80,26 @@ __device__ __forceinline__ void store(void* to, int dtype, index_t at, float x) 
 
 __device__ __forceinline__ bool finite(float x) { return x - x == 0.f; }
 
+__device__ __forceinline__ float reciprocal_seed(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// a / b for b whose reciprocal is a normal number; without the subroutine that a division calls.
+__device__ __forceinline__ float ratio(float a, float b) {
+  const float r = reciprocal_seed(b), q = a * r;
+  return fmaf(fmaf(-q, b, a), r, q);
+}
+
 // A number of fp32 or fp64 on the device.
 __device__ __forceinline__ double number_at(const void* at, int dtype) {
   return dtype == f64 ? *static_cast<const double*>(at) : double(*static_cast<const float*>(at));
 }
 __device__ __forceinline__ double inverse_of(const Scalars& of) {
-  return of.temperature == nullptr ? of.inverse
-                                   : 1. / number_at(of.temperature, of.temperature_dtype);
+  if (of.temperature == nullptr) return of.inverse;
+  const double tau = number_at(of.temperature, of.temperature_dtype);
+  const double seed = double(reciprocal_seed(float(tau)));
+  return fma(seed, fma(-tau, seed, 1.), seed);  // to 2^-44
 }
 __device__ __forceinline__ double hardness_of(const Scalars& of) {
   return of.beta == nullptr ? of.hardness : number_at(of.beta, of.beta_dtype);
@@ -103,6 +116,13 @@ __device__ __forceinline__ float exponent_of(const Want& want, int n) {
 
 // c log2(e), never 0: the smallest exponent still sends -inf to -inf and not to NaN.
 __device__ __forceinline__ float base2(float exponent) { return fmaxf(exponent * kLog2e, 1e-37f); }
+
+// The first `exponents` of a pass so, in shared memory: for every thread behind a barrier.
+template <int N>
+__device__ __forceinline__ void load_bases(const Want& want, float (&to)[N]) {
+  const int n = threadIdx.x;
+  if (n < N) to[n] = base2(n < want.exponents ? exponent_of(want, n) : 0.f);
+}
 
 // The power of two that weights are divided by: an integer, so that to change it is exact; 0 for
 // rows in which nothing has counted yet.

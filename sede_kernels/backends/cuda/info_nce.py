@@ -96,12 +96,15 @@ def info_nce_backward(
     """See ``sede_kernels.ops.info_nce``. One launch, and those of in-batch negatives."""
     last = side if other is None else other
     like = (side.query, side.positive, last.query, last.positive)
-    nothing = grad.new_empty((0,)) if spare is None else spare
+
+    def nothing() -> Tensor:  # no two results of an op may be one tensor
+        return grad.new_empty((0,)) if spare is None else spare
+
     found = [
-        torch.empty(tensor.shape, dtype=tensor.dtype, device=grad.device) if needed else nothing
+        torch.empty(tensor.shape, dtype=tensor.dtype, device=grad.device) if needed else nothing()
         for tensor, needed in zip(like, needs, strict=False)
     ]
-    found += [grad.new_empty(()) if needed else nothing for needed in needs[4:]]
+    found += [grad.new_empty(()) if needed else nothing() for needed in needs[4:]]
     if side.query.shape[0] == 0:
         for value in found[4:]:
             value.zero_()

@@ -17,6 +17,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--arch", default="sm_90", help="sm_80, sm_86, sm_89 or sm_90")
     parser.add_argument("--cores", type=int, default=4, help="multiprocessors the host code sees")
+    parser.add_argument(
+        "--cuda", action="store_true", help="what asks for backend triton is served by cuda"
+    )
     parser.add_argument("--keep-going", action="store_true", help="list faults at the end instead")
     parser.add_argument("--seed", type=int, default=0, help="random order of the warps")
     parser.add_argument("--slice", type=int, default=0, help="most instructions of a warp's turn")
@@ -52,6 +55,8 @@ def _run(options: argparse.Namespace) -> None:
     driver.state.strict = not options.keep_going
     driver.state.options = Options(seed=options.seed, slice=options.slice, threads=options.threads)
     cuda.install(options.arch, options.cores, driver.state.options)
+    if options.cuda:
+        cuda.take_over()
     sys.argv = [options.script, *options.arguments]
     try:
         if options.module:

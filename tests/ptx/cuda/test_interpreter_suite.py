@@ -1,0 +1,38 @@
+"""The tests that Triton's kernels have on the interpreter, passed by this backend's.
+
+They run in a process in which what asks for ``triton`` is served by ``cuda``.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+FILES = (
+    "bank_lse_pair", "enqueue", "enqueue_fragments", "erase", "hardest", "info_nce", "public",
+    "score_info_nce", "selection", "two_sums",
+)  # fmt: skip
+#: Tests of Triton's own host code: its launches, its tables, its name.
+OF_TRITON = (
+    "test_a_bounded_temperature_that_learns_has_the_fixed_maximum",
+    "test_auto_takes_triton_for_cuda_tensors_only",
+    "test_an_explicit_request_that_cannot_be_met_raises",
+    "test_tuning_is_stored_and_used",
+    "test_every_pass_over_bank_and_batch_can_be_tuned",
+    "test_one_launch_serves_both",
+)
+LEFT_OUT = " and ".join(f"not {name}" for name in OF_TRITON)
+
+
+def test_they_pass(played: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ptx.machine", "--arch", played, "--cuda", "-m", "pytest",
+         "-q", "-m", "", "-p", "no:cacheprovider", "-k", LEFT_OUT,
+         *(f"tests/interpret/test_{name}.py" for name in FILES)],
+        cwd=ROOT, env={**os.environ, "PYTHONSAFEPATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-4000:]
+    assert "CUDA backend:" in said, said[-800:]

@@ -118,7 +118,8 @@ __device__ __forceinline__ void forward(const ScoreForward& op) {
     const float extra_total = inverse * ahead + extra_shift;
     own_share = sigmoid(logit - extra_total);
     log_positives = log_add(logit, extra_total);
-    attracted = own_share * gap + (1.f - own_share) * (ahead + ratio(extra.moment[0], extra.sum[0]));
+    const float others = ahead + ratio(extra.moment[0], extra.sum[0]);
+    attracted = own_share * gap + (1.f - own_share) * others;
     alike = ratio(1.f, 1.f + number);
     plain_mean = (gap + number * ahead + extra.moment[1]) * alike;
   }

@@ -59,7 +59,8 @@ __device__ __forceinline__ Debiased debias(const InfoNceRule& rule, float log_ne
   if (below < 0.f) {
     const float rest = -expm1f(below);  // the share that stays
     const float corrected = log_negatives + logf(rest) - rule.log_rest;
-    if (corrected >= floor) return {corrected, ratio(1.f, rest), ratio(-exponential(below), rest), 0.f};
+    if (corrected >= floor)
+      return {corrected, ratio(1.f, rest), ratio(-exponential(below), rest), 0.f};
   }
   return {floor, 0.f, 0.f, -1.f};
 }

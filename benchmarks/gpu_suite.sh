@@ -124,17 +124,20 @@ measure() {
   fi
   step benchmark "$bench_s" bench.log "$python" -m benchmarks.run --device cuda --no-figures \
     --out "$out/gpu.jsonl" ${grid[@]+"${grid[@]}"}
+  step ahead 20 bench.log "$python" -m benchmarks.run ahead "$out/gpu.jsonl" \
+    --order sede_kernels/backends/order.json --device "sm_$arch"
   step figures "$figures_s" bench.log "$python" -m benchmarks.run plot "$out/gpu.jsonl" \
     --out "$scratch/figures"
 }
 
 report() {
   {
-    "$python" -m benchmarks.run table "$out/gpu.jsonl" --lines 22 2>/dev/null ||
+    "$python" -m benchmarks.run table "$out/gpu.jsonl" --lines 14 2>/dev/null ||
       echo "no results in $out/gpu.jsonl"
     echo
     printf '%s\n' "${state[@]}"
     echo "${#failed[@]} steps failed${failed[*]:+: ${failed[*]}}; $SECONDS s; files in $out"
+    "$python" -m benchmarks.run ahead "$out/gpu.jsonl" 2>/dev/null | head -n 12
   } | head -n 40 | tee "$out/summary.txt"
 }
 

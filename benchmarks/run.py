@@ -15,7 +15,19 @@ from pathlib import Path
 
 import torch
 
-from . import compare, flags, host, limits, machine, measured, modules, plot, table, targets
+from . import (
+    ahead,
+    compare,
+    flags,
+    host,
+    limits,
+    machine,
+    measured,
+    modules,
+    plot,
+    table,
+    targets,
+)
 from .case import Case
 from .memory import Memory
 from .registry import GRIDS, OPERATIONS
@@ -199,6 +211,8 @@ def main(argv: list[str] | None = None) -> int:
             return compare.main(list(words[1:]))
         if words and words[0] == "table":
             return table.main(list(words[1:]), results)
+        if words and words[0] == "ahead":
+            return ahead.main(list(words[1:]))
         if words and words[0] == "targets":
             return targets.main(list(words[1:]), results)
         if words and words[0] == "modules":

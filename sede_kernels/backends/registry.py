@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sede_kernels.backends import order as measured
 from sede_kernels.errors import BackendUnavailableError
 
 #: Backend name -> package below ``sede_kernels.backends``. ``reference`` has no ops: the functional
@@ -44,7 +45,8 @@ FILES = {
     "late_interaction_pairs_backward": "late_interaction",
 }
 
-_AUTO_ORDER = {"cpu": ("cpu", "torch"), "cuda": ("triton", "cuda", "torch")}
+_AUTO_ORDER = {"cpu": ("cpu", "torch")}
+_PLAIN = ("torch",)
 _warned_of: set[str] = set()
 
 
@@ -137,7 +139,8 @@ def serving(op: str, backend: str, *tensors: Tensor, **options: Any) -> str:
     if name == "reference":
         raise ValueError(f"{op}: the reference has no ops; call sede_kernels.functional instead.")
     if name == "auto":
-        order = _AUTO_ORDER.get(tensors[0].device.type, ("torch",))
+        device = tensors[0].device.type
+        order = measured.of(op, tensors[0]) if device == "cuda" else _AUTO_ORDER.get(device, _PLAIN)
         for candidate in order:
             if _refusal(candidate, op, tensors, options) is None:
                 name = candidate

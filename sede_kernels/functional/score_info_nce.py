@@ -261,4 +261,6 @@ def _by_reference(
         return found
     with torch.no_grad():
         rows = reference_scores.score_info_nce(scores, positive, **settings, reduction="none")
-        return found, InfoNCEStats(rows, *reference_scores.statistics(scores, positive, **settings))
+        stats = reference_scores.statistics(scores, positive, **settings)
+        # A view, or the caller's own tensor, carries a gradient even here.
+        return found, InfoNCEStats(rows, *(value.detach() for value in stats))

@@ -236,3 +236,15 @@ def test_inputs_are_left_as_they_are(backend) -> None:
     outcome(scores, positive, backend, valid=valid, query_ids=ids, key_ids=key_ids)
     for now, then in zip(inputs, before, strict=True):
         assert torch.equal(now, then)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["diagonal", "positive"])
+@pytest.mark.parametrize("where", ["reference", None])
+def test_statistics_carry_no_gradient(own, where, backend) -> None:
+    scores, positive, *_ = (
+        tensor.requires_grad_(tensor.is_floating_point()) for tensor in drawn(4, 6)
+    )
+    _, stats = score_info_nce(
+        scores, None if own else positive, backend=where or backend, return_stats=True
+    )
+    assert not any(value.requires_grad for value in stats)

@@ -91,12 +91,12 @@ def instructions(assembly: str) -> dict[str, Counter[str]]:
     return found
 
 
-def compile_all(nvcc: str, architectures: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A row for every kernel and architecture."""
+def compile_all(nvcc: str, architectures: tuple[str, ...], only: str) -> list[dict[str, Any]]:
+    """A row for every kernel and architecture, of the sources whose names match."""
     rows = []
     dump = _cuobjdump()
     with tempfile.TemporaryDirectory() as folder:
-        for source in sorted(SOURCES.glob("*.cu")):
+        for source in sorted(SOURCES.glob(f"{only}.cu")):
             for architecture in architectures:
                 out = f"{folder}/{source.stem}.cubin"
                 said = _run(nvcc, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v",
@@ -136,6 +136,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="What nvcc says of the CUDA kernels.")
     parser.add_argument("--write", metavar="FOLDER", help="write cuda.json and cuda.md there")
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES))
+    parser.add_argument(
+        "--only",
+        default="*",
+        metavar="NAME",
+        help="the one source in csrc/cuda that changed; other rows stay as they are written",
+    )
     options = parser.parse_args(argv)
     nvcc = shutil.which("nvcc")
     if nvcc is None or not SOURCES.is_dir():
@@ -144,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     report: dict[str, Any] = {
         "compiler": f"nvcc {version[0] if version else 'of unknown version'}",
         "digest": digest(),
-        "kernels": compile_all(nvcc, tuple(options.architectures)),
+        "kernels": compile_all(nvcc, tuple(options.architectures), options.only),
     }
     for row in report["kernels"]:
         if row["spilled"]:
@@ -152,6 +158,11 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{len(report['kernels'])} kernels compiled")
     if options.write:
         folder = Path(options.write)
+        if options.only != "*":
+            known = {row["kernel"] for row in report["kernels"]}
+            kept = json.loads((folder / "cuda.json").read_text())["kernels"]
+            report["kernels"] += [row for row in kept if row["kernel"] not in known]
+        report["kernels"].sort(key=lambda row: (row["kernel"], row["architecture"]))
         (folder / "cuda.json").write_text(json.dumps(report, indent=1) + "\n")
         (folder / "cuda.md").write_text(table(report))
     return 0

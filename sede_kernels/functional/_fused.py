@@ -307,7 +307,7 @@ def fused(
     if whole:
         return ops.info_nce.info_nce(side, other, scalars, rule, keywords.backend)
     first, last = (training_shard(given.bank) or Shard() for given in (sides[0], sides[-1]))
-    if all(shard.world == 1 or shard.group == "" for shard in (first, last)):  # this rank alone
+    if first.world == last.world == 1:
         return ops.info_nce.info_nce(side, other, scalars, rule, keywords.backend)
     return ops.sharded.sharded_info_nce(side, other, first, last, scalars, rule, keywords.backend)
 

@@ -70,9 +70,10 @@ def score_info_nce_backward(
     scalars: Scalars,
     rule: InfoNCERule,
     needs: tuple[int, ...],
+    spare: Tensor | None = None,
 ) -> ScoreGradients:
     """See ``sede_kernels.ops.score_info_nce``. One launch."""
-    found = ScoreGradients.empty(grad, given, needs)
+    found = ScoreGradients.empty(grad, given, needs, spare)
     if given.scores.shape[0] == 0:
         for value in found[2:]:
             value.zero_()

@@ -8,9 +8,9 @@
 namespace sede_cuda {
 namespace {
 
-// (query, key, bank, row scale, bank ids, ids); a bank of no rows is none.
+// (query, key, bank, row scale, bank ids, ids, limit); a bank of no rows is none.
 using LossSideTuple =
-    std::tuple<MatrixTuple, MatrixTuple, MatrixTuple, Address, Address, Address>;
+    std::tuple<MatrixTuple, MatrixTuple, MatrixTuple, Address, Address, Address, Address>;
 // (weighted, detached, further, exponents, accumulators, select, margin, in batch, mean, reduced,
 //  hardest, moments, unit length, focus, tau plus)
 using RuleTuple = std::tuple<bool, bool, bool, int, int, int, bool, bool, bool, bool, bool, bool,
@@ -33,10 +33,10 @@ Loss loss_of(const char* name, const std::vector<LossSideTuple>& sides,
           "exponents or accumulators are out of range");
   require(select >= keep && select <= positive, name, "the code of select is unknown");
   Loss loss{};
-  for (const auto& [query, key, bank, row_scale, bank_ids, ids] : sides) {
+  for (const auto& [query, key, bank, row_scale, bank_ids, ids, limit] : sides) {
     const LossSide side{matrix(name, query), matrix(name, key), bank_of(name, bank),
                         pointer<const float>(row_scale), pointer<const index_t>(bank_ids),
-                        pointer<const index_t>(ids)};
+                        pointer<const index_t>(ids), pointer<const float>(limit)};
     fits(name, side.query, side.key, 0);
     require(side.query.rows == side.key.rows, name, "query and key differ in length");
     if (side.bank.rows > 0) fits(name, side.query, side.bank, row_scale);

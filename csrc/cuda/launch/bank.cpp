@@ -89,7 +89,8 @@ std::vector<Partial> fused_pass(const std::vector<BankSide>& sides, const Want& 
                                 Scratch& scratch, Stream stream) {
   const index_t B = sides[0].query.rows, K = sides[0].bank.rows, D = sides[0].bank.cols;
   const int padded = D <= 64 ? 64 : D <= 128 ? 128 : D <= 256 ? 256 : 512;
-  const bool limited = sides[0].match.limit != nullptr;
+  const bool limited =
+      sides[0].match.limit != nullptr || sides[sides.size() - 1].match.limit != nullptr;
   const bool full = want.moments || want.hardest || limited || want.exponents > 2;
   const bool sums_rows = want.accumulators > 0;
   const int columns = fused_columns(padded, full ? kExponents : want.exponents, sums_rows);

@@ -37,8 +37,9 @@ float* limits(const Loss& loss, Scratch& scratch, Stream stream) {
 }
 
 Match match_of(const LossSide& side, int n, const float* limit, int select, bool in_batch) {
-  return {side.ids, in_batch ? side.ids : side.bank_ids,
-          limit == nullptr ? nullptr : limit + n * side.query.rows, select, in_batch};
+  const float* most = limit == nullptr ? side.limit : limit + n * side.query.rows;
+  return {side.ids, in_batch ? side.ids : side.bank_ids, select == positive ? nullptr : most,
+          select, in_batch};
 }
 
 // The parts of every side's bank, or of its batch; none of a bank without rows.

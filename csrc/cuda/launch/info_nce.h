@@ -12,6 +12,7 @@ struct LossSide {
   Matrix query, key, bank;  // the bank may have no rows
   const float* row_scale;
   const index_t *bank_ids, *ids;
+  const float* limit;  // [B] largest similarity of a negative, or null; a margin gives others
 };
 
 struct LossMargin {

@@ -46,6 +46,7 @@ def _side(call: _native.Call, side: Side) -> tuple[object, ...]:
         call.array("row_scale", side.row_scale, torch.float32, size) if size else 0,
         call.array("bank_ids", side.bank_ids, torch.int64, size) if size else 0,
         call.array("ids", side.ids, torch.int64, rows),
+        call.array("limit", side.limit, torch.float32, rows),
     )
 
 

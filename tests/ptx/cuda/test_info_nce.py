@@ -161,3 +161,19 @@ def test_losses_near_zero_keep_their_digits() -> None:
     )
     assert 0 < float(truth.min()) < 1e-6
     assert float(((found - truth) / truth).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("in_batch", [False, True], ids=["bank", "batch"])
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_a_limit_of_each_row(dtype: torch.dtype, in_batch: bool) -> None:
+    limit, found = torch.linspace(-0.1, 0.2, 9), []
+    for backend, to in (("cuda", dtype), ("reference", torch.float64)):
+        query, key, bank = (unit(n, 64, n + 1).to(dtype).to(to) for n in (9, 9, 80))
+        query.requires_grad_(), key.requires_grad_()
+        loss = functional.weighted_info_nce(
+            query, key, bank, limit=limit.to(torch.promote_types(to, F32)), backend=backend,
+            in_batch_negatives=in_batch,
+        )  # fmt: skip
+        found.append((loss.detach(), *torch.autograd.grad(loss, (query, key))))
+    for value, truth in zip(*found, strict=True):
+        assert_close("limit", value, truth, FLOORS[dtype])

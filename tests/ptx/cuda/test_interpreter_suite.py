@@ -21,6 +21,7 @@ OF_TRITON = (
     "test_tuning_is_stored_and_used",
     "test_every_pass_over_bank_and_batch_can_be_tuned",
     "test_one_launch_serves_both",
+    "test_a_call_asks_once_for_the_device_and_once_for_each_product",
 )
 LEFT_OUT = " and ".join(f"not {name}" for name in OF_TRITON)
 

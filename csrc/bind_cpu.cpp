@@ -143,10 +143,9 @@ bool hardest(const py::object& query, const py::tuple& bank, const py::object& q
   op.empty_slots = true;
   require(k >= 0, name, "k is negative");
   const sede::DType found = op.query.dtype == sede::DType::f64 ? sede::DType::f64 : sede::DType::f32;
-  void* values_out = wanted(name, "values", values, int(found), op.query.rows * k);
-  index_t* indices_out = wanted<index_t>(name, "indices", indices, kInt64, op.query.rows * k);
   if (op.query.rows * k == 0) return true;
-  require(values_out && indices_out, name, "the results have no memory");
+  void* values_out = results(name, "values", values, int(found), op.query.rows * k);
+  index_t* indices_out = results<index_t>(name, "indices", indices, kInt64, op.query.rows * k);
   py::gil_scoped_release release;
   sede::hardest(op, k, values_out, indices_out);
   return true;

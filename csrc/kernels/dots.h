@@ -59,10 +59,11 @@ SEDE_INLINE void fold_all(V* v) {
   }
 }
 
-// out[r][c] (+)= sum_k a[r][k] b[c][k] for R rows and C columns; `steps` elements, whole vectors.
+// out[r][c] (+)= sum_k a[r][k] b[c][k] for R rows and C columns; `steps` elements, whole vectors. At each
+// vector so many lines are fetched of what comes next.
 template <class T, int R, int C, class S = typename Arithmetic<T>::Sum>
 SEDE_INLINE void dot_tile(const T* a, index_t a_row, const T* b, index_t b_row, index_t steps, S* out,
-                          index_t out_row, bool add) {
+                          index_t out_row, bool add, Ahead* ahead = nullptr, index_t lines = 0) {
   using Math = Arithmetic<T>;
   using Vec = typename Math::Vec;
   using SumVec = typename Math::SumVec;
@@ -71,6 +72,7 @@ SEDE_INLINE void dot_tile(const T* a, index_t a_row, const T* b, index_t b_row, 
 #pragma GCC unroll 16
   for (int n = 0; n < R * C; ++n) sum[n] = SumVec{};
   for (index_t k = 0; k < steps; k += W) {
+    if (lines > 0) ahead->fetch(lines);
     Vec right[C];
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) right[c] = load<Vec>(b + c * b_row + k);
@@ -92,28 +94,53 @@ SEDE_INLINE void dot_tile(const T* a, index_t a_row, const T* b, index_t b_row, 
   }
 }
 
+// Rows of a group of C columns that are taken at a time: their sums fill a vector.
+template <class T>
+constexpr index_t dot_rows(index_t columns) {
+  return Simd<T>::width / columns < 8 ? Simd<T>::width / columns : 8;
+}
+
+// At least the register tiles of dots().
+template <class T>
+index_t dot_tiles(index_t rows, index_t columns) {
+  index_t tiles = 1;
+  for (index_t group = Simd<T>::width >= 16 ? 8 : Simd<T>::width / 2; group > 0; group /= 2)
+    for (; columns >= group; columns -= group) tiles += (rows - 1) / dot_rows<T>(group) + 1;
+  return tiles;
+}
+
 // out[r][c] (+)= sum_k a[r][k] b[c][k] for any number of rows and columns. Sums that fill a vector are
-// taken at a time, of eight rows at most.
+// taken at a time, of eight rows at most. Eight rows serve all groups of columns before the next eight
+// are read, where they and the columns fit into L1.
 template <class T, class S>
 void dots(index_t rows, index_t columns, const T* a, index_t a_row, const T* b, index_t b_row,
           index_t steps, S* out, index_t out_row, bool add, Ahead* ahead = nullptr) {
-  constexpr int W = Simd<T>::width;
+  constexpr index_t W = Simd<T>::width, kRows = 8, kBytes = 32 << 10;
+  const index_t lines = ahead && ahead->spread ? ahead->lines / ((steps - 1) / W + 1) + 1 : 0;
+  index_t first, stop, c;
   auto take = [&](auto number) {
-    constexpr int C = decltype(number)::value, R = W / C < 8 ? W / C : 8;
-    for (; columns >= C; columns -= C, b += C * b_row, out += C) {
-      index_t r = 0;
-      for (; r + R <= rows; r += R) {
-        if (ahead) ahead->some();
-        dot_tile<T, R, C>(a + r * a_row, a_row, b, b_row, steps, out + r * out_row, out_row, add);
+    constexpr int C = decltype(number)::value, R = int(dot_rows<T>(C));
+    for (; columns - c >= C; c += C) {
+      index_t r = first;
+      for (; r + R <= stop; r += R) {
+        if (ahead && lines == 0) ahead->some();
+        dot_tile<T, R, C>(a + r * a_row, a_row, b + c * b_row, b_row, steps, out + r * out_row + c,
+                          out_row, add, ahead, lines);
       }
-      for (; r < rows; ++r)
-        dot_tile<T, 1, C>(a + r * a_row, a_row, b, b_row, steps, out + r * out_row, out_row, add);
+      for (; r < stop; ++r)
+        dot_tile<T, 1, C>(a + r * a_row, a_row, b + c * b_row, b_row, steps, out + r * out_row + c,
+                          out_row, add);
     }
   };
-  if constexpr (W >= 16) take(std::integral_constant<int, 8>());
-  if constexpr (W >= 8) take(std::integral_constant<int, 4>());
-  if constexpr (W >= 4) take(std::integral_constant<int, 2>());
-  take(std::integral_constant<int, 1>());
+  const index_t block = (kRows + columns) * steps * index_t(sizeof(T)) <= kBytes ? kRows : rows;
+  for (first = 0; first < rows; first = stop) {
+    stop = first + block < rows ? first + block : rows;
+    c = 0;
+    if constexpr (W >= 16) take(std::integral_constant<int, 8>());
+    if constexpr (W >= 8) take(std::integral_constant<int, 4>());
+    if constexpr (W >= 4) take(std::integral_constant<int, 2>());
+    take(std::integral_constant<int, 1>());
+  }
 }
 
 // out[c][r] = in[r][c] for blocks of a vector's length: `rows` rows of `in` count, the others are taken

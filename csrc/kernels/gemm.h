@@ -69,20 +69,33 @@ void tile_rows(index_t rows, const T* a, index_t a_row, index_t a_step, const T*
 // Work on what will be needed next, done a little at each register tile: memory fetched into L2, or
 // columns copied. All at once, the fetches would wait for each other, and the arithmetic for them.
 struct Ahead {
-  const char *at, *end;
-  index_t lines;  // a register tile
+  const char* at;      // where the next line lies
+  index_t left, run;   // lines left of this run of memory, and of each run
+  index_t step, runs;  // bytes between the ends of runs, and how many more runs there are
+  index_t lines;       // a register tile
+  bool spread;         // within it, where it has a place for that
   void (*more)(void* self, index_t columns);
   void* self;
   index_t columns;  // a register tile
 
+  SEDE_INLINE void fetch(index_t count) {
+    while (count > 0) {
+      if (left == 0) {
+        if (runs == 0) return;
+        --runs, left = run, at += step;
+      }
+      const index_t some = count < left ? count : left;
+      const char* line = at;
+      for (index_t n = 0; n < some; ++n, line += 64) __builtin_prefetch(line, 0, 2);
+      at = line, left -= some, count -= some;
+    }
+  }
   SEDE_INLINE void some() {
     if (more) return more(self, columns);
-    for (index_t n = 0; n < lines && at < end; ++n, at += 64) __builtin_prefetch(at, 0, 2);
+    fetch(lines);
   }
   // The rest of what is to be fetched.
-  void all() {
-    for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
-  }
+  void all() { fetch(left + runs * run); }
 };
 
 // C[rows][columns] (+)= A B for any number of rows; columns is a multiple of the vector length.

@@ -105,23 +105,28 @@ struct Tiles {
     const index_t panels = (queries - 1) / P + 1;
     const index_t calls = tiling.bank_rows / kTileRows * ((steps - 1) / tiling.depth + 1) * panels;
     const Matrix& m = op.bank;
+    const index_t rows = end - next < tiling.bank_rows ? end - next : tiling.bank_rows;
     if (few_alone()) {
       // The first product waits for memory; pairs are formed in registers, which takes as long.
       if (kGroup<E> > 1 || op.accumulators == 0) return {};
-      fetched = fetched_lines = 0;
-      auto more = [](void* self, index_t lines) { ((Tiles*)self)->fetch(lines); };
-      return {nullptr, nullptr, 0, more, this, m.cols * lines_of_a_column() / few_calls() + 1};
+      const index_t bytes = bytes_of(m.dtype), run = (rows * bytes + 63) / 64;
+      const index_t tiles = op.accumulators * dot_tiles<E>(m.cols, few.count);
+      return {(const char*)m.data + next * bytes, run, run, m.col_stride * bytes - run * 64,
+              run > 0 ? m.cols - 1 : 0, m.cols * run / tiles + 1, false, nullptr, nullptr,
+              0};
     }
     if (operands.columns) {
       const index_t others = op.accumulators * panels * (m.cols / kTileRows);
       auto more = [](void* self, index_t columns) { ((Tiles*)self)->copy(columns); };
-      return {nullptr, nullptr, 0, more, this, m.cols / (calls + others) + 1};
+      return {nullptr, 0, 0, 0, 0, 0, false, more, this, m.cols / (calls + others) + 1};
     }
     if (m.col_stride != 1 || m.row_stride != m.cols) return {};
-    const index_t row = m.cols * bytes_of(m.dtype);
-    const index_t rows = end - next < tiling.bank_rows ? end - next : tiling.bank_rows;
-    const char* at = (const char*)m.data + next * row;
-    return {at, at + rows * row, tiling.bank_rows * row / 64 / calls + 1, nullptr, nullptr, 0};
+    const index_t row = m.cols * bytes_of(m.dtype), lines = (rows * row + 63) / 64;
+    // Without a second product memory is all that few queries wait for.
+    const bool spread = few.count == queries && op.accumulators == 0;
+    const index_t tiles = spread ? dot_tiles<E>(tile.count, few.count) : calls;
+    return {(const char*)m.data + next * row, lines, 0, 0, 0, tiling.bank_rows * row / 64 / tiles + 1,
+            spread, nullptr, nullptr, 0};
   }
 
   // Queries of the panel from q on that are taken in vectors.
@@ -171,7 +176,6 @@ struct Tiles {
  private:
   BankTile<T> coming;  // columns: the tile that is being copied
   index_t next, end, copied;
-  index_t fetched, fetched_lines;  // columns of the next tile, and lines of the one after them
 
   // As many of the chosen rows as one tile can have; returns the bank row to go on from.
   index_t take_columns() {
@@ -186,30 +190,6 @@ struct Tiles {
       operands.flip();
     }
     return tile.source[tile.count - 1] + 1;
-  }
-
-  // Lines of memory under one column of the next tile.
-  index_t lines_of_a_column() const {
-    const index_t rows = end - next < tiling.bank_rows ? end - next : tiling.bank_rows;
-    return (rows * bytes_of(op.bank.dtype) + 63) / 64;
-  }
-  // Register tiles of the second products of few queries: see dots().
-  index_t few_calls() const {
-    index_t calls = 1;
-    for (index_t left = few.count, together = 8; left > 0; together /= 2)
-      for (; left >= together; left -= together)
-        calls += op.accumulators * op.bank.cols / (W / together < 8 ? W / together : 8);
-    return calls;
-  }
-  // So many more lines of the next tile's columns.
-  void fetch(index_t lines) {
-    const index_t height = lines_of_a_column(), bytes = bytes_of(op.bank.dtype);
-    while (lines > 0 && fetched < op.bank.cols) {
-      const char* column = (const char*)op.bank.data + (fetched * op.bank.col_stride + next) * bytes;
-      for (; lines > 0 && fetched_lines < height; ++fetched_lines, --lines)
-        __builtin_prefetch(column + fetched_lines * 64, 0, 2);
-      if (fetched_lines == height) fetched_lines = 0, ++fetched;
-    }
   }
 
   void await() {

@@ -9,8 +9,6 @@ namespace {
 
 // Columns that both products of few queries take at a time: so many runs of memory are read at once.
 constexpr index_t kColumns = 16;
-// Bytes of a bank that some cache may hold.
-constexpr index_t kCached = index_t(16) << 20;
 
 // Queries as elements: one of D, or a pair.
 template <class E>
@@ -124,8 +122,8 @@ struct Tiles {
     }
     if (m.col_stride != 1 || m.row_stride != m.cols) return {};
     const index_t row = m.cols * bytes_of(m.dtype), lines = (rows * row + 63) / 64;
-    // Without a second product memory is all that few queries wait for, unless a cache holds the bank.
-    const bool spread = few.count == queries && op.accumulators == 0 && m.rows * row > kCached;
+    // Without a second product memory is all that few queries wait for.
+    const bool spread = few.count == queries && op.accumulators == 0;
     const index_t tiles = spread ? dot_tiles<E>(tile.count, few.count) : calls;
     return {(const char*)m.data + next * row, lines, 0, 0, 0, tiling.bank_rows * row / 64 / tiles + 1,
             spread, nullptr, nullptr, 0};

@@ -18,6 +18,7 @@ from sede_kernels.types import result_dtype
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LARGEST = sys.float_info.max
+MOST = (1 << 63) - 1  # of an int64
 FALSE_NEGATIVES = ("mask", "positive", "keep")
 ERASE_RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
 RULES_WITHOUT_THRESHOLD = ("mean", "prob")
@@ -154,6 +155,8 @@ def check_count(name: str, argument: str, value: Any, *, least: int = 0) -> int:
         number = None
     if number is None or number < least:
         raise ValueError(f"{name}: {argument} must be an integer >= {least}, got {value!r}.")
+    if number > MOST:
+        raise ValueError(f"{name}: {argument} must be below 2^63, got {value!r}.")
     return number
 
 

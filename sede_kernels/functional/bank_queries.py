@@ -9,6 +9,7 @@ from sede_kernels import ops, reference
 from sede_kernels.backends.registry import serves_natively
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import (
+    MOST,
     check_backend,
     check_count,
     check_float_matrix,
@@ -193,7 +194,7 @@ def hardest_negatives(
         [0, 1]
     """
     name = "hardest_negatives"
-    if type(k) is int and serves_natively(backend):
+    if type(k) is int and k <= MOST and serves_natively(backend):
         known = bank_as_it_came(bank, bank_ids)
         at_once = None if known is None else ops.hardest.at_once(query, known, query_ids, k)
         if at_once is not None:

@@ -119,8 +119,8 @@ def weighted_info_nce(
             extra positive, uniform soft targets) or ``keep`` (a negative).
         margin: negatives with s_j > s+ + margin are left out; None for no bound.
         limit: (B,) floating, in place of a margin: negatives with s_j > limit_i of their row are
-            left out, as the verdict of a guide model says. inf bounds nothing, -inf leaves no
-            negative. It is detached.
+            left out, as the verdict of a guide model says. inf bounds nothing; -inf and NaN
+            leave no negative. It is detached, and rounded to the dtype of the results.
         in_batch_negatives: the other rows' positives are negatives too and get a gradient. A 0-d
             bool tensor on the device of the query decides without being read on the host.
         unit_length: a promise that queries and bank rows have unit length, up to rounding. A GPU

@@ -139,6 +139,11 @@ class TrainConfig:
                 f"lr times weight_decay must be below 1, got {self.lr} x {self.weight_decay}: each "
                 "step would take away more than a weight has; lower one of the two."
             )
+        if self.batch_size == 1 and not self.bank:
+            raise UserError(
+                "batch_size 1 has no negatives without a bank, so nothing would be learned: raise "
+                "batch_size or set bank."
+            )
         if self.bank and self.bank_hardest > self.bank:
             raise UserError(
                 f"bank_hardest must be at most the {self.bank} slots of the bank, "

@@ -71,6 +71,7 @@ def test_wrong_usage_exits_with_2(words, capfd):
         ({"epochs": "3"}, "epochs must be an int, got '3'"),
         ({"epochs": True}, "epochs must be an int, got True"),
         ({"batchsize": 3}, "unknown setting 'batchsize'; did you mean batch_size"),
+        ({"batch_size": 1}, "batch_size 1 has no negatives without a bank"),
         ({"loss": "hinge", "weighting": 2}, "weighting weighs the negatives of InfoNCE"),
         ({"erase": "low", "erase_rule": "topk"}, "needs erase_threshold"),
     ],

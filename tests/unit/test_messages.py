@@ -222,6 +222,12 @@ def test_how_many_hardest(k) -> None:
     said(error, "k must be")
 
 
+def test_a_count_that_no_integer_holds() -> None:
+    with pytest.raises(ValueError) as error:
+        sede.hardest_negatives(Q, Q, 1 << 63)
+    said(error, "k must be below 2^63, got 9223372036854775808")
+
+
 @pytest.mark.parametrize(
     ("arguments", "settings", "argument"),
     [

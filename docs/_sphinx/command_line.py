@@ -18,7 +18,7 @@ MARK = "<!-- commands -->"
 #: Those of `sede` itself, then those of parsers of their own.
 COMMANDS = ("demo", "prepare", "train", "eval", "ablate")
 PASSED_ON = ("info", "bench", "bench compare", "bench plot", "bench table", "bench targets",
-             "bench modules", "bench host")  # fmt: skip
+             "bench modules", "bench host", "bench ahead")  # fmt: skip
 #: Flags of `sede train` that mean something else in `sede ablate`.
 OWN = {"--out"}
 _CODE = re.compile(r"`[^`]+`|(?<![\w-])--?[a-z][\w-]*|(?<!\w)\$?[A-Z]{3,}_[A-Z]+|<device>\S*")

@@ -99,6 +99,7 @@ def test_text_for_a_number_is_wrong_usage(name, capfd):
         (["--erase", "--erase-rule=topk", "--erase-threshold=inf"], "a whole number of regions"),
         (["--erase", "--erase-rule=absolute", "--erase-threshold=inf"], "a finite number"),
         (["--erase", "--erase-rule=relative", "--erase-threshold=1.1"], "a share from 0 to 1"),
+        (["--batch-size=1"], "batch_size 1 has no negatives without a bank"),
         (["--loss=hinge", "--weighting"], "weighting weighs the negatives of InfoNCE"),
         (["--resume=RUN", "--dim=3"], "--resume takes --dim from the run; what may be given"),
         (["--resume=RUN", "--config=a.toml"], "leave out --config and --out"),
@@ -209,7 +210,7 @@ def test_extremes_that_can_be(tiny, tmp_path):
         ["--dropout=0.999"], ["--temperature=1e-6"], ["--temperature=1e6", "--weighting=1e6"],
         ["--model=scan", "--smoothing=1e6"], ["--lr=1e-30", "--grad-clip=1e308"],
         ["--bank=1", "--bank-share=1e-9", "--momentum=0"], ["--dim=1", "--word-dim=1"],
-        ["--model=vsrn", "--batch-size=1"], ["--batch-size=2147483647"],
+        ["--model=vsrn", "--batch-size=1", "--bank=8"], ["--batch-size=2147483647"],
         ["--loss=hinge", "--margin=1e6"], ["--seed=9223372036854775807"],
     )):  # fmt: skip
         out = tmp_path / str(number)

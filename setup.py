@@ -4,11 +4,13 @@ SEDE_BUILD_CPU=auto (default): build the CPU kernels, and go without where that 
 SEDE_BUILD_CUDA=auto (default): build the CUDA kernels for this machine's GPUs where there are some
 and nvcc is found; on a machine without a GPU nothing.
 1: build or fail. 0: do not. SEDE_CUDA_ARCHS: the compute capabilities for SEDE_BUILD_CUDA=1, as
-"8.0;9.0;8.0+PTX"; without it all that csrc/cuda/CMakeLists.txt names.
+"8.0;9.0;8.0+PTX"; without it all that csrc/cuda/CMakeLists.txt names. Where nvcc is missing then,
+pip gets it from wheels into the build's own environment.
 """
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -78,10 +80,7 @@ MODULES = {
 }
 
 
-def nvcc() -> str | None:
-    """The CUDA compiler: below CUDA_HOME, or on the path."""
-    home = os.environ.get("CUDA_HOME")
-    return shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
+NVCC = runpy.run_path(str(ROOT / "sede_kernels" / "backends" / "cuda" / "nvcc.py"))
 
 
 def own_capabilities() -> str:
@@ -98,16 +97,26 @@ def extensions() -> list[Extension]:
     """The modules to build."""
     names = [] if MODULES[CPU].choice == "0" else [CPU]
     wanted = MODULES[CUDA].choice
-    if wanted == "1" or (wanted == "auto" and nvcc() and own_capabilities()):
+    if wanted == "1" or (wanted == "auto" and NVCC["nvcc"]() and own_capabilities()):
         names.append(CUDA)
     return [Extension(name, sources=[]) for name in names]
 
 
+def build_requirements() -> list[str]:
+    """What pip is asked for besides pyproject.toml's: nvcc, where it is demanded and missing.
+
+    Only pip's hooks read this; `python setup.py` would install it beside the sources.
+    """
+    hooks = "setuptools.build_meta" in sys.modules
+    demanded = MODULES[CUDA].choice == "1" and not os.environ.get("CUDA_HOME")
+    return list(NVCC["WHEELS"]) if hooks and demanded and NVCC["nvcc"]() is None else []
+
+
 def cuda_options() -> list[str]:
     """What CMake is told of the CUDA kernels."""
-    compiler = nvcc()
+    compiler = NVCC["nvcc"]()
     if compiler is None:
-        raise BuildError("nvcc not found: set CUDA_HOME or put it on the path")
+        raise BuildError(NVCC["MISSING"])
     options = ["-DSEDE_CUDA=ON", "-DSEDE_PYTHON=OFF", f"-DSEDE_NVCC={compiler}"]
     own = own_capabilities() if MODULES[CUDA].choice == "auto" else ""
     capabilities = os.environ.get("SEDE_CUDA_ARCHS") or own
@@ -213,5 +222,6 @@ setup(
     packages=packages(),
     package_dir={SUITE: "benchmarks"},
     ext_modules=extensions(),
+    setup_requires=build_requirements(),
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -77,7 +77,7 @@ build() {
   step build-cpu "$build_s" bench.log env SEDE_BUILD_CPU=auto "$python" setup.py build_ext --inplace
   if [ ! -d csrc/cuda ]; then
     skip build-cuda "this version has no CUDA sources"
-  elif command -v nvcc >/dev/null 2>&1 || [ -n "${CUDA_HOME:-}" ]; then
+  elif "$python" sede_kernels/backends/cuda/nvcc.py >/dev/null 2>&1; then
     step build-cuda "$build_s" bench.log env SEDE_BUILD_CUDA=1 SEDE_CUDA_ARCHS="$arch" \
       "$python" setup.py build_ext --inplace
   else

@@ -8,6 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from sede_kernels.backends.cuda.nvcc import WHEELS, from_wheels
 from tests.install.conftest import ROOT, SETUPTOOLS, Environment, copy_sources, run
 
 pytest.importorskip("setuptools", minversion=SETUPTOOLS)
@@ -75,6 +76,25 @@ def test_a_demanded_build_fails_with_the_reason(python: Python, tree: Path) -> N
     done = python("setup.py", "-q", "build_ext", SEDE_BUILD_CPU="1")
     assert done.returncode != 0
     assert "SEDE_BUILD_CPU=1: the native CPU kernels could not be built: " in done.stderr
+
+
+@pytest.mark.parametrize("choice", ["1", "auto"])
+def test_pip_is_asked_for_nvcc_where_the_build_demands_it(python: Python, choice: str) -> None:
+    code = "from setuptools import build_meta as b; print(b.get_requires_for_build_wheel())"
+    done = python("-c", code, SEDE_BUILD_CUDA=choice, CUDA_HOME="")
+    assert done.returncode == 0, done.stderr
+    wanted = list(WHEELS) if choice == "1" and from_wheels() is None else []
+    assert done.stdout.splitlines()[-1] == str(wanted)
+
+
+def test_a_demanded_build_of_cuda_names_the_wheels(python: Python) -> None:
+    if from_wheels() is not None:
+        pytest.skip("the wheels are installed")
+    done = python("setup.py", "-q", "build_ext", SEDE_BUILD_CPU="0", SEDE_BUILD_CUDA="1",
+                  CUDA_HOME="")  # fmt: skip
+    assert done.returncode != 0
+    assert "SEDE_BUILD_CUDA=1: the CUDA kernels could not be built: " in done.stderr
+    assert "`pip install nvidia-cuda-nvcc " in done.stderr or "cmake not found" in done.stderr
 
 
 def test_an_unknown_choice_is_refused(python: Python, tree: Path) -> None:

@@ -19,6 +19,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from sede_kernels.backends.cuda.nvcc import MISSING, nvcc
+
 SOURCES = Path(__file__).parents[3] / "csrc" / "cuda"
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100f", "sm_120")
 #: Instructions that are counted: the matrix units', asynchronous copies, and what a spill becomes.
@@ -91,7 +93,7 @@ def instructions(assembly: str) -> dict[str, Counter[str]]:
     return found
 
 
-def compile_all(nvcc: str, architectures: tuple[str, ...], only: str) -> list[dict[str, Any]]:
+def compile_all(compiler: str, architectures: tuple[str, ...], only: str) -> list[dict[str, Any]]:
     """A row for every kernel and architecture, of the sources whose names match."""
     rows = []
     dump = _cuobjdump()
@@ -99,8 +101,8 @@ def compile_all(nvcc: str, architectures: tuple[str, ...], only: str) -> list[di
         for source in sorted(SOURCES.glob(f"{only}.cu")):
             for architecture in architectures:
                 out = f"{folder}/{source.stem}.cubin"
-                said = _run(nvcc, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas", "-v",
-                            str(source), "-o", out)  # fmt: skip
+                said = _run(compiler, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas",
+                            "-v", str(source), "-o", out)  # fmt: skip
                 counts = instructions(_run(dump, "-sass", out))
                 for kernel, numbers in sorted(resources(said).items()):
                     found = {key.lower(): counts[kernel][key] for key in COUNTED}
@@ -143,14 +145,16 @@ def main(argv: list[str] | None = None) -> int:
         help="the one source in csrc/cuda that changed; other rows stay as they are written",
     )
     options = parser.parse_args(argv)
-    nvcc = shutil.which("nvcc")
-    if nvcc is None or not SOURCES.is_dir():
-        parser.error("this needs nvcc on the path and a clone of the sources")
-    version = re.search(r"release [\d.]+, V[\d.]+", _run(nvcc, "--version"))
+    compiler = nvcc()
+    if compiler is None:
+        parser.error(MISSING)
+    if not SOURCES.is_dir():
+        parser.error("this needs a clone of the sources")
+    version = re.search(r"release [\d.]+, V[\d.]+", _run(compiler, "--version"))
     report: dict[str, Any] = {
         "compiler": f"nvcc {version[0] if version else 'of unknown version'}",
         "digest": digest(),
-        "kernels": compile_all(nvcc, tuple(options.architectures), options.only),
+        "kernels": compile_all(compiler, tuple(options.architectures), options.only),
     }
     for row in report["kernels"]:
         if row["spilled"]:

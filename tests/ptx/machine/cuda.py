@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sede_kernels.backends.cuda.nvcc import MISSING, nvcc
 from tests.ptx.machine import build
 from tests.ptx.machine.driver import SHARED_MEMORY
 from tests.ptx.machine.library import machine
@@ -31,12 +32,6 @@ _ROOT = Path(__file__).parents[3]
 _NAME = "sede_kernels._cuda"
 #: What nvcc is told, where the name of the GPU alone leaves something out.
 _COMPILED_FOR = {"sm_90": "sm_90a"}
-
-
-def nvcc() -> str | None:
-    """The CUDA compiler: below CUDA_HOME, or on the path."""
-    home = os.environ.get("CUDA_HOME")
-    return shutil.which("nvcc", path=str(Path(home) / "bin") if home else None)
 
 
 def _digest(architecture: str, compiler: str) -> str:
@@ -59,7 +54,7 @@ def module_path(architecture: str) -> Path:
     """
     compiler, cmake = nvcc(), shutil.which("cmake")
     if compiler is None or cmake is None:
-        raise RuntimeError("The cuda backend is built with nvcc and CMake: one of them is missing.")
+        raise RuntimeError(MISSING if compiler is None else "CMake was not found.")
     import pybind11
 
     home = build.cache_folder() / f"cuda-{_digest(architecture, compiler)}"

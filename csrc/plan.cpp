@@ -8,12 +8,11 @@ namespace sede {
 namespace {
 
 // Cache sizes of this machine, with common values where it does not tell.
+#ifdef _SC_LEVEL2_CACHE_SIZE
 index_t cache_bytes(int name, index_t otherwise) {
-  const long size = name >= 0 ? sysconf(name) : 0;
+  const long size = sysconf(name);
   return size > 0 ? index_t(size) : otherwise;
 }
-
-#ifdef _SC_LEVEL2_CACHE_SIZE
 const index_t l1_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
 const index_t l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
 #else

@@ -220,14 +220,6 @@ struct FusedPass {
     return p;
   }
 
-  template <class U>
-  static __device__ __forceinline__ float sum_of_two(unsigned both) {
-    U low, high;
-    *reinterpret_cast<unsigned short*>(&low) = (unsigned short)(both & 0xffff);
-    *reinterpret_cast<unsigned short*>(&high) = (unsigned short)(both >> 16);
-    return number(low) + number(high);
-  }
-
   __device__ __forceinline__ void write(int part, const int (&row)[2], int first_column,
                                         const float (&peak)[2],
                                         float (&total)[E][2], float (&mass)[2],

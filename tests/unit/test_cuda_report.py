@@ -47,3 +47,17 @@ ptxas info    : Used 255 registers, used 1 barriers, 24 bytes cumulative stack s
         /*0020*/              @!P0 STL [R1], R4 ;
 """
     assert compile_report.instructions(code) == {"one": {"HMMA": 1, "STL": 1}}
+
+
+def test_the_pass_of_capability_9_0_has_its_products_and_copies(report):
+    rows = [row for row in report["kernels"] if row["kernel"].startswith("hopper_")]
+    assert {row["architecture"] for row in rows} == {"sm_90a"}
+    assert len(rows) == 18
+    for row in rows:
+        dim = int(row["kernel"].rsplit("_", 1)[1])
+        scores = dim // 16
+        # The first S and the last O stand outside of the loop.
+        products = scores if "_lse_" in row["kernel"] else 2 * scores + 2 * 4
+        assert row["hgmma"] == products
+        assert row["utmaldg"] == 3 * dim // 64  # two groups of queries, and a tile
+        assert row["registers"] * 384 <= 65536

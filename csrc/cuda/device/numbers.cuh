@@ -44,6 +44,15 @@ __device__ __forceinline__ unsigned pack<F16>(float low, float high) {
   return both;
 }
 
+// The sum of both.
+template <class T>
+__device__ __forceinline__ float sum_of_two(unsigned both) {
+  T low, high;
+  *reinterpret_cast<unsigned short*>(&low) = (unsigned short)(both & 0xffff);
+  *reinterpret_cast<unsigned short*>(&high) = (unsigned short)(both >> 16);
+  return number(low) + number(high);
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string>
 
+#include "hopper.h"
+
 namespace sede_cuda {
 namespace {
 
@@ -42,20 +44,6 @@ Matrix transposed(const Matrix& m) {
   return {m.data, m.cols, m.rows, m.col_stride, m.row_stride, m.dtype};
 }
 
-Partial partial(Scratch& scratch, int parts, index_t rows, index_t dim, const Want& want) {
-  const index_t E = want.exponents, A = want.accumulators;
-  Partial sums{};
-  sums.parts = parts;
-  sums.peak = scratch.take<float>(parts * rows);
-  sums.total = scratch.take<float>(parts * E * rows);
-  sums.mass = scratch.take<float>(parts * A * rows);
-  if (want.moments) sums.moment = scratch.take<float>(parts * E * rows);
-  sums.acc = scratch.take<float>(parts * A * rows * dim);
-  sums.count = scratch.take<index_t>(parts * rows);
-  if (want.hardest) sums.index = scratch.take<index_t>(parts * rows);
-  return sums;
-}
-
 void finish(const BankSide& side, const Want& want, const Partial& from, Stream stream) {
   const Finish op{from, side.out, want, side.query.rows, side.query.cols,
                   side.row_scale != nullptr};
@@ -87,6 +75,7 @@ bool fusable(const std::vector<BankSide>& sides, const Want& want) {
 
 std::vector<Partial> fused_pass(const std::vector<BankSide>& sides, const Want& want,
                                 Scratch& scratch, Stream stream) {
+  if (hopper_serves(sides, want)) return hopper_pass(sides, want, scratch, stream);
   const index_t B = sides[0].query.rows, K = sides[0].bank.rows, D = sides[0].bank.cols;
   const int padded = D <= 64 ? 64 : D <= 128 ? 128 : D <= 256 ? 256 : 512;
   const bool limited =
@@ -110,8 +99,7 @@ std::vector<Partial> fused_pass(const std::vector<BankSide>& sides, const Want& 
   op.query_stride = sides[0].query.row_stride;
   op.bank_stride = sides[0].bank.row_stride;
   op.tiles_per_part = int(tiles_per_part);
-  // Half weights of e^{-2 c} would be 0.
-  op.fixed = want.unit_length && sides[0].query.dtype == bf16;
+  op.fixed = has_fixed_peak(sides[0], want);
   std::vector<Partial> found;
   for (size_t i = 0; i < sides.size(); ++i) {
     found.push_back(partial(scratch, parts, B, D, want));
@@ -178,6 +166,25 @@ Partial chunked_pass(const BankSide& side, const Want& want, Scratch& scratch, S
 }
 
 }  // namespace
+
+Partial partial(Scratch& scratch, int parts, index_t rows, index_t dim, const Want& want) {
+  const index_t E = want.exponents, A = want.accumulators;
+  Partial sums{};
+  sums.parts = parts;
+  sums.peak = scratch.take<float>(parts * rows);
+  sums.total = scratch.take<float>(parts * E * rows);
+  sums.mass = scratch.take<float>(parts * A * rows);
+  if (want.moments) sums.moment = scratch.take<float>(parts * E * rows);
+  sums.acc = scratch.take<float>(parts * A * rows * dim);
+  sums.count = scratch.take<index_t>(parts * rows);
+  if (want.hardest) sums.index = scratch.take<index_t>(parts * rows);
+  return sums;
+}
+
+// Half weights of e^{-2 c} would be 0.
+bool has_fixed_peak(const BankSide& side, const Want& want) {
+  return want.unit_length && side.query.dtype == bf16;
+}
 
 void set_chunk(index_t elements, index_t columns) {
   chunk_elements = elements;

@@ -40,6 +40,12 @@ struct BankSide {
   Sums out;
 };
 
+// Memory for what a pass of so many parts finds.
+Partial partial(Scratch& scratch, int parts, index_t rows, index_t dim, const Want& want);
+
+// Whether a pass need not look for the largest similarity.
+bool has_fixed_peak(const BankSide& side, const Want& want);
+
 // Parts of the pass over each bank; two of one shape share a launch. Launches nothing while the
 // scratch is only counted.
 std::vector<Partial> bank_pass(const std::vector<BankSide>& sides, const Want& want,

@@ -20,6 +20,8 @@ using Kernel = void*;
 constexpr Result kSuccess = 0, kNoBinary = 209, kInvalidImage = 200, kInvalidPtx = 218;
 constexpr int kMultiprocessors = 16, kMajor = 75, kMinor = 76;
 constexpr int kMaxDynamicShared = 8;
+// Of a tensor map: two element types, the swizzle of 128 bytes, and what L2 fetches at a time.
+constexpr int kMapF16 = 6, kMapBf16 = 9, kSwizzle128 = 3, kFetch256 = 3;
 constexpr unsigned kDefaultShared = 48 * 1024;
 
 struct Driver {
@@ -32,6 +34,8 @@ struct Driver {
   Result (*set_attribute)(int, int, Kernel, Device);
   Result (*launch)(Kernel, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned,
                    Stream, void**, void**);
+  Result (*map)(TensorMap*, int, unsigned, void*, const std::uint64_t*, const std::uint64_t*,
+                const unsigned*, const unsigned*, int, int, int, int);
   std::string missing;  // why it cannot be used
 };
 
@@ -60,6 +64,7 @@ Driver opened() {
   find(handle, driver, driver.kernel, "cuLibraryGetKernel");
   find(handle, driver, driver.set_attribute, "cuKernelSetAttribute");
   find(handle, driver, driver.launch, "cuLaunchKernel");
+  find(handle, driver, driver.map, "cuTensorMapEncodeTiled");
   if (!driver.missing.empty()) return driver;
   if (driver.init(0) != kSuccess) driver.missing = "the CUDA driver finds no device";
   return driver;
@@ -146,7 +151,26 @@ std::string unavailable_reason() {
   return "";
 }
 
+bool has_code(Image image) { return *static_cast<const char*>(image_data(image)) != 0; }
+
 int multiprocessors() { return attribute(device(), kMultiprocessors); }
+
+int capability() {
+  const Device of = device();
+  return 10 * attribute(of, kMajor) + attribute(of, kMinor);
+}
+
+TensorMap tensor_map(const void* data, bool bf16, index_t columns, index_t rows, index_t stride,
+                     unsigned box_columns, unsigned box_rows) {
+  const std::uint64_t sizes[] = {std::uint64_t(columns), std::uint64_t(rows)};
+  const std::uint64_t bytes[] = {std::uint64_t(stride) * 2};
+  const unsigned box[] = {box_columns, box_rows}, steps[] = {1, 1};
+  TensorMap map;
+  check(driver().map(&map, bf16 ? kMapBf16 : kMapF16, 2, const_cast<void*>(data), sizes, bytes,
+                     box, steps, 0, kSwizzle128, kFetch256, 0),
+        "a tensor map could not be made");
+  return map;
+}
 
 void launch(Image image, const std::string& name, Grid grid, unsigned threads, unsigned shared,
             Stream stream, const void* argument) {

@@ -24,7 +24,9 @@ from sede_kernels.backends.cuda.nvcc import MISSING, nvcc
 SOURCES = Path(__file__).parents[3] / "csrc" / "cuda"
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100f", "sm_120")
 #: Instructions that are counted: the matrix units', asynchronous copies, and what a spill becomes.
-COUNTED = ("HMMA", "LDSM", "LDGSTS", "LDL", "STL")
+COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "LDL", "STL")
+#: Sources with the instructions of one architecture.
+ONLY_FOR = {"hopper": ("sm_90a",)}
 
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9]+)")
@@ -93,16 +95,22 @@ def instructions(assembly: str) -> dict[str, Counter[str]]:
     return found
 
 
+def _architectures_of(source: str, wanted: tuple[str, ...]) -> list[str]:
+    return [name for name in wanted if name in ONLY_FOR.get(source, wanted)]
+
+
 def compile_all(compiler: str, architectures: tuple[str, ...], only: str) -> list[dict[str, Any]]:
     """A row for every kernel and architecture, of the sources whose names match."""
     rows = []
     dump = _cuobjdump()
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted(SOURCES.glob(f"{only}.cu")):
-            for architecture in architectures:
+            for architecture in _architectures_of(source.stem, architectures):
                 out = f"{folder}/{source.stem}.cubin"
                 said = _run(compiler, "-std=c++17", f"-arch={architecture}", "-cubin", "-Xptxas",
                             "-v", str(source), "-o", out)  # fmt: skip
+                if "serialized" in said:
+                    sys.exit(f"products of {source.name} wait for each other:\n{said}")
                 counts = instructions(_run(dump, "-sass", out))
                 for kernel, numbers in sorted(resources(said).items()):
                     found = {key.lower(): counts[kernel][key] for key in COUNTED}
@@ -165,6 +173,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.only != "*":
             known = {row["kernel"] for row in report["kernels"]}
             kept = json.loads((folder / "cuda.json").read_text())["kernels"]
+            for row in kept:
+                row |= {key.lower(): row.get(key.lower(), 0) for key in COUNTED}
             report["kernels"] += [row for row in kept if row["kernel"] not in known]
         report["kernels"].sort(key=lambda row: (row["kernel"], row["architecture"]))
         (folder / "cuda.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -124,6 +124,15 @@ def report() -> tuple[int, int, list[str]]:
     return numbers[0], numbers[1], text.value.decode().split()
 
 
+def launched(since: int = 0) -> list[str]:
+    """The kernels of all launches but the first ``since``, in their order."""
+    driver = machine()
+    size = driver.ptx_cuda_launched(ctypes.c_uint64(since), None, 0) + 1
+    text = ctypes.create_string_buffer(size)
+    driver.ptx_cuda_launched(ctypes.c_uint64(since), text, size)
+    return text.value.decode().split()
+
+
 def configure(
     architecture: str, cores: int = 4, options: Options | None = None, *, idle: bool = False
 ) -> None:

@@ -5,6 +5,7 @@
 
 #include "decode.h"
 #include "global.h"
+#include "tensor_map.h"
 
 extern "C" {
 const char* ptx_error();
@@ -48,8 +49,8 @@ struct State {
   bool idle = false;  // launches do nothing: the host's time is left
   std::vector<Buffer> buffers;
   std::string error = "no error";
-  u64 launches = 0, executed = 0;
-  std::set<std::string> ran;
+  u64 executed = 0;
+  std::vector<std::string> launched;
 };
 
 State& state() {
@@ -71,6 +72,14 @@ std::string faults_of(void* module, int count) {
     text += "\n" + std::string(line) + " x" + std::to_string(times);
   }
   return text;
+}
+
+template <class Names>
+int written(const Names& names, char* out, int size) {
+  std::string lines;
+  for (const std::string& name : names) lines += name + "\n";
+  if (size > 0) snprintf(out, size_t(size), "%s", lines.c_str());
+  return int(lines.size());
 }
 
 }  // namespace
@@ -97,12 +106,17 @@ void ptx_cuda_buffer(u64 base, u64 bytes, u32 flags, const char* name) {
 
 // Launches and warp instructions so far, and the kernels that ran, one a line.
 int ptx_cuda_report(u64* numbers, char* out, int size) {
-  numbers[0] = state().launches;
+  const std::vector<std::string>& all = state().launched;
+  numbers[0] = all.size();
   numbers[1] = state().executed;
-  std::string names;
-  for (const std::string& name : state().ran) names += name + "\n";
-  if (size > 0) snprintf(out, size_t(size), "%s", names.c_str());
-  return int(names.size());
+  return written(std::set<std::string>(all.begin(), all.end()), out, size);
+}
+
+// The kernels of launch `first` and of those after it, one a line.
+int ptx_cuda_launched(u64 first, char* out, int size) {
+  const std::vector<std::string>& all = state().launched;
+  const auto begin = all.begin() + std::ptrdiff_t(std::min<u64>(first, all.size()));
+  return written(std::vector<std::string>(begin, all.end()), out, size);
 }
 
 int cuInit(unsigned) { return kSuccess; }
@@ -122,6 +136,45 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
   else if (attribute == kMajor) *value = state().major;
   else if (attribute == kMinor) *value = state().minor;
   else return failed(kInvalidValue, "unknown attribute " + std::to_string(attribute));
+  return kSuccess;
+}
+
+// Of 16-bit elements, with what the driver refuses.
+int cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address, const u64* sizes,
+                           const u64* strides, const unsigned* box, const unsigned* steps,
+                           int interleave, int swizzle, int fetch, int fill) {
+  constexpr int kF16 = 6, kBf16 = 9;
+  constexpr u32 kBytes = 2;
+  const auto refused = [](const std::string& what) {
+    return failed(kInvalidValue, "a tensor map with " + what);
+  };
+  if (type != kF16 && type != kBf16) return refused("elements that are not 16-bit floats");
+  if (rank < 1 || rank > 5) return refused("rank " + std::to_string(rank));
+  if (reinterpret_cast<u64>(map) % 64) return refused("memory that is not on 64 bytes");
+  if (reinterpret_cast<u64>(address) % 16) return refused("a tensor that is not on 16 bytes");
+  if (interleave != 0 || swizzle < 0 || swizzle > 3 || fetch < 0 || fetch > 3 || fill != 0)
+    return refused("a layout that is not supported here");
+  ptx::RawMap raw{};
+  raw.magic = ptx::MAP_MAGIC;
+  raw.rank = rank;
+  raw.base = reinterpret_cast<u64>(address);
+  raw.element = kBytes;
+  raw.swizzle = u8(swizzle);
+  for (u32 i = 0; i < 5; ++i) {
+    raw.size[i] = i < rank ? sizes[i] : 1;
+    raw.box[i] = i < rank ? box[i] : 1;
+    if (raw.size[i] == 0 || raw.size[i] > u64(1) << 32) return refused("a size out of range");
+    if (raw.box[i] == 0 || raw.box[i] > 256) return refused("a box out of range");
+    if (i < rank && steps[i] != 1) return refused("steps other than 1");
+  }
+  if (raw.box[0] * kBytes % 16 || (swizzle && raw.box[0] * kBytes > 16u << swizzle))
+    return refused("a row of the box that does not fit its swizzle");
+  for (u32 i = 0; i + 1 < rank; ++i) {
+    raw.stride[i] = strides[i];
+    if (strides[i] % 16 || strides[i] == 0 || strides[i] >= u64(1) << 40)
+      return refused("a stride of " + std::to_string(strides[i]) + " bytes");
+  }
+  std::memcpy(map, &raw, sizeof raw);
   return kSuccess;
 }
 
@@ -169,8 +222,7 @@ int cuLaunchKernel(void* handle, unsigned x, unsigned y, unsigned z, unsigned th
     ptx_region(kernel.module, b.base, b.bytes, b.flags, b.name.c_str());
   const u32 dims[7] = {x, y, z, threads_x, threads_y, threads_z, shared};
   const int faults = ptx_launch(kernel.module, kernel.name.c_str(), dims, block, bytes, s.options);
-  s.launches++;
-  s.ran.insert(kernel.name);
+  s.launched.push_back(kernel.name);
   u64 numbers[2];
   ptx_statistics(kernel.module, numbers);
   s.executed += numbers[0];

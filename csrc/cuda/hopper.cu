@@ -1,0 +1,23 @@
+// The variants of the pass for compute capability 9.0. Names: operand, columns, what is found.
+//   one, two: log-sum-exps at one or two exponents, the rows' weighted sum at the first
+//   lse: up to two log-sum-exps, no weighted sum
+#include "hopper.cuh"
+
+using namespace sede_cuda;
+
+#define SEDE_HOPPER(name, T, D, E, ACC)                                \
+  extern "C" __global__ void __launch_bounds__(kHopperThreads, 1)      \
+      hopper_##name##_##D(const __grid_constant__ HopperPass pass) {   \
+    hopper<T, D, E, ACC>(pass);                                        \
+  }
+#define SEDE_HOPPER_OF(T, name, D)             \
+  SEDE_HOPPER(name##_one, T, D, 1, true)       \
+  SEDE_HOPPER(name##_two, T, D, 2, true)       \
+  SEDE_HOPPER(name##_lse, T, D, 2, false)
+
+SEDE_HOPPER_OF(Bf16, bf16, 64)
+SEDE_HOPPER_OF(Bf16, bf16, 128)
+SEDE_HOPPER_OF(Bf16, bf16, 256)
+SEDE_HOPPER_OF(F16, f16, 64)
+SEDE_HOPPER_OF(F16, f16, 128)
+SEDE_HOPPER_OF(F16, f16, 256)

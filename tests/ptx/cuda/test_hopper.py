@@ -1,0 +1,191 @@
+"""The pass by the instructions of compute capability 9.0, against its definition in fp64.
+
+Where another architecture is played, these tests run in a process of their own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sede_kernels
+from sede_kernels.backends.cuda import _native
+from sede_kernels.backends.cuda.bank_lse import bank_lse
+from sede_kernels.types import Bank, Want
+from tests.ptx.cuda.oracle import EXPONENTS, Problem, assert_sums, expected
+from tests.ptx.machine import cuda
+
+BF16, F16 = torch.bfloat16, torch.float16
+ONE, TWO, LSE = Want((0,)), Want((0,)), Want(())
+NAMES = {torch.bfloat16: "bf16", torch.float16: "f16"}
+ROOT = Path(__file__).parents[3]
+#: Rows that fill the ring of tiles, go round it and end a column into a tile.
+LONG = {64: 10 * 64 + 1, 128: 8 * 64 + 1, 256: 6 * 64 + 1}
+
+
+@pytest.fixture
+def hopper(played: str) -> None:
+    if played != "sm_90":
+        pytest.skip("on sm_90, in a process of its own")
+
+
+def check(problem: Problem, want: Want, exponents: int, kernel: str | None = None) -> None:
+    """Right, in two launches, the first of which is the kernel."""
+    scales = EXPONENTS[:exponents]
+    before = cuda.report()[0]
+    found = bank_lse(problem.query, problem.bank, torch.tensor(scales), problem.match, want)
+    if kernel is None:
+        kind = "lse" if not want.accumulate else ("one", "two")[exponents - 1]
+        padded = next(width for width in (64, 128, 256) if problem.dim <= width)
+        kernel = f"hopper_{NAMES[problem.dtype]}_{kind}_{padded}"
+    assert cuda.launched(before) == [kernel, "finish_sums"]
+    assert_sums(problem, found, expected(problem, scales, want))
+
+
+def test_on_another_architecture_they_pass_in_a_process_of_their_own(played: str) -> None:
+    if played == "sm_90":
+        pytest.skip("this is that process")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "ptx", "-p", "no:cacheprovider", __file__,
+         __file__.replace(".py", "_faults.py")],
+        cwd=ROOT, env={**os.environ, "SEDE_PTX_ARCH": "sm_90"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert " passed, 1 skipped" in done.stdout, done.stdout[-800:]
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize(
+    ("want", "exponents"), [(ONE, 1), (TWO, 2), (LSE, 1), (LSE, 2)], ids=["one", "two", "l1", "l2"]
+)
+def test_sums(dtype: torch.dtype, dim: int, want: Want, exponents: int) -> None:
+    """Empty slots hold NaN; ids are of the query's own in an eighth of the slots."""
+    check(Problem(130, LONG[dim], dim, dtype), want, exponents)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("size", [1, 63, 64, 65])
+@pytest.mark.parametrize("rows", [1, 129])
+def test_small_banks_and_batches(size: int, rows: int) -> None:
+    check(Problem(rows, size, 64, BF16, ids=False), ONE, 1)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("dim", [8, 120, 200])
+def test_columns_beyond_the_rows_are_zeros(dim: int) -> None:
+    check(Problem(5, 200, dim, BF16), ONE, 1)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_a_bank_in_parts() -> None:
+    """Of four multiprocessors each has a part, the last of fewer tiles."""
+    check(Problem(9, 34 * 64 + 1, 64, BF16), TWO, 2)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("exponents", [1, 2])
+def test_the_fixed_maximum(exponents: int) -> None:
+    """Opposite rows too: their weights are e^{-40} of those that the maximum stands for."""
+    problem = Problem(9, 333, 64, BF16)
+    problem.query[2] = -problem.bank.rows[problem.bank.ids != -1][0]
+    problem.query[3] = problem.bank.rows[problem.bank.ids != -1][1]
+    check(problem, Want((0,), unit_length=True), exponents)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_a_maximum_that_grows_along_the_bank() -> None:
+    problem = Problem(9, 700, 64, BF16)
+    growing = torch.linspace(0.1, 1, 700)[:, None]
+    problem.bank = problem.bank._replace(rows=(problem.bank.rows.float() * growing).to(BF16))
+    problem.query[1] = problem.bank.rows[problem.bank.ids != -1][-1]
+    check(problem, ONE, 1)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_ids_that_differ_in_their_high_words_only() -> None:
+    problem = Problem(9, 200, 64, BF16)
+    ids = problem.bank.ids
+    problem.bank = problem.bank._replace(ids=torch.where(ids % 2 == 0, ids + (1 << 32), ids))
+    check(problem, ONE, 1)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("select", ["keep", "mask"])
+def test_nothing_counts(select: str) -> None:
+    problem = Problem(4, 70, 64, BF16, select=select)
+    problem.bank = Bank(problem.bank.rows, None, torch.full((70,), -1))
+    check(problem, ONE, 1)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_own_rows_count_where_all_are_kept() -> None:
+    check(Problem(9, 200, 64, BF16, select="keep"), ONE, 1)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_what_it_does_not_serve_takes_the_other_path() -> None:
+    rows = Problem(9, 200, 64, BF16)
+    strided = torch.empty(200, 65, dtype=BF16)[:, :64].copy_(rows.bank.rows)
+    for change, kernel in (
+        (Problem(9, 200, 320, BF16), "fused_bf16_one_512"),
+        (Problem(9, 200, 64, BF16, select="positive"), "fused_bf16_one_64"),
+        (Problem(9, 200, 64, BF16, limit=True), "fused_bf16_full_64"),
+    ):
+        check(change, ONE, 1, kernel)
+    rows.bank = rows.bank._replace(rows=strided)
+    before = cuda.report()[0]
+    found = bank_lse(rows.query, rows.bank, torch.tensor([14.3]), rows.match, ONE)
+    assert cuda.launched(before)[0] == "similarities_bf16"
+    assert_sums(rows, found, expected(rows, (14.3,), ONE))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_a_loss_and_its_gradient() -> None:
+    """Through the public function: two launches forward and one backward."""
+    problem = Problem(20, 200, 64, BF16)
+    rows = problem.bank.rows.nan_to_num(0.0)
+    options = {
+        "temperature": 0.07, "hardness": 5.0, "query_ids": problem.match.ids,
+        "bank_ids": problem.bank.ids,
+    }  # fmt: skip
+    query = problem.query.clone().requires_grad_()
+    key = problem.query.roll(1, 0)
+    before = cuda.report()[0]
+    loss = sede_kernels.weighted_info_nce(query, key, rows, backend="cuda", **options)
+    assert cuda.launched(before) == ["hopper_bf16_two_64", "info_nce_finish"]
+    loss.backward()
+    assert len(cuda.launched(before)) == 3
+    truth = query.detach().double().requires_grad_()
+    exact = sede_kernels.weighted_info_nce(
+        truth, key.double(), rows.double(), backend="reference", **options
+    )
+    exact.backward()
+    assert abs(loss.item() - exact.item()) <= 4e-3 * exact.item()
+    error = (query.grad.double() - truth.grad).norm() / truth.grad.norm()
+    assert float(error) <= 1e-2
+
+
+@pytest.mark.usefixtures("hopper")
+def test_repeats_are_equal_to_the_bit() -> None:
+    problem = Problem(130, LONG[64], 64, BF16)
+    runs = [
+        bank_lse(problem.query, problem.bank, torch.tensor([14.3]), problem.match, ONE)
+        for _ in range(2)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_it_can_be_left_out() -> None:
+    module = _native.module()
+    module.set_hopper(False)
+    try:
+        check(Problem(9, 70, 64, BF16), ONE, 1, "fused_bf16_one_64")
+    finally:
+        module.set_hopper(True)

@@ -4,7 +4,7 @@
 // A block holds 128 queries and walks its part of the bank in tiles of 64 rows. One thread brings
 // tiles into a ring, one warp finds which of their columns count, and two warpgroups of 64 queries
 // multiply. The same tile gives S = Q M^T, read along its rows, and O += P M, read across them; P
-// never leaves the registers of S. While O takes the weights of one tile, the next S is formed.
+// never leaves the registers of S. The next S is formed before O takes the weights of this one.
 #pragma once
 
 #include "device/columns.cuh"
@@ -63,14 +63,13 @@ struct HopperBlock {
 
   // By one warp. Ids are read a tile ahead.
   __device__ __forceinline__ void settle() const {
-    const index_t* ids = side.match.bank_ids;
-    ColumnIds found(ids, index_t(begin) * STEP, op.bank_rows);
+    ColumnIds found(side.match, index_t(begin) * STEP, op.bank_rows);
     Place at;
 #pragma unroll 1
     for (int t = begin; t < end; ++t, at.next()) {
-      const ColumnIds next(ids, index_t(t + 1) * STEP, op.bank_rows);
+      const ColumnIds next(side.match, index_t(t + 1) * STEP, op.bank_rows);
       barrier_wait(of(full, at.stage), at.parity);
-      found.settle<D>(columns[at.stage], tile(at), ACC);
+      found.settle<D>(columns[at.stage], tile(at), t * STEP, ACC);
       __syncwarp();
       if (threadIdx.x % 32 == 0) barrier_arrive(of(ready, at.stage));
       found = next;
@@ -80,17 +79,19 @@ struct HopperBlock {
   // S = Q M^T.
   static __device__ __forceinline__ void issue_scores(float (&s)[32], unsigned rows,
                                                       unsigned tile) {
+    const unsigned of_rows = by_columns(rows), of_tile = by_columns(tile);
 #pragma unroll
     for (int k = 0; k < D / 16; ++k)
-      Wgmma<T>::scores(s, columns_of(rows, k), columns_of(tile, k), k > 0);
+      Wgmma<T>::scores(s, columns_of(of_rows, k), columns_of(of_tile, k), k > 0);
     wgmma_commit();
   }
   // O += P M.
   template <int N>
   static __device__ __forceinline__ void issue_output(float (&o)[N], const unsigned (&p)[16],
                                                       unsigned tile) {
+    const unsigned of_tile = by_rows(tile);
 #pragma unroll
-    for (int k = 0; k < STEP / 16; ++k) Wgmma<T>::output(o, p + 4 * k, rows_of(tile, k));
+    for (int k = 0; k < STEP / 16; ++k) Wgmma<T>::output(o, p + 4 * k, rows_of(of_tile, k));
     wgmma_commit();
   }
 
@@ -104,7 +105,7 @@ struct HopperBlock {
   __device__ __forceinline__ void multiply(const float (&c2)[E]) const {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // Of this warpgroup. By a shuffle the assembler knows that it is one number for a warp.
-    const unsigned rows = queries + __shfl_sync(kAllLanes, warp / 4, 0) * Rows::BYTES;
+    unsigned rows = queries + __shfl_sync(kAllLanes, warp / 4, 0) * Rows::BYTES;
     const int first = first_row + warp * 16 + lane / 4;
     const RowMatch match(side.match, first, op.rows);
     RowSums<E> sums(op.fixed != 0);
@@ -128,6 +129,7 @@ struct HopperBlock {
         hold(o);
         hold(p);
         hold(s);
+
         wgmma_fence();
         issue_scores(s, rows, tile(now));
         issue_output(o, p, tile(before));

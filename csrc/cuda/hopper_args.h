@@ -28,7 +28,8 @@ struct HopperColumns {
   index_t ids[kHopperRows];
   unsigned low[kHopperRows];
   unsigned counts[kHopperRows / 32];
-  unsigned unused[2];
+  int first;  // the tile's first row of the bank
+  int unused;
 };
 
 // Queries, tiles and columns of all stages, and what aligning them takes.

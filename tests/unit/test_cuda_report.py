@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sede_kernels.backends.cuda import compile_report
+from sede_kernels.backends.cuda import compile_report, loops
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "records" / "compiler" / "cuda.json"
@@ -61,3 +61,28 @@ def test_the_pass_of_capability_9_0_has_its_products_and_copies(report):
         assert row["hgmma"] == products
         assert row["utmaldg"] == 3 * dim // 64  # two groups of queries, and a tile
         assert row["registers"] * 384 <= 65536
+
+
+@pytest.mark.parametrize(("kernel", "most"), [("one_128", 410), ("two_128", 530), ("two_256", 570)])
+def test_a_tile_of_it_takes_no_more_instructions_than_it_did(report, kernel, most):
+    (row,) = [row for row in report["kernels"] if row["kernel"] == f"hopper_bf16_{kernel}"]
+    assert 0 < row["maximum"] < 60
+    assert row["loop"] - row["rare"] <= most
+
+
+def test_blocks_that_are_seldom_executed_are_told_apart():
+    code = """
+        /*0010*/                   IADD3 R0, R0, 0x1 ;
+        /*0020*/                   HGMMA.64x64x16.F32 R2, gdesc[UR4], R2 ;
+        /*0030*/              @!P0 BRA 0x60 ;
+        /*0040*/                   SEL R1, R2, R3, P1 ;
+        /*0050*/                   ISETP.EQ.AND P1, PT, R1, R2, PT ;
+        /*0060*/               @P1 BRA 0x80 ;
+        /*0070*/                   FMNMX R1, R2, R3, !PT ;
+        /*0080*/               @P2 BRA 0xa0 ;
+        /*0090*/                   FMUL R1, R2, R3 ;
+        /*00a0*/              @!P3 BRA 0x20 ;
+        /*00b0*/                   BRA 0xb0 ;
+    """
+    assert loops.loop_of(code) == (9, 3, 1)
+    assert loops.loop_of("/*0010*/ BRA 0x10 ;") == (0, 0, 0)

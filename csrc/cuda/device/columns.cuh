@@ -2,7 +2,7 @@
 #pragma once
 
 #include "match.cuh"
-#include "reduce.cuh"
+#include "row_sums.cuh"
 #include "tensor_copy.cuh"
 
 namespace sede_cuda {
@@ -12,21 +12,24 @@ struct ColumnIds {
   index_t id[2];
   bool inside[2];
 
-  __device__ __forceinline__ ColumnIds(const index_t* ids, index_t first, index_t rows) {
+  __device__ __forceinline__ ColumnIds(const Match& match, index_t first, index_t rows) {
+    const index_t* ids = match.bank_ids;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const index_t column = first + half * 32 + threadIdx.x % 32;
       inside[half] = column < rows;
       id[half] = ids != nullptr && inside[half] ? ids[column] : 0;
-      inside[half] = inside[half] && (ids == nullptr || id[half] != kEmpty);
+      if (ids != nullptr && !match.in_batch) inside[half] = inside[half] && id[half] != kEmpty;
     }
   }
 
   // Writes them, and zeros over the rows of empty slots, which may hold anything. By a whole warp.
   template <int COLUMNS>
-  __device__ __forceinline__ void settle(HopperColumns& to, unsigned tile, bool sums_rows) const {
+  __device__ __forceinline__ void settle(HopperColumns& to, unsigned tile, int first,
+                                         bool sums_rows) const {
     const int lane = threadIdx.x % 32;
     bool cleared = false;
+    if (lane == 0) to.first = first;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       to.ids[half * 32 + lane] = id[half];
@@ -47,19 +50,20 @@ struct ColumnIds {
 
 // Which of a thread's accumulators of S count: 16 of each of its two rows.
 struct RowMatch {
-  const index_t* ids;  // of rows; beyond the last one as of the last one
-  int first, last;
+  const Match& match;
+  int first, last;  // rows beyond the last one are as the last one
   unsigned low[2];  // the low words of their ids
   bool compares;    // whether a column of the row's own id is none of its negatives
 
-  __device__ __forceinline__ RowMatch(const Match& match, int first_row, index_t rows)
-      : ids(match.query_ids), first(first_row), last(int(rows) - 1), low{}, compares(match.select == sede_cuda::mask && match.query_ids != nullptr &&
-                        match.bank_ids != nullptr) {
+  __device__ __forceinline__ RowMatch(const Match& of, int first_row, index_t rows)
+      : match(of), first(first_row), last(int(rows) - 1), low{} {
+    compares = match.select == sede_cuda::mask && match.query_ids != nullptr &&
+               match.bank_ids != nullptr;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (compares) low[r] = unsigned(own(r));
+      if (compares) low[r] = unsigned(match.query_ids[row(r)]);
   }
-  __device__ __forceinline__ index_t own(int r) const { return ids[min(first + 8 * r, last)]; }
+  __device__ __forceinline__ int row(int r) const { return min(first + 8 * r, last); }
 
   // -inf where a column does not count; `count` grows by what counts.
   __device__ __forceinline__ void mask(float (&s)[32], const HopperColumns& columns,
@@ -76,14 +80,35 @@ struct RowMatch {
         for (int r = 0; r < 2; ++r) some |= (of.x == low[r]) | (of.y == low[r]);
       }
     }
+    if (match.in_batch) some |= unsigned(first + 8 - columns.first) < kHopperRows + 8;
     count[0] += 16;
     count[1] += 16;
-    if (!some) return;
-    const index_t id[2] = {compares ? own(0) : 0, compares ? own(1) : 0};
+    if (some) leave_out(s, columns, counts, count);
+    if (match.limit != nullptr) {
+      const float limit[2] = {match.limit[row(0)], match.limit[row(1)]};
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const bool in = s[i] <= limit[row_of(i)];
+        s[i] = in ? s[i] : -infinity();
+        count[row_of(i)] -= !in;
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void leave_out(float (&s)[32], const HopperColumns& columns,
+                                            uint2 counts, int (&count)[2]) const {
+    const int pair = threadIdx.x % 4 * 2;
+    const bool others = match.in_batch != 0;
+    const index_t id[2] = {compares ? match.query_ids[row(0)] : 0,
+                           compares ? match.query_ids[row(1)] : 0};
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
-      const int column = i / 4 * 8 + pair + i % 2, r = i / 2 % 2;
-      const bool same = compares & (columns.ids[column] == id[r]);  // no branches
+      const int column = i / 4 * 8 + pair + i % 2, r = row_of(i);
+      const index_t its = columns.ids[column];
+      // No branches. In a batch an id of -1 is unknown, and a row's own key is never a negative.
+      const bool same = (compares & (its == id[r]) & !(others & (its == kEmpty))) |
+                        (others & (columns.first + column == first + 8 * r));
       const bool in = ((i < 16 ? counts.x : counts.y) >> column % 32 & 1) & !same;
       s[i] = in ? s[i] : -infinity();
       count[r] -= !in;

@@ -33,20 +33,26 @@ __device__ __forceinline__ void wgmma_wait(float (&x)[N]) {
   hold(x);
 }
 
-// An operand in shared memory: address and distances in units of 16 bytes, swizzle of 128 bytes.
-__device__ __forceinline__ unsigned long long matrix_at(unsigned address, unsigned leading,
-                                                        unsigned stride) {
-  return (unsigned long long)(address >> 4 & 0x3fff) | (unsigned long long)(leading >> 4) << 16 |
-         (unsigned long long)(stride >> 4) << 32 | 1ull << 62;
+// An operand in shared memory, swizzled by 128 bytes: the low word holds its address and a distance
+// in units of 16 bytes, the high word another distance, that of 8 rows. 256 KB fit into 14 bits, so
+// a step along the operand is added to the low word.
+__device__ __forceinline__ unsigned long long matrix_at(unsigned low) {
+  constexpr unsigned kHigh = 8 * kBoxRow / 16 | 1u << 30;
+  return (unsigned long long)kHigh << 32 | low;
 }
-// 16 columns of a tile from column 16 k on, for a sum over columns. The leading distance has no
-// meaning.
-__device__ __forceinline__ unsigned long long columns_of(unsigned tile, int k) {
-  return matrix_at(tile + k / 4 * kBoxBytes + k % 4 * 32, 16, 8 * kBoxRow);
+// A tile for sums over its columns. The distance has no meaning.
+__device__ __forceinline__ unsigned by_columns(unsigned tile) { return tile / 16 | 1u << 16; }
+// A tile for sums over its rows; the distance is that of the next box.
+__device__ __forceinline__ unsigned by_rows(unsigned tile) {
+  return tile / 16 | unsigned(kBoxBytes / 16) << 16;
 }
-// 16 rows of a tile from row 16 k on, for a sum over rows: 64 columns further is the next box.
-__device__ __forceinline__ unsigned long long rows_of(unsigned tile, int k) {
-  return matrix_at(tile + k * 16 * kBoxRow, kBoxBytes, 8 * kBoxRow);
+// 16 columns from column 16 k on.
+__device__ __forceinline__ unsigned long long columns_of(unsigned low, int k) {
+  return matrix_at(low + unsigned(k / 4 * kBoxBytes + k % 4 * 32) / 16);
+}
+// 16 rows from row 16 k on.
+__device__ __forceinline__ unsigned long long rows_of(unsigned low, int k) {
+  return matrix_at(low + unsigned(k * 16 * kBoxRow) / 16);
 }
 
 // Operand lists of PTX: SEDE_TEN(1) is "%10,%11,...,%19,".

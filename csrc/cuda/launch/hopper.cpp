@@ -19,11 +19,9 @@ bool mapped(const Matrix& m) {
 }
 
 bool serves(const BankSide& side) {
-  const Match& match = side.match;
   const bool half = side.query.dtype == bf16 || side.query.dtype == f16;
   return half && side.bank.dtype == side.query.dtype && mapped(side.query) &&
-         mapped(side.bank) && !match.in_batch && match.limit == nullptr &&
-         match.select != positive;
+         mapped(side.bank) && side.match.select != positive;
 }
 
 TensorMap map_of(const Matrix& m) {

@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from sede_kernels.backends.cuda.loops import loop_of
 from sede_kernels.backends.cuda.nvcc import MISSING, nvcc
 
 SOURCES = Path(__file__).parents[3] / "csrc" / "cuda"
@@ -99,6 +100,12 @@ def _architectures_of(source: str, wanted: tuple[str, ...]) -> list[str]:
     return [name for name in wanted if name in ONLY_FOR.get(source, wanted)]
 
 
+def _by_kernel(assembly: str) -> list[tuple[str, str]]:
+    """The name and the code of every kernel."""
+    parts = re.split(r"Function : (\w+)", assembly)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
 def compile_all(compiler: str, architectures: tuple[str, ...], only: str) -> list[dict[str, Any]]:
     """A row for every kernel and architecture, of the sources whose names match."""
     rows = []
@@ -111,11 +118,18 @@ def compile_all(compiler: str, architectures: tuple[str, ...], only: str) -> lis
                             "-v", str(source), "-o", out)  # fmt: skip
                 if "serialized" in said:
                     sys.exit(f"products of {source.name} wait for each other:\n{said}")
-                counts = instructions(_run(dump, "-sass", out))
+                assembly = _run(dump, "-sass", out)
+                counts = instructions(assembly)
+                walks = {
+                    name: loop_of(code)._asdict()
+                    for name, code in _by_kernel(assembly)
+                    if name.startswith("hopper_")
+                }
                 for kernel, numbers in sorted(resources(said).items()):
                     found = {key.lower(): counts[kernel][key] for key in COUNTED}
                     rows.append(
                         {"kernel": kernel, "architecture": architecture, **numbers, **found}
+                        | walks.get(kernel, {})
                     )
     return rows
 
@@ -137,6 +151,19 @@ def table(report: dict[str, Any]) -> str:
         + " | ".join(str(row[column]) for column in columns)
         + " |"
         for row in report["kernels"]
+    ]
+    lines += [
+        "",
+        "Of compute capability 9.0 also the instructions of a warp for a tile: all of its loop, those",
+        "in blocks that it seldom enters, and those of the search for the maximum (`loops.py`).",
+        "",
+        "| kernel | all | seldom | maximum |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['kernel']} | {row['loop']} | {row['rare']} | {row['maximum']} |"
+        for row in report["kernels"]
+        if "loop" in row
     ]
     return "\n".join(lines) + "\n"
 

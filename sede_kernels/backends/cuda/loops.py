@@ -1,8 +1,8 @@
 """How long a tile's arithmetic is on compute capability 9.0, read from machine code.
 
-The walk over the bank is the shortest loop with matrix instructions. Warps jump over two blocks of
-it unless they must: where a column may not count, and where O changes its base. A third block, the
-search for the maximum, is left out where the maximum is fixed.
+The walk over the bank is the shortest loop with matrix instructions. Warps jump over three blocks
+of it unless they must: where a column may not count, where similarities have a limit, and where O
+changes its base. Another block, the search for the maximum, is left out where the maximum is fixed.
 """
 
 import re
@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 _INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+ )?([A-Z]\w*)([^;]*);")
 _TARGET = re.compile(r"0x([0-9a-f]+)")
-#: A longer block that a branch jumps over is the one of columns that do not count.
-_LONG = 200
 
 
 class Loop(NamedTuple):
@@ -42,7 +40,7 @@ def loop_of(code: str) -> Loop:
         if target is None or not at < target <= best[-1][0]:
             continue
         block = Counter(name for where, name, _ in best if at < where < target)
-        if block.total() > _LONG or (block and set(block) == {"FMUL"}):
+        if block["SEL"] or (block and set(block) == {"FMUL"}):
             rare += block.total()
         elif block["FMNMX"]:
             maximum += block.total()

@@ -13,9 +13,9 @@ import torch
 
 import sede_kernels
 from sede_kernels.backends.cuda import _native
-from sede_kernels.backends.cuda.bank_lse import bank_lse
-from sede_kernels.types import Bank, Want
-from tests.ptx.cuda.oracle import EXPONENTS, Problem, assert_sums, expected
+from sede_kernels.backends.cuda.bank_lse import bank_lse, bank_lse_pair, sums
+from sede_kernels.types import Bank, Match, Want
+from tests.ptx.cuda.oracle import EXPONENTS, Problem, assert_close, assert_sums, expected
 from tests.ptx.machine import cuda
 
 BF16, F16 = torch.bfloat16, torch.float16
@@ -124,6 +124,61 @@ def test_nothing_counts(select: str) -> None:
 
 
 @pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("select", ["keep", "mask"])
+def test_similarities_above_a_limit_do_not_count(select: str) -> None:
+    check(Problem(70, 200, 64, BF16, limit=True, select=select), TWO, 2)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("ids", [False, True], ids=["", "ids"])
+def test_the_keys_of_a_batch(ids: bool) -> None:
+    """A row's own key never counts, an id of -1 is unknown and counts."""
+    keys = Problem(150, 150, 64, BF16, ids=False)
+    own = torch.arange(150) % 40 - 1 if ids else None
+    match = Match(own, None, "mask")
+    before = cuda.report()[0]
+    found = sums(
+        keys.query, (Bank(keys.bank.rows, None, own),), torch.tensor([14.3]), match, LSE,
+        in_batch=True,
+    )  # fmt: skip
+    assert cuda.launched(before) == ["hopper_bf16_lse_64", "finish_sums"]
+    valid = ~torch.eye(150, dtype=torch.bool)
+    if own is not None:
+        valid &= (own[:, None] != own[None]) | (own == -1)[None]
+    s = (14.3 * keys.similarity()).masked_fill(~valid, -torch.inf)
+    assert_close("lse", found.lse[0], s.logsumexp(1), 2e-6)
+    assert torch.equal(found.negatives, valid.sum(1))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_two_banks_in_one_launch() -> None:
+    one, two = (Problem(20, 200, 128, BF16, seed=seed) for seed in (0, 7))
+    two.match = two.match._replace(ids=one.match.ids)
+    before = cuda.report()[0]
+    found = bank_lse_pair(
+        torch.stack([one.query, two.query]), one.bank, two.bank, torch.tensor(EXPONENTS[:2]),
+        one.match, TWO,
+    )  # fmt: skip
+    assert cuda.launched(before) == ["hopper_bf16_two_128", "finish_sums", "finish_sums"]
+    for side, problem in enumerate((one, two)):
+        truth = expected(problem, EXPONENTS[:2], TWO)
+        assert_sums(problem, type(found)(*(result[side] for result in found)), truth)
+
+
+@pytest.mark.usefixtures("hopper")
+def test_a_nan_stays_in_its_row() -> None:
+    problem = Problem(70, 200, 64, BF16)
+    query = problem.query.clone()
+    query[3] = torch.nan
+    arguments = (problem.bank, torch.tensor([14.3]), problem.match, ONE)
+    clean, found = bank_lse(problem.query, *arguments), bank_lse(query, *arguments)
+    others = torch.arange(70) != 3
+    assert found.lse[0, 3].isnan() and found.acc[0, 3].isnan().all()
+    assert torch.equal(found.lse[:, others], clean.lse[:, others])
+    assert torch.equal(found.acc[:, others], clean.acc[:, others])
+
+
+@pytest.mark.usefixtures("hopper")
 def test_own_rows_count_where_all_are_kept() -> None:
     check(Problem(9, 200, 64, BF16, select="keep"), ONE, 1)
 
@@ -135,7 +190,6 @@ def test_what_it_does_not_serve_takes_the_other_path() -> None:
     for change, kernel in (
         (Problem(9, 200, 320, BF16), "fused_bf16_one_512"),
         (Problem(9, 200, 64, BF16, select="positive"), "fused_bf16_one_64"),
-        (Problem(9, 200, 64, BF16, limit=True), "fused_bf16_full_64"),
     ):
         check(change, ONE, 1, kernel)
     rows.bank = rows.bank._replace(rows=strided)

@@ -154,8 +154,8 @@ def table(report: dict[str, Any]) -> str:
     ]
     lines += [
         "",
-        "Of compute capability 9.0 also the instructions of a warp for a tile: all of its loop, those",
-        "in blocks that it seldom enters, and those of the search for the maximum (`loops.py`).",
+        "Of compute capability 9.0 also the instructions of a warp for a tile: of its loop, of",
+        "blocks in it that are seldom entered, and of the search for the maximum (`loops.py`).",
         "",
         "| kernel | all | seldom | maximum |",
         "| --- | ---: | ---: | ---: |",

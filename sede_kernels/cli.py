@@ -86,6 +86,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             beside=arguments.beside,
             json_only=arguments.json,
             ranks=arguments.ranks,
+            images=arguments.images,
         )
     return 0
 
@@ -234,6 +235,12 @@ def _parser(flags_of: str) -> argparse.ArgumentParser:
     evaluate.add_argument("--folds", type=int, default=1, help="mean of so many folds (COCO 1K: 5)")
     evaluate.add_argument(
         "--visualize", type=_path, metavar="PNG", help="draw search results and attention"
+    )
+    evaluate.add_argument(
+        "--images",
+        type=_path,
+        metavar="FOLDER",
+        help="pictures of a feature folder, for --visualize; its <part>_boxes.npy places regions",
     )
     evaluate.add_argument(
         "--beside", type=_path, metavar="RUN2", help="a second run to compare with"

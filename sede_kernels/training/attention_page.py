@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from sede_kernels.training.analysis import encode_pairs, entropy, erase_rows, pair_attention
-from sede_kernels.training.data.precomp import Part
+from sede_kernels.training.data.precomp import Ints, Part
 from sede_kernels.training.data.text import tokenize
+from sede_kernels.training.gallery import Gallery
 from sede_kernels.training.models import Erasing, RetrievalModel
 from sede_kernels.training.pictures import (
     GREY,
     INK,
     PAPER,
-    Gallery,
     draw_sample,
     fit,
     font,
@@ -28,6 +28,8 @@ USUAL = Erasing("low")  # shown for a model that erases nothing
 _SIZE, _GAP, _HEAD, _TOP, _COLUMNS = 144, 12, 30, 92, 2  # pixels, and rows side by side
 _HEAT = np.array([178.0, 24.0, 43.0])  # colour of the most attended region
 _ERASED = np.array([150.0, 158.0, 168.0])
+_OUTLINED = 3  # boxes, where boxes overlap
+_PAIRS = 8
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,12 @@ def attention_maps(
     hide a region as soon as one word keeps it.
 
     Returns:
-        None where the model has no attention over regions, or they are no square map.
+        None where the model has no attention over regions.
     """
     model.eval()
     rows = np.asarray(captions)
     found = pair_attention(model, *encode_pairs(model, part, words, rows))
-    if found is None or math.isqrt(found[0].shape[2]) ** 2 != found[0].shape[2]:
+    if found is None:
         return None
     attention, real = found
     erased = erase_rows(attention, model.erasing or USUAL)
@@ -92,52 +94,62 @@ def _word(caption: str, place: int, count: int) -> str:
     return tokens[place] if count > 1 and 0 <= place < len(tokens) else ""
 
 
+def shown_images(part: Part) -> list[int]:
+    """The images of the page, drawn by the same fixed seed as the captions of the results page."""
+    images: list[int] = part.image_of[draw_sample(part, _PAIRS)].tolist()
+    return images
+
+
 def draw_attention(
     model: RetrievalModel,
     part: Part,
     words: list[list[int]],
-    folder: Path,
-    part_name: str,
+    gallery: Gallery,
     path: Path,
     *,
     title: str,
-    pairs: int = 8,
-) -> bool:
+) -> str:
     """Write a page of the attention over regions before and after erasing.
-
-    The captions are drawn by the same fixed seed as those of the results page.
 
     Args:
         model: trained.
         part: images and captions.
         words: numbers of the captions' words.
-        folder: the prepared folder.
-        part_name: its part.
+        gallery: pictures of the images, and the boxes of their regions.
         path: PNG to write.
         title: of the page.
-        pairs: rows to show.
 
     Returns:
-        Whether there was something to draw (see :func:`attention_maps`).
+        Why nothing was drawn, or an empty text.
     """
-    maps = attention_maps(model, part, words, draw_sample(part, pairs))
+    maps = attention_maps(model, part, words, draw_sample(part, _PAIRS))
     if maps is None:
-        return False
+        return "No page of attention: this model has no attention over regions."
+    cells = [gallery.boxes(one.image, _SIZE, len(one.before)) for one in maps]
+    places = [cell for cell in cells if cell is not None]
+    if len(places) < len(maps):
+        return (
+            f"No page of attention: {part.name}_boxes.npy is missing, with left, top, right and "
+            f"bottom of each of the {part.features.shape[1]} regions."
+        )
     erasing = model.erasing or USUAL
     least = "least" if erasing.side == "low" else "most"
+    of_word = " of one word" if any(one.word for one in maps) else ""
     note = (
-        f"Test pair: picture, attention, what is left when the regions attended {least} are "
-        f"erased (rule {erasing.rule}; grey: erased)."
+        f"Test pair: picture, attention{of_word}, what is left when the regions attended {least} "
+        f"are erased (rule {erasing.rule}; grey: erased)."
     )
-    if any(one.word for one in maps):
-        note = note.replace("picture, attention,", "picture, attention of one word,")
+    if any(map(_overlap, places)):
+        note += f" Outlined: the {_OUTLINED} regions attended most."
     if model.erasing is None:
         note += " This model erases nothing."
-    save_page(_page(maps, Gallery(folder, part_name), title, note), path)
-    return True
+    save_page(_page(maps, places, gallery, title, note), path)
+    return ""
 
 
-def _page(maps: list[AttentionMap], gallery: Gallery, title: str, note: str) -> Any:
+def _page(
+    maps: list[AttentionMap], places: list[Ints], gallery: Gallery, title: str, note: str
+) -> Any:
     from PIL import Image, ImageDraw
 
     rows = math.ceil(len(maps) / _COLUMNS)
@@ -154,7 +166,10 @@ def _page(maps: list[AttentionMap], gallery: Gallery, title: str, note: str) -> 
         )
         picture = np.asarray(gallery.picture(one.image, _SIZE), np.float64)
         scale = float(max(one.before.max(), one.after.max()))
-        tiles = (picture, _heated(picture, one.before, scale), _heated(picture, one.after, scale))
+        tiles = (
+            picture,
+            *(heated(picture, side, places[number], scale) for side in (one.before, one.after)),
+        )
         notes = (one.word, *(_describe(side) for side in (one.before, one.after)))
         for place, (tile, text) in enumerate(zip(tiles, notes, strict=True)):
             x = left + place * (_SIZE + _GAP)
@@ -170,12 +185,46 @@ def _describe(attention: Floats) -> str:
     return f"{kept} of {of} regions, {nats:.2f} nats"
 
 
-def _heated(picture: Any, attention: Floats, scale: float) -> Any:
-    """The picture under its attention: red where it is high, grey where it is 0."""
-    side = math.isqrt(len(attention))
-    size = picture.shape[0]
-    cell = np.minimum(np.arange(size) * side // size, side - 1)
-    values = attention.reshape(side, side)[cell][:, cell][:, :, None].astype(np.float64)
-    strength = 0.75 * values / scale
-    heated = picture * (1 - strength) + _HEAT * strength
-    return np.where(values > 0, heated, 0.45 * picture + 0.55 * _ERASED)
+def heated(picture: Any, attention: Floats, boxes: Ints, scale: float) -> Any:
+    """The picture under its attention.
+
+    Where boxes overlap, a pixel shows the most attended one; those attended most are outlined.
+
+    Args:
+        picture: (H, W, 3) float.
+        attention: (R,) of its regions, 0 where erased.
+        boxes: (R, 4) left, top, right, bottom of each in pixels.
+        scale: the attention that is full red.
+
+    Returns:
+        (H, W, 3): red where attention is high, grey where every region is erased, the picture
+        itself where there is no region.
+    """
+    values = np.full(picture.shape[:2], -1.0)
+    for value, (left, top, right, bottom) in zip(attention.tolist(), boxes.tolist(), strict=True):
+        area = values[top:bottom, left:right]
+        np.maximum(area, value, out=area)
+    values = values[:, :, None]
+    strength = 0.75 * np.maximum(values, 0) / scale
+    page = picture * (1 - strength) + _HEAT * strength
+    page = np.where(values == 0, 0.45 * picture + 0.55 * _ERASED, page)
+    if _overlap(boxes):
+        for region in np.argsort(-attention, kind="stable")[:_OUTLINED].tolist():
+            if attention[region] > 0:
+                _outline(page, *boxes[region].tolist())
+    return page
+
+
+def _overlap(boxes: Ints) -> bool:
+    """Whether a pixel lies in more than one box."""
+    covered = np.zeros((boxes[:, 3].max(), boxes[:, 2].max()), bool)
+    for left, top, right, bottom in boxes.tolist():
+        covered[top:bottom, left:right] = True
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return bool(areas.sum() > covered.sum())
+
+
+def _outline(page: Any, left: int, top: int, right: int, bottom: int) -> None:
+    if left < right and top < bottom:  # a region without a place has an empty box
+        page[top:bottom, [left, right - 1]] = _HEAT
+        page[[top, bottom - 1], left:right] = _HEAT

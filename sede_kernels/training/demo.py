@@ -9,6 +9,7 @@ from sede_kernels.training.data.prepare import check_limit, prepare
 from sede_kernels.training.evaluate import Retrieval, chance, table
 from sede_kernels.training.files import data_home, require
 from sede_kernels.training.folder import guard, make_room, remove
+from sede_kernels.training.gallery import open_gallery
 from sede_kernels.training.lock import hold
 from sede_kernels.training.loop import resume, train
 from sede_kernels.training.pictures import draw_results
@@ -109,7 +110,8 @@ def _report(
     page = out / "search_results.png"
     scores = compare_part(model, part, corpus.words["test"])
     title = f"Icon search with the three modules, {runs['base'].epochs} epochs"
-    draw_results(scores, part, corpus.folder, "test", page, vocabulary=vocabulary, title=title)
+    gallery = open_gallery(corpus.folder, "test", part)
+    draw_results(scores, part, gallery, page, vocabulary=vocabulary, title=title)
     print(
         f"""
 Search results (pictures): {page}

@@ -1,6 +1,5 @@
 """A page of search results: words on the left of each row, the images they find beside them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from sede_kernels.training.data.draw import Pen
-from sede_kernels.training.data.glyphs import SOURCES
 from sede_kernels.training.data.precomp import Part
 from sede_kernels.training.data.text import Vocabulary, tokenize
-from sede_kernels.training.files import UserError, atomic_file, read_manifest
+from sede_kernels.training.files import atomic_file
+from sede_kernels.training.gallery import Gallery
 from sede_kernels.training.similarities import Similarities
 
 TOP = 5
@@ -84,60 +82,6 @@ def search(
     return found
 
 
-class Gallery:
-    """Draws the images of a prepared part again; features alone cannot be looked at.
-
-    Args:
-        folder: a prepared folder.
-        part: its part.
-        images: how many images will be asked for.
-
-    Raises:
-        UserError: the folder has no pictures, or what describes them is damaged.
-    """
-
-    def __init__(self, folder: Path, part: str, images: int = 0) -> None:
-        path = folder / f"{part}_images.json"
-        manifest = read_manifest(folder)
-        if manifest is None or str(manifest.get("name")) not in SOURCES or not path.exists():
-            raise UserError(
-                f"{folder} has features but no pictures: only sets of `sede prepare` can be drawn."
-            )
-        self._drawings = _read_drawings(path)
-        if len(self._drawings) < images:
-            raise UserError(
-                f"{path} describes {len(self._drawings)} of {images} images: delete {folder} and "
-                "run `sede prepare` again."
-            )
-        source = SOURCES[manifest["name"]]()
-        self._pen = Pen(source.font, source.font_size)
-
-    def picture(self, image: int, size: int = _THUMB) -> Any:
-        """One image as a Pillow thumbnail."""
-        from PIL import Image
-
-        pixels = self._pen.draw(self._drawings[image]["glyph"])
-        return Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS)
-
-    def name(self, image: int) -> str:
-        """The first caption of an image."""
-        return str(self._drawings[image]["names"][0])
-
-
-def _read_drawings(path: Path) -> list[dict[str, Any]]:
-    """Glyph and names of each image."""
-    try:
-        drawings: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8-sig"))
-        for drawing in list(drawings):
-            str.strip(drawing["glyph"]), str.strip(drawing["names"][0])
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}): delete {path.parent} and run "
-            "`sede prepare` again."
-        ) from error
-    return drawings
-
-
 def results_page(
     searches: list[Search],
     gallery: Gallery,
@@ -177,7 +121,8 @@ def results_page(
 
 def _draw_row(page: Any, pen: Any, result: Search, gallery: Gallery, left: int, top: int) -> None:
     pen.line((left, top, left + (TOP + 1) * (_THUMB + _GAP) + _GAP, top), LINE, 1)
-    query = f"“{result.query}”"
+    width = TOP * (_THUMB + _GAP)
+    query = fit(pen, f"“{result.query}”", width, font(20))
     pen.text((left, top + 9), query, INK, font(20))
     if result.unknown:
         x = left + pen.textlength(query, font(20)) + _GAP
@@ -196,7 +141,7 @@ def _draw_image(
     page: Any, pen: Any, gallery: Gallery, image: int, right: bool, score: str, x: int, top: int
 ) -> None:
     y = top + _HEAD
-    page.paste(gallery.picture(image), (x, y))
+    page.paste(gallery.picture(image, _THUMB), (x, y))
     box = (x - 1, y - 1, x + _THUMB, y + _THUMB)
     pen.rectangle(box, outline=RIGHT if right else LINE, width=4 if right else 1)
     if right:
@@ -241,8 +186,7 @@ def draw_sample(part: Part, count: int) -> list[int]:
 def draw_results(
     scores: Similarities,
     part: Part,
-    folder: Path,
-    part_name: str,
+    gallery: Gallery,
     path: Path,
     *,
     vocabulary: Vocabulary,
@@ -255,8 +199,7 @@ def draw_results(
     Args:
         scores: of N images with C captions.
         part: names the captions and their owners.
-        folder: the prepared folder.
-        part_name: its part.
+        gallery: their pictures.
         path: PNG to write.
         vocabulary: the words of training.
         queries: captions to show.
@@ -278,6 +221,5 @@ def draw_results(
         searches += search(other_scores, part, chosen, other_vocabulary)
         heads = title, other
         title = "Search results of two runs"
-    gallery = Gallery(folder, part_name)
     save_page(results_page(searches, gallery, title, note, heads), path)
     return searches

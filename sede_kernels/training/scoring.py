@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sede_kernels.training.attention_page import draw_attention
+from sede_kernels.training.attention_page import draw_attention, shown_images
 from sede_kernels.training.config import TrainConfig
 from sede_kernels.training.data.precomp import Part
 from sede_kernels.training.data.text import Vocabulary
@@ -21,9 +21,10 @@ from sede_kernels.training.evaluate import (
     table,
 )
 from sede_kernels.training.files import UserError, write_json
+from sede_kernels.training.gallery import Gallery, open_gallery
 from sede_kernels.training.limits import check_backend, enough_memory
 from sede_kernels.training.models import RetrievalModel
-from sede_kernels.training.pictures import Gallery, draw_results
+from sede_kernels.training.pictures import draw_results
 from sede_kernels.training.ranks import here
 from sede_kernels.training.run import Corpus, load_best, load_corpus
 from sede_kernels.training.similarities import Similarities, compare_part
@@ -58,6 +59,7 @@ def evaluate(
     beside: Path | None = None,
     json_only: bool = False,
     ranks: Path | None = None,
+    images: Path | None = None,
 ) -> None:
     """Print the table of a run, and draw pages of what it finds and attends to.
 
@@ -72,16 +74,17 @@ def evaluate(
         beside: a second run, on the same part.
         json_only: print the figures as JSON, and everything else on stderr.
         ranks: a file for the rank of each query, from 1.
+        images: folder of the pictures of a feature folder, for the page.
 
     Raises:
         UserError: a run is damaged, does not fit the data, or there is nothing to draw.
     """
     if json_only:
         with redirect_stdout(sys.stderr):
-            rows = _evaluate(run, data, part, folds, page, beside, ranks)
+            rows = _evaluate(run, data, part, folds, page, beside, ranks, images)
         print(json.dumps(rows, indent=1))
     else:
-        _evaluate(run, data, part, folds, page, beside, ranks)
+        _evaluate(run, data, part, folds, page, beside, ranks, images)
 
 
 def _evaluate(
@@ -92,19 +95,23 @@ def _evaluate(
     page: Path | None,
     beside: Path | None,
     ranks_file: Path | None,
+    images: Path | None,
 ) -> dict[str, Any]:
     """The same; returns the figures of each run."""
     check_backend()
     if page is not None:
         check_page(page)
+    elif images is not None:
+        raise UserError("--images is for the page of --visualize: add --visualize PNG.")
     if ranks_file is not None:
         check_ranks(ranks_file)
     one = _open(run, data, part)
     same = one.config.data if data is None else data
     other = None if beside is None else _open(beside, same, part)
     check_folds(len(one.part.rows), folds)
-    if page is not None:
-        Gallery(one.corpus.folder, part, len(one.part.rows))  # says what is missing
+    gallery: Gallery | None = None
+    if page is not None:  # says what is missing
+        gallery = open_gallery(one.corpus.folder, part, one.part, images, shown_images(one.part))
     with enough_memory():
         scores = one.scores()
         title = one.config.title
@@ -122,16 +129,21 @@ def _evaluate(
     if ranks_file is not None:
         write_json(ranks_file, _ranks(scores, one.part))
         print(f"Ranks: {ranks_file}")
-    if page is not None:
-        place = one.corpus.folder, part, page
+    if page is not None and gallery is not None:
         draw_results(
-            scores, one.part, *place, vocabulary=one.vocabulary, title=title, beside=second
+            scores,
+            one.part,
+            gallery,
+            page,
+            vocabulary=one.vocabulary,
+            title=title,
+            beside=second,
         )
         print(f"Search results: {page}")
         maps = page.with_stem(f"{page.stem}_attention")
         heading = f"Attention of {title}"
-        if draw_attention(one.model, one.part, one.words, *place[:2], maps, title=heading):
-            print(f"Attention over regions: {maps}")
+        said = draw_attention(one.model, one.part, one.words, gallery, maps, title=heading)
+        print(said or f"Attention over regions: {maps}")
     return {name: row.as_dict() for name, row in shown.items()}
 
 

@@ -11,7 +11,7 @@ from sede_kernels.cli import main
 from sede_kernels.training.data.precomp import load_part, load_vocabulary
 from sede_kernels.training.evaluate import summarize
 from sede_kernels.training.files import UserError
-from sede_kernels.training.pictures import Gallery
+from sede_kernels.training.gallery import Drawings
 from sede_kernels.training.similarities import Similarities
 
 from .conftest import TINY, refused, write_family_folder
@@ -180,10 +180,10 @@ def test_damaged_descriptions_of_pictures(content, tiny):
     (tiny / "manifest.json").write_text(json.dumps({"name": "icons", "files": {}}))
     (tiny / "test_images.json").write_text(content)
     with pytest.raises(UserError, match=r"test_images.json (is damaged|describes 0 of 6 images)"):
-        Gallery(tiny, "test", 6)
+        Drawings(tiny, "test", 6)
     (tiny / "manifest.json").write_text(json.dumps({"name": ["icons"], "files": {}}))
     with pytest.raises(UserError, match="has features but no pictures"):
-        Gallery(tiny, "test", 6)
+        Drawings(tiny, "test", 6)
 
 
 def test_one_region_and_a_last_batch_of_one_caption(tiny, tmp_path):

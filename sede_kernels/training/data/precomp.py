@@ -163,7 +163,12 @@ def load_part(folder: Path, part: str, text_embeddings: str = "") -> Part:
     return Part(name, features, rows, captions, image_of, pairs, ids, sentences)
 
 
-def _map_array(path: Path, expected: str) -> np.ndarray[Any, Any]:
+def read_array(path: Path, expected: str) -> np.ndarray[Any, Any]:
+    """One memory mapped array.
+
+    Raises:
+        UserError: the file is missing, damaged or holds something else; it names ``expected``.
+    """
     if not path.exists():
         raise UserError(f"{path} is missing: expected {expected}.")
     try:
@@ -183,7 +188,7 @@ def _map_array(path: Path, expected: str) -> np.ndarray[Any, Any]:
 
 
 def _open_sentences(path: Path, captions: int) -> np.ndarray[Any, Any]:
-    rows = _map_array(path, "sentence embeddings (captions, numbers)")
+    rows = read_array(path, "sentence embeddings (captions, numbers)")
     if rows.ndim != 2 or len(rows) != captions or 0 in rows.shape or rows.dtype.kind != "f":
         raise UserError(
             f"{path} must hold floats ({captions} captions, numbers), "
@@ -203,7 +208,7 @@ def _refuse_nan(path: Path, rows: np.ndarray[Any, Any]) -> None:
 
 
 def _open_features(path: Path) -> np.ndarray[Any, Any]:
-    features = _map_array(path, "region features (images, regions, numbers)")
+    features = read_array(path, "region features (images, regions, numbers)")
     if features.ndim == 2:
         features = features[:, None]
     if features.ndim != 3 or 0 in features.shape or features.dtype.kind != "f":
@@ -234,7 +239,12 @@ def _read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def _read_numbers(path: Path) -> Ints | None:
+def read_numbers(path: Path) -> Ints | None:
+    """Whole numbers, one a line; None where there is no such file.
+
+    Raises:
+        UserError: they are no whole numbers of 64 bits.
+    """
     if not path.exists():
         return None
     lines = path.read_text(encoding="utf-8", errors="replace").replace(_BOM, "").split()
@@ -255,7 +265,7 @@ def _match(
     """Rows of the distinct images, and the image of each caption."""
     images = len(features)
     copies = images == captions and _repeats(features, 5)
-    index = _read_numbers(folder / f"{part}_index.txt")
+    index = read_numbers(folder / f"{part}_index.txt")
     if index is not None:
         if len(index) != captions or index.min() < 0 or index.max() >= images:
             raise UserError(
@@ -264,7 +274,7 @@ def _match(
                 + (f" from {index.min()} to {index.max()}." if len(index) else ".")
             )
         return np.arange(images), index
-    ids = _read_numbers(folder / f"{part}_ids.txt")
+    ids = read_numbers(folder / f"{part}_ids.txt")
     if ids is not None and len(ids) not in (images, captions):
         raise UserError(
             f"{folder}/{part}_ids.txt has {len(ids)} lines for {images} images and {captions} "

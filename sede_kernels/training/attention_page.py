@@ -139,16 +139,21 @@ def draw_attention(
         f"Test pair: picture, attention{of_word}, what is left when the regions attended {least} "
         f"are erased (rule {erasing.rule}; grey: erased)."
     )
+    more = []
     if any(map(_overlap, places)):
-        note += f" Outlined: the {_OUTLINED} regions attended most."
+        more.append(f"Outlined: the {_OUTLINED} regions attended most.")
     if model.erasing is None:
-        note += " This model erases nothing."
-    save_page(_page(maps, places, gallery, title, note), path)
+        more.append("This model erases nothing.")
+    save_page(_page(maps, places, gallery, title, (note, " ".join(more))), path)
     return ""
 
 
 def _page(
-    maps: list[AttentionMap], places: list[Ints], gallery: Gallery, title: str, note: str
+    maps: list[AttentionMap],
+    places: list[Ints],
+    gallery: Gallery,
+    title: str,
+    notes_above: tuple[str, str],
 ) -> Any:
     from PIL import Image, ImageDraw
 
@@ -157,13 +162,15 @@ def _page(
     page = Image.new("RGB", (_COLUMNS * width + 2 * _GAP, _TOP + rows * height), PAPER)
     pen = ImageDraw.Draw(page)
     pen.text((2 * _GAP, 16), title, INK, font(26))
-    pen.text((2 * _GAP, 56), fit(pen, note, page.width - 4 * _GAP, font(14)), GREY, font(14))
+    for line, note in enumerate(notes_above):
+        words = fit(pen, note, page.width - 4 * _GAP, font(14))
+        pen.text((2 * _GAP, 56 + 18 * line), words, GREY, font(14))
     for number, one in enumerate(maps):
         column, row = divmod(number, rows)
         left, top = 2 * _GAP + column * width, _TOP + row * height
-        pen.text(
-            (left, top), fit(pen, f"“{one.caption}”", width - 4 * _GAP, font(17)), INK, font(17)
-        )
+        letters = font(17, one.caption)
+        words = fit(pen, f"“{one.caption}”", width - 4 * _GAP, letters)
+        pen.text((left, top), words, INK, letters)
         picture = np.asarray(gallery.picture(one.image, _SIZE), np.float64)
         scale = float(max(one.before.max(), one.after.max()))
         tiles = (
@@ -175,7 +182,7 @@ def _page(
             x = left + place * (_SIZE + _GAP)
             page.paste(Image.fromarray(tile.round().astype(np.uint8)), (x, top + _HEAD))
             pen.rectangle((x - 1, top + _HEAD - 1, x + _SIZE, top + _HEAD + _SIZE), outline=GREY)
-            pen.text((x, top + _HEAD + _SIZE + 4), text, GREY, font(12))
+            pen.text((x, top + _HEAD + _SIZE + 4), text, GREY, font(12, text))
     return page
 
 

@@ -1,5 +1,6 @@
 """A page of search results: words on the left of each row, the images they find beside them."""
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,10 +123,11 @@ def results_page(
 def _draw_row(page: Any, pen: Any, result: Search, gallery: Gallery, left: int, top: int) -> None:
     pen.line((left, top, left + (TOP + 1) * (_THUMB + _GAP) + _GAP, top), LINE, 1)
     width = TOP * (_THUMB + _GAP)
-    query = fit(pen, f"“{result.query}”", width, font(20))
-    pen.text((left, top + 9), query, INK, font(20))
+    letters = font(20, result.query)
+    query = fit(pen, f"“{result.query}”", width, letters)
+    pen.text((left, top + 9), query, INK, letters)
     if result.unknown:
-        x = left + pen.textlength(query, font(20)) + _GAP
+        x = left + pen.textlength(query, letters) + _GAP
         pen.text((x, top + 14), "no word of it is in training", GREY, font(13))
     hits = [(hit.image, hit.right, f"{hit.score:.2f}") for hit in result.hits]
     for place, (image, right, score) in enumerate(hits):
@@ -148,8 +150,9 @@ def _draw_image(
         pen.rectangle((x + _THUMB - 22, y - 1, x + _THUMB, y + 21), fill=RIGHT)
         tick = [(x + _THUMB - 17, y + 10), (x + _THUMB - 12, y + 15), (x + _THUMB - 5, y + 5)]
         pen.line(tick, "white", 3)
-    words = fit(pen, gallery.name(image), _THUMB + _GAP - 8, font(13))
-    pen.text((x, y + _THUMB + 5), words, RIGHT if right else INK, font(13))
+    letters = font(13, gallery.name(image))
+    words = fit(pen, gallery.name(image), _THUMB + _GAP - 8, letters)
+    pen.text((x, y + _THUMB + 5), words, RIGHT if right else INK, letters)
     pen.text((x, y + _THUMB + 22), score, GREY, font(12))
 
 
@@ -162,10 +165,16 @@ def fit(pen: Any, text: str, width: int, font: Any) -> str:
     return text.rstrip() + "…"
 
 
-def font(size: int) -> Any:
-    """Pillow's own font."""
+def font(size: int, text: str = "") -> Any:
+    """Pillow's own font; for text with letters that it lacks, matplotlib's, where that is there."""
     from PIL import ImageFont
 
+    if not text.isascii():
+        package = importlib.util.find_spec("matplotlib")
+        if package is not None and package.origin is not None:
+            letters = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+            if letters.exists():
+                return ImageFont.truetype(str(letters), round(0.9 * size))
     return ImageFont.load_default(size)
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from sede_kernels.training.analysis import encode_pairs, erase_rows, pair_attention
 from sede_kernels.training.attention_page import attention_maps
 from sede_kernels.training.config import TrainConfig
-from sede_kernels.training.pictures import PAPER, Hit, Search, results_page
+from sede_kernels.training.pictures import PAPER, Hit, Search, font, results_page
 from sede_kernels.training.run import build_model, load_corpus
 from tests.training.conftest import write_family_folder
 
@@ -59,3 +59,23 @@ def test_each_of_two_runs_has_its_head():
     for half in np.array_split(band, 2, axis=1):
         assert (half < 128).any(), "each column has a head"
     assert (np.asarray(alone.convert("L"))[80:95] > 250).all()
+
+
+def test_accents_are_letters_and_no_boxes():
+    """Pillow's own font draws its box for each of these; captions of emoji have them."""
+
+    def drawn(letter, text):
+        mask = font(40, text).getmask(letter)
+        return bytes(mask), mask.size
+
+    for letter in "éèœñüß":
+        assert drawn(letter, "légèrement") != drawn("\U0010fffe", "légèrement"), letter
+    assert drawn("a", "ascii") != drawn("a", "légèrement"), "plain captions keep their font"
+
+
+def test_long_captions_stay_in_their_column():
+    """A caption of forty words beside a second run's: cut with an ellipsis before the answer."""
+    long = Search("word " * 40, [Hit(0, 0.5, False)], 1, 9, False)
+    page = np.asarray(results_page([long, long], Blank(), "t", "n").convert("L"))
+    gap = page[96 + 2 : 96 + 38, 640:655]
+    assert (gap > 250).all(), "the place before the right one's rank is free"

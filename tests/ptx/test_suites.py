@@ -37,7 +37,13 @@ def test_every_other_file_ran_on_both_architectures_and_nothing_failed():
     every = {(file, name) for file in suites.files() for name in suites.ARCHITECTURES}
     assert every >= WITHOUT
     assert {(line["file"], line["architecture"]) for line in LINES} == every - WITHOUT
-    assert [line for line in LINES if line["failed"] or not line["passed"]] == []
+    assert [line for line in LINES if suites.unexplained(line) or not line["passed"]] == []
+
+
+def test_only_a_known_miss_of_its_own_file_is_no_failure():
+    (file, (known,)), *_ = suites.MISSED.items()
+    assert suites.unexplained({"file": file, "failed": [known, "test_other"]}) == ["test_other"]
+    assert suites.unexplained({"file": "tests/interpret/test_x.py", "failed": [known]}) == [known]
 
 
 def test_a_line_counts_what_passed_and_names_what_failed(tmp_path):
@@ -64,7 +70,7 @@ def test_the_summary_counts_every_line():
     files = [row.split("|")[1:-1] for row in list(summary.others())[2:]]
     assert sum(int(row[1]) for row in files) == len(LINES)
     every = list(summary.mutations())[-1].split("|")[1:-1]
-    assert sum(map(int, every[2:])) == int(every[1]) == 300
+    assert sum(map(int, every[2:])) == int(every[1]) == 360
 
 
 def test_a_table_takes_the_place_of_the_one_with_its_head():

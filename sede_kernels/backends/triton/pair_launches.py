@@ -85,7 +85,7 @@ class Pairs:
             "MARKED": self.lost is not None,
             "QUERY_VARY": self.query.lengths is not None,
             "SOURCE_VARY": self.source.lengths is not None,
-            "PRECISION": tile_precision(name, kind, *blocks),
+            "PRECISION": tile_precision(kind),
             "BLOCK_M": config.rows,
             "BLOCK_N": blocks[1],
             "BLOCK_D": config.cols,
@@ -116,14 +116,9 @@ def table_key(kind: str, queries: int, sources: int) -> str:
     return f"{kind}/{queries}x{sources}"
 
 
-def tile_precision(name: str, kind: str, queries: int, sources: int) -> str:
-    """``product_precision``; full fp32 without matrix units where three tf32 products would spill.
-
-    That is the backward with 64 sources and the gradients of the sides with 64 of either.
-    """
-    largest = {"cross_attention_pairs_backward": sources}.get(name, max(queries, sources))
-    plain = name != "cross_attention_pairs" and largest > SMALLEST
-    return "ieee" if plain and kind == "ieee" else launch.product_precision(kind)
+def tile_precision(kind: str) -> str:
+    """Full fp32 or tf32: contexts that cancel would lose what three tf32 products leave out."""
+    return "ieee" if kind == "ieee" else "tf32"
 
 
 def write_similarities(call: Pairs, out: Tensor) -> None:

@@ -43,12 +43,10 @@ def _tensors(given: Scores, scalars: Scalars) -> tuple[Tensor | None, ...]:
     return valid, ids, key_ids, scalars.temperature_at, scalars.hardness_at
 
 
-def _choices(given: Scores, scalars: Scalars, rule: InfoNCERule) -> dict[str, Any]:
+def _choices(given: Scores, rule: InfoNCERule) -> dict[str, Any]:
     """The constants that both kernels have."""
     same = given.ids is not None and given.key_ids is not None
     return {
-        "TEMPERATURE_AT": scalars.temperature_at is not None,
-        "HARDNESS_AT": scalars.hardness_at is not None,
         "OWN": given.positive is None,
         "HAS_VALID": given.valid is not None,
         "HAS_IDS": same,
@@ -85,10 +83,8 @@ def score_info_nce(given: Scores, scalars: Scalars, rule: InfoNCERule) -> ScoreL
                 *scores.stride(),
                 0 if positive is None else positive.stride(0),
                 *_strides(given.valid),
-                scalars.temperature,
-                scalars.hardness,
                 1 / rows if mean else 1.0,
-                **_choices(given, scalars, rule),
+                **_choices(given, rule),
                 NORMALIZE=rule.normalize_weights,
                 DETACH=rule.detach_weights,
                 BLOCK_R=config.rows,
@@ -133,9 +129,7 @@ def score_info_nce_backward(
                 *scores.stride(),
                 *_strides(given.valid),
                 *(found.scores.stride() if needs[0] else (0, 0)),
-                scalars.temperature,
-                scalars.hardness,
-                **_choices(given, scalars, rule),
+                **_choices(given, rule),
                 SECOND=rule.exponents == 2 and not rule.detach_weights,
                 SCORES=bool(needs[0]),
                 POSITIVE=bool(needs[1]),

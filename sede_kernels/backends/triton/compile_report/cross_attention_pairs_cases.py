@@ -38,8 +38,8 @@ _THRESHOLDS = ("threshold_high", "threshold_low", "keep_min")
 
 def _case(op: str, architecture: str, key: str, config: launch.Config, what: str) -> Case:
     kind, _, blocks = key.partition("/")
-    queries, sources = (int(size) for size in blocks.split("x"))
-    precision = tile_precision(op, kind, queries, sources)
+    sources = int(blocks.split("x")[1])
+    precision = tile_precision(kind)
     types = {
         **dict.fromkeys(("query", "source"), f"*{OPERANDS[kind][0]}"),
         **dict.fromkeys(_FLOATS, "*fp32"),

@@ -9,17 +9,17 @@ from sede_kernels.backends.triton.kernels.score_info_nce import _score_bwd_kerne
 
 #: All that a call can ask for.
 _EVERYTHING = (
-    "TEMPERATURE_AT", "HARDNESS_AT", "OWN", "HAS_VALID", "HAS_IDS", "HAS_KEYS", "FURTHER",
-    "WEIGHTED", "NORMALIZE", "SECOND", "SCORES",
+    "OWN", "HAS_VALID", "HAS_IDS", "HAS_KEYS", "FURTHER", "WEIGHTED", "NORMALIZE", "SECOND",
+    "SCORES",
 )  # fmt: skip
 _TYPES = {
-    **dict.fromkeys(("scores", "scores_grad", "temperature_at", "hardness_at"), "*fp32"),
+    **dict.fromkeys(("scores", "scores_grad", "temperature", "hardness"), "*fp32"),
     **dict.fromkeys(("table", "grad"), "*fp32"),
     **dict.fromkeys(("ids", "key_ids", "negatives", "hardest_column"), "*i64"),
     "valid": "*u8",
     **dict.fromkeys(("B", "N", "blocks", "stride_g", "stride_sr", "stride_sc"), "i32"),
     **dict.fromkeys(("stride_vr", "stride_vc", "stride_or", "stride_oc"), "i32"),
-    **dict.fromkeys(("temperature", "hardness", "weight"), "fp32"),
+    "weight": "fp32",
 }
 
 

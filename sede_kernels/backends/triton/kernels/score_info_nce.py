@@ -12,14 +12,6 @@ from sede_kernels.backends.triton.kernels.device import LOG2E, NEG_INF, exp
 
 
 @triton.jit
-def _number(value, at, ON_DEVICE: tl.constexpr):
-    """A float, or what lies at a pointer."""
-    if ON_DEVICE:
-        value = tl.load(at)
-    return value.to(tl.float32)
-
-
-@triton.jit
 def _log_of_one_more(x):
     """log(1 + x) for x >= 0, with the digits of a small x."""
     one_more = 1.0 + x
@@ -110,15 +102,15 @@ def _add(s, counts, most, number, total, moment, other, other_moment, exponent, 
     return raised, number, total, moment, other, other_moment
 
 
-@triton.jit(do_not_specialize=["temperature", "hardness", "weight"])
+@triton.jit(do_not_specialize=["weight"])
 def _score_fwd_kernel(
     scores,  # [B, N]
     positive,  # [B]
     valid,  # [B, N] uint8
     ids,  # [B]
     key_ids,  # [N]
-    temperature_at,
-    hardness_at,
+    temperature,  # one number
+    hardness,  # one number, where WEIGHTED
     table,  # [15, B]
     negatives,  # [B]
     hardest_column,  # [B]
@@ -129,11 +121,7 @@ def _score_fwd_kernel(
     stride_p,
     stride_vr,
     stride_vc,
-    temperature,
-    hardness,
     weight,
-    TEMPERATURE_AT: tl.constexpr,
-    HARDNESS_AT: tl.constexpr,
     OWN: tl.constexpr,
     HAS_VALID: tl.constexpr,
     HAS_IDS: tl.constexpr,
@@ -149,10 +137,10 @@ def _score_fwd_kernel(
     """Program i: BLOCK_R rows of the table; ``weight`` is that of a row in the loss."""
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     real = row < B
-    inverse = tl.div_rn(1.0, _number(temperature, temperature_at, TEMPERATURE_AT))
+    inverse = tl.div_rn(1.0, tl.load(temperature).to(tl.float32))
     beta = inverse * 0.0
     if WEIGHTED:
-        beta = _number(hardness, hardness_at, HARDNESS_AT)
+        beta = tl.load(hardness).to(tl.float32)
     first, second = (inverse + beta) * LOG2E, beta * LOG2E
     row_ids = row.to(tl.int64)
     if HAS_IDS:
@@ -268,7 +256,7 @@ def _term(s, factor, most, shift, exponent):
     return factor[:, None] * tl.exp2(below)
 
 
-@triton.jit(do_not_specialize=["temperature", "hardness"])
+@triton.jit
 def _score_bwd_kernel(
     grad,  # [B] or one
     table,  # [15, B]
@@ -276,8 +264,8 @@ def _score_bwd_kernel(
     valid,  # [B, N] uint8
     ids,  # [B]
     key_ids,  # [N]
-    temperature_at,
-    hardness_at,
+    temperature,  # one number
+    hardness,  # one number, where WEIGHTED
     scores_grad,  # [B, N]
     positive_grad,  # [B]
     B,
@@ -290,10 +278,6 @@ def _score_bwd_kernel(
     stride_vc,
     stride_or,
     stride_oc,
-    temperature,
-    hardness,
-    TEMPERATURE_AT: tl.constexpr,
-    HARDNESS_AT: tl.constexpr,
     OWN: tl.constexpr,
     HAS_VALID: tl.constexpr,
     HAS_IDS: tl.constexpr,
@@ -321,10 +305,10 @@ def _score_bwd_kernel(
         if pid % blocks == 0:
             tl.store(positive_grad + at, by_positive.to(positive_grad.dtype.element_ty), mask=real)
     if SCORES:
-        inverse = tl.div_rn(1.0, _number(temperature, temperature_at, TEMPERATURE_AT))
+        inverse = tl.div_rn(1.0, tl.load(temperature).to(tl.float32))
         beta = inverse * 0.0
         if WEIGHTED:
-            beta = _number(hardness, hardness_at, HARDNESS_AT)
+            beta = tl.load(hardness).to(tl.float32)
         row_ids = at
         if HAS_IDS:
             row_ids = tl.load(ids + row, mask=real, other=-1)

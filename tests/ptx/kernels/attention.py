@@ -90,8 +90,20 @@ def _chosen_pairs(key: str, entries: Entries, *, fp16: bool = False) -> Iterator
     yield from _similarities(functional.cross_attention_pairs, kind, regions, words, options)
 
 
+def _cancelling_pairs(key: str, entries: Entries) -> Iterator[Check]:
+    """Contexts of a hundredth of their sources, which add up to nothing."""
+    kind, dim = key.partition("/")[0], _steps(entries)
+    regions, words = torch.randn(2, 1, 12, dim), torch.randn(2, 3, 5, dim)
+    regions -= regions.mean(dim=2, keepdim=True)
+    options = {"smoothing": 1e-2, "aggregate": "mean"}
+    yield from _similarities(functional.cross_attention_pairs, kind, regions, words, options)
+
+
 def problems() -> Iterator[Problem]:
-    """One for every row of the tables, those of half inputs in bf16 and, once each, in fp16."""
+    """One for every row of the tables, those of half inputs in bf16 and, once each, in fp16.
+
+    And one of contexts that cancel, for which full fp32 must be all of it.
+    """
     for name, ends, call, in_fp16 in (
         ("cross_attention", ("", "_backward"), _all_pairs, "half/32"),
         ("cross_attention_pairs", ("", "_backward", "_grad"), _chosen_pairs, "half/32x32"),
@@ -101,3 +113,9 @@ def problems() -> Iterator[Problem]:
             yield Problem(f"{name} {key}", rows, partial(call, key))
             if key == in_fp16:
                 yield Problem(f"{name} {key} fp16", rows, partial(call, key, fp16=True))
+    ends, key = ("", "_backward", "_grad"), "ieee/32x32"
+    yield Problem(
+        f"cross_attention_pairs {key} cancelling",
+        tuple(("cross_attention_pairs" + end, key) for end in ends),
+        partial(_cancelling_pairs, key),
+    )

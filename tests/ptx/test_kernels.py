@@ -64,8 +64,7 @@ def test_every_row_and_every_kernel_ran(done, architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_errors_are_not_larger_than_recorded_nor_the_launches_others(done, architecture):
-    """Constants that the host chooses are in no digest; other ones execute other instructions."""
+def test_errors_are_not_larger_than_recorded(done, architecture):
     lines = [json.loads(line) for line in done[architecture].stdout.splitlines()]
     version = lines[0]["triton"]
     kept = {record.key_of(x): x for x in record.load(record.FOLDER) if x["triton"] == version}
@@ -74,8 +73,6 @@ def test_errors_are_not_larger_than_recorded_nor_the_launches_others(done, archi
     for line in lines:
         key = record.key_of(line)
         assert record.worse(line["errors"], kept[key]["errors"]) == [], key
-        now, then = (each["warp_instructions"] for each in (line, kept[key]))
-        assert abs(now - then) <= 0.002 * then, f"{key}: {now} warp instructions, recorded {then}"
 
 
 def test_a_larger_error_is_told():

@@ -19,7 +19,6 @@ def test_left_out(): pass
 
 #: Files without a line yet: each takes minutes on the machine.
 BOTH = (
-    "tests/interpret/test_bank_lse.py",
     "tests/interpret/test_cross_attention.py",
     "tests/interpret/test_cross_attention_pairs.py",
 )

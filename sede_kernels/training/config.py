@@ -6,9 +6,11 @@ import difflib
 import json
 import math
 import sys
+import typing
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from sede_kernels.checks import ERASE_RULES, RULES_WITHOUT_THRESHOLD
@@ -220,15 +222,21 @@ def _check_threshold(rule: str, threshold: float | None) -> None:
         raise UserError(f"erase_threshold of the rule {rule!r} must be {wants}, got {threshold}.")
 
 
+def _types(field: dataclasses.Field[Any]) -> tuple[type, bool]:
+    """The type of a setting's values, and whether None is one too."""
+    types = typing.get_args(field.type) or (field.type,)
+    return next(kind for kind in types if kind is not NoneType), NoneType in types
+
+
 def _typed(field: dataclasses.Field[Any], value: object) -> object:
     """The value in the field's type, or an error that names both."""
-    kind = str(getattr(field.type, "__name__", field.type)).split(" ")[0]
-    if value is None and "None" in str(field.type):
+    expected, optional = _types(field)
+    kind = expected.__name__
+    if value is None and optional:
         return None
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         large = math.inf if value > 0 else -math.inf
         value = float(value) if abs(value) < 1 << 1000 else large
-    expected = {"str": str, "int": int, "float": float}[kind]
     if not isinstance(value, expected) or isinstance(value, bool):
         kinds = {"str": "text", "int": "an int", "float": "a number"}
         raise UserError(f"{field.name} must be {kinds[kind]}, got {value!r}.")
@@ -309,7 +317,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag a setting; a flag that is not given leaves no value."""
     for field in dataclasses.fields(TrainConfig):
-        kind = str(getattr(field.type, "__name__", field.type)).split(" ")[0]
+        kind, _ = _types(field)
         choices, bare = field.metadata["choices"], field.metadata["bare"]
         text = field.metadata["help"]
         if choices:
@@ -317,9 +325,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         text += f" [{field.default}" + (f"; the bare flag: {bare}]" if bare is not None else "]")
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
-            type={"str": str, "int": int, "float": float}[kind],
+            type=kind,
             default=argparse.SUPPRESS,
             help=text.replace("%", "%%"),
-            metavar=kind.upper(),
+            metavar=kind.__name__.upper(),
             **({"nargs": "?", "const": bare} if bare is not None else {}),
         )

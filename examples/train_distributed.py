@@ -2,10 +2,8 @@
 
     torchrun --nproc-per-node=2 examples/train_distributed.py --out run
 
-Started again with the same --out, as after a crash, it goes on from the last checkpoint, also on
-another number of processes. torchrun's --max-restarts=3 starts it again by itself; with gloo that
-hung in two of three tries. On several nodes add torchrun's --nnodes and --rdzv-endpoint. The data
-here are random pairs in which a text is a noisy view of its image.
+Started again with the same --out it goes on from the last checkpoint, also on another number of
+processes. The data are random pairs in which a text is a noisy view of its image.
 """
 
 import argparse
@@ -26,18 +24,14 @@ from sede_kernels.distributed import keep_banks_local
 class TwoTowers(nn.Module):
     """Both encoders and the criterion, so that its temperature is averaged like the weights."""
 
-    def __init__(self, bank_size: int, width: int = 64, dim: int = 32) -> None:
+    def __init__(self, bank_size: int) -> None:
         super().__init__()
-        self.image = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, dim))
-        self.text = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, dim))
-        self.loss = SEDELoss(
-            bank_size,
-            dim,
-            sharded=True,
-            in_batch_negatives=False,  # a rank's own batch depends on the number of ranks
-            hardness=5.0,
-            learn_temperature=True,
+        self.image, self.text = (
+            nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 32)) for _ in range(2)
         )
+        # Without in-batch negatives, for a rank's own batch depends on the number of ranks.
+        options = {"in_batch_negatives": False, "hardness": 5.0, "learn_temperature": True}
+        self.loss = SEDELoss(bank_size, 32, sharded=True, **options)
 
     def forward(self, images: torch.Tensor, texts: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """The loss of this rank's rows; what they hold is a negative from now on."""
@@ -58,31 +52,25 @@ def batch(step: int, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def main() -> None:
-    """Train, with a checkpoint every ten steps."""
+    """Train, with a checkpoint every ten steps; sizes are those of all processes together."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("run"))
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch-size", type=int, default=64, help="of all processes together")
-    parser.add_argument("--bank-size", type=int, default=512, help="of all processes together")
     options = parser.parse_args()
     gpu = torch.cuda.is_available()
     dist.init_process_group("nccl" if gpu else "gloo")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
     torch.manual_seed(0)
-    model = keep_banks_local(TwoTowers(options.bank_size).to(device))
-    parallel = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(parallel.parameters(), lr=1e-3)
-
+    model = nn.parallel.DistributedDataParallel(keep_banks_local(TwoTowers(512).to(device)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     first = 0
-    done = sorted(path.parent for path in options.out.glob("step*/.metadata"))
-    if done:  # a checkpoint is whole once it has its metadata
-        weights, moments = get_state_dict(parallel, optimizer)
-        state = {"model": weights, "optimizer": moments}
-        dcp.load(state, checkpoint_id=done[-1])
-        set_state_dict(parallel, optimizer, model_state_dict=weights, optim_state_dict=moments)
+    if done := sorted(path.parent for path in options.out.glob("step*/.metadata")):  # whole ones
+        weights, moments = get_state_dict(model, optimizer)
+        dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=done[-1])
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
         first = int(done[-1].name.removeprefix("step"))
     for step in range(first, options.steps):
-        loss = parallel(*(part.to(device) for part in batch(step, options.batch_size)))
+        loss = model(*(part.to(device) for part in batch(step, 64)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -91,9 +79,9 @@ def main() -> None:
         if dist.get_rank() == 0:
             print(f"step {step} loss {shown.item():.9g}", flush=True)
         if (step + 1) % 10 == 0:
-            weights, moments = get_state_dict(parallel, optimizer)
-            state = {"model": weights, "optimizer": moments}
-            dcp.save(state, checkpoint_id=options.out / f"step{step + 1:06d}")
+            weights, moments = get_state_dict(model, optimizer)
+            where = options.out / f"step{step + 1:06d}"
+            dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=where)
     dist.destroy_process_group()
 
 

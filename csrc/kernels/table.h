@@ -6,6 +6,7 @@
 #include "cross_attention_api.h"
 #include "cross_attention_pairs_api.h"
 #include "info_nce_api.h"
+#include "ranks_api.h"
 #include "score_info_nce_api.h"
 
 namespace sede {
@@ -61,6 +62,8 @@ struct Kernels {
   const InfoNceOps<float>* info_nce_f32;
   const InfoNceOps<double>* info_nce_f64;
   const ScoreOps* score_info_nce;
+  const RankOps<float>* ranks_f32;
+  const RankOps<double>* ranks_f64;
 };
 
 #ifdef SEDE_ISA
@@ -79,6 +82,8 @@ extern const CrossAttentionPairsOps cross_attention_pairs_ops;
 extern const InfoNceOps<float> info_nce_f32;
 extern const InfoNceOps<double> info_nce_f64;
 extern const ScoreOps score_ops;
+extern const RankOps<float> ranks_f32;
+extern const RankOps<double> ranks_f64;
 }  // namespace SEDE_ISA
 #endif
 

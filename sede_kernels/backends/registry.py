@@ -30,6 +30,8 @@ FILES = {
     "score_info_nce": "score_info_nce",
     "score_info_nce_backward": "score_info_nce",
     "hardest": "hardest",
+    "block_scores": "ranks",
+    "count_below": "ranks",
     "enqueue": "enqueue",
     "enqueue_fragments": "enqueue_fragments",
     "erase": "erase",

@@ -1,21 +1,63 @@
 """Ranks of right answers in both directions, from blocks of a score matrix that never exists."""
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sede_kernels.backends.registry import native_look, serves_natively
+from sede_kernels.ops.transforms import goes_directly
 
 #: Rows and columns of a block: 8 MB in fp32, twice.
 BLOCK = (1024, 2048)
 
 Scores = Callable[[slice, slice], Tensor]
 Right = Callable[[slice, slice], "tuple[Tensor, Tensor] | None"]
+Both = tuple[Tensor, Tensor]
+Count = Callable[[slice, slice, Both, Both], None]
+
+
+class Comparison(NamedTuple):
+    """How blocks of the scores of two sets of rows are formed.
+
+    Attributes:
+        scores: of the block (rows, columns).
+        count_below: adds, to each row and each column of a block, how many of the same scores lie
+            below its bar: (rows, columns, bars, below). None: from the scores.
+    """
+
+    scores: Scores
+    count_below: Count | None = None
+
+
+def dot_products(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Comparison:
+    """Rows (N, D) with rows (M, D) by their dot products, formed in ``dtype``: fp32 or fp64.
+
+    Native kernels form them and count in one pass, where ``backend="auto"`` would take such.
+    """
+    native = _native_products(rows, columns)
+    if native is not None:
+        return native
+    return Comparison(lambda down, across: rows[down].to(dtype) @ columns[across].to(dtype).T)
+
+
+def _native_products(rows: Tensor, columns: Tensor) -> Comparison | None:
+    if not (rows.is_cpu and serves_natively("auto") and goes_directly((rows, columns))):
+        return None
+    form, count = (native_look(name, name) for name in ("block_scores", "count_below"))
+    if form is None or count is None:
+        return None
+    return Comparison(
+        lambda down, across: form(rows[down], columns[across]),
+        lambda down, across, bars, below: count(rows[down], columns[across], bars, below),
+    )
 
 
 @torch.no_grad()
 def best_right_ranks(
-    scores: Scores,
+    compare: Comparison,
     right: Right,
     shape: tuple[int, int],
     *,
@@ -30,8 +72,8 @@ def best_right_ranks(
     tie and a NaN count as ahead. Other right answers do not count.
 
     Args:
-        scores: of the block (rows, columns), a (rows, columns) tensor; the same each time. It is
-            not written to.
+        compare: ``scores`` gives a (rows, columns) tensor, the same each time, which is not written
+            to. Blocks without a right answer go to ``count_below`` where there is one.
         right: the right answers inside the block (rows, columns), their row and column numbers
             within it, each once; None where the block has none.
         shape: (N, C) of the whole matrix.
@@ -55,7 +97,7 @@ def best_right_ranks(
         pairs = right(down, across)
         if pairs is None:
             continue
-        found = scores(down, across)[pairs]
+        found = compare.scores(down, across)[pairs]
         for side, (where, inside) in enumerate(zip((down, across), pairs, strict=True)):
             best[side][where].scatter_reduce_(0, inside, found, "amax")
             number[side][where].scatter_add_(0, inside, torch.ones_like(inside))
@@ -65,16 +107,22 @@ def best_right_ranks(
     flags = torch.empty(block[0] * block[1], dtype=dtype, device=device)
     ones = torch.ones(max(block), dtype=dtype, device=device)
     for down, across in _blocks(shape, block, *share):
-        s = scores(down, across)
         pairs = right(down, across)
-        if pairs is not None:
-            s = s.index_put(pairs, s.new_tensor(torch.inf))
+        if pairs is None and compare.count_below is not None:
+            bars = best[0][down], best[1][across]
+            compare.count_below(down, across, bars, (sides[0][down], sides[1][across]))
+            continue
+        s = compare.scores(down, across)
         # A product with ones adds flags several times as fast as a sum of bools.
         flag = flags[: s.numel()].view(s.shape)
-        torch.lt(s, best[0][down].unsqueeze(1), out=flag)
-        sides[0][down] += (flag @ ones[: s.shape[1]]).to(torch.int64)
-        torch.lt(s, best[1][across], out=flag)
-        sides[1][across] += (ones[: s.shape[0]] @ flag).to(torch.int64)
+        for side, bar in enumerate((best[0][down].unsqueeze(1), best[1][across])):
+            torch.lt(s, bar, out=flag)
+            if pairs is not None:
+                flag[pairs] = 0
+            if side == 0:
+                sides[0][down] += (flag @ ones[: s.shape[1]]).to(torch.int64)
+            else:
+                sides[1][across] += (ones[: s.shape[0]] @ flag).to(torch.int64)
     if group is not None:
         dist.all_reduce(below, group=group)
     ranks = [

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from sede_kernels.functional.ranks import best_right_ranks
+from sede_kernels.functional.ranks import Comparison, best_right_ranks
 
 Metrics = tuple[float, float, float, float, float]
 Ranks = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -31,7 +31,7 @@ def ranks_of(scores: NDArray[Any], each: int) -> tuple[Ranks, Ranks]:
         inside = (rows >= down.start) & (rows < down.stop)
         return rows[inside] - down.start, columns[inside] - across.start
 
-    found = best_right_ranks(block, right, scores.shape, dtype=dtype)
+    found = best_right_ranks(Comparison(block), right, scores.shape, dtype=dtype)
     images, captions = (ranks.numpy().astype(np.float64) for ranks in found)
     best = scores.argmax(axis=1).astype(np.float64), scores.argmax(axis=0).astype(np.float64)
     return (images, best[0]), (captions, best[1])

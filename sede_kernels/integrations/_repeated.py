@@ -117,4 +117,5 @@ class Step:
         if width < bank.rows.shape[1]:
             rows = F.normalize(rows, dim=1)
         rows = rows.masked_fill((ids == EMPTY).unsqueeze(1), 0.0)
-        return BankView(rows, None, ids if warm is None else ids_where("view", warm, ids))
+        ids = ids if warm is None else ids_where("view", warm, ids)
+        return BankView(rows, None, ids, bank.shard)

@@ -13,7 +13,7 @@ from sede_kernels.bank import EMPTY, BankView, MemoryBank
 from sede_kernels.checks import check_choice
 from sede_kernels.distributed import Batches, batches
 from sede_kernels.functional import bank_lse
-from sede_kernels.integrations._banked import snapshot, training_call
+from sede_kernels.integrations._banked import mean_of_all, snapshot, training_call
 from sede_kernels.integrations._candidates import Candidates, Similarity, inner_products
 from sede_kernels.integrations._checks import (
     Ids,
@@ -25,6 +25,7 @@ from sede_kernels.integrations._checks import (
     ids_tensor,
 )
 from sede_kernels.integrations._repeated import Step, wrapper_of
+from sede_kernels.sharded_bank import ShardedMemoryBank
 from sede_kernels.warmup import WarmUp
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
@@ -67,6 +68,8 @@ class MultipleNegativesRankingLoss(WarmUp):
         similarity_fct: the host's ``util.cos_sim`` (also None) or ``util.dot_score``, or any
             function (n, D), (m, D) -> (n, m).
         gather_across_devices: as the host: the batches of all ranks count; all banks are equal.
+        sharded: all ranks hold the bank together, see ``ShardedMemoryBank``; needs a bank, and
+            ``util.cos_sim`` or ``util.dot_score``. Each stores its own positives.
         directions: as the host; ``query_to_doc`` is among them.
         partition_mode: as the host, ``joint`` or ``per_direction``.
         hardness_mode: as the host; documents of the bank count as in-batch negatives.
@@ -104,6 +107,7 @@ class MultipleNegativesRankingLoss(WarmUp):
         bank_dtype: torch.dtype = torch.float32,
         ids_in_labels: bool = False,
         start_step: int = 0,
+        sharded: bool = False,
     ) -> None:
         super().__init__(start_step)
         if not isinstance(model, nn.Module):
@@ -144,8 +148,15 @@ class MultipleNegativesRankingLoss(WarmUp):
         self.bank: MemoryBank | None = None
         width = self._width(model) if dim is None and bank_size else dim
         size, width = check_bank_settings(NAME, bank_size, width, bank_dtype)
+        self.sharded = check_switch(NAME, "sharded", sharded)
+        if self.sharded and not (size and self._by_product):
+            raise ValueError(
+                f"{NAME}: sharded=True needs a bank and util.cos_sim or util.dot_score, got "
+                f"bank_size={bank_size} and {self.similarity}."
+            )
         if size:
-            self.bank = MemoryBank(size, width, dtype=bank_dtype, normalize=False)
+            kind = ShardedMemoryBank if self.sharded else MemoryBank
+            self.bank = kind(size, width, dtype=bank_dtype, normalize=False)
 
     @staticmethod
     def _width(model: nn.Module) -> int:
@@ -211,12 +222,16 @@ class MultipleNegativesRankingLoss(WarmUp):
             self.hardness_strength,
         )
         rows = self._rows(candidates, embeddings[0], ids, ranks.offset)
-        # The mean of equal batches; of ragged ones what DDP averages to the mean over all rows.
-        loss = rows.sum() / (max(ranks.total, 1) / len(ranks.sizes))
+        if self.bank is not None and self.sharded and not self.gather_across_devices:
+            loss = mean_of_all(rows, self.bank)
+        else:
+            # The mean of equal batches; of ragged ones what DDP averages to the mean over all rows.
+            loss = rows.sum() / (max(ranks.total, 1) / len(ranks.sizes))
         training = training_call(self, *embeddings[:2])
         if self.bank is not None and training and whole and not self._step.stored:
-            self._step.remember(self.bank, ranks.total, self.warm)
-            self.bank.enqueue(candidates.columns[1], candidates.ids)
+            keys = (embeddings[1], ids) if self.sharded else (candidates.columns[1], candidates.ids)
+            self._step.remember(self.bank, len(keys[0]), self.warm)
+            self.bank.enqueue(*keys)
             self.advance()
         return loss
 
@@ -268,6 +283,8 @@ class MultipleNegativesRankingLoss(WarmUp):
         parts = [torch.logsumexp(logits, dim=1) for logits in matrices]
         if self.bank is not None:
             view = self._step.view(self.bank, query.shape[1], self.warm, query.dtype)
+            if self.sharded and not torch.is_grad_enabled():  # validation, perhaps on one rank
+                view = (view.view() if isinstance(view, MemoryBank) else view)._replace(shard=None)
             parts[0] = torch.logaddexp(parts[0], self._bank_part(query, view, ids))
         return torch.stack(parts).mean(dim=0) - own
 

@@ -43,7 +43,8 @@ class CachedMultipleNegativesRankingLoss(
         model: the SentenceTransformer.
         scale, similarity_fct, gather_across_devices, directions: as in
             ``sentence_transformers.MultipleNegativesRankingLoss``.
-        partition_mode, hardness_mode, hardness_strength, settings: as there.
+        partition_mode, hardness_mode, hardness_strength, settings: as there, but for ``sharded``:
+            every mini-batch would ask all ranks, and their numbers of mini-batches may differ.
         mini_batch_size: rows embedded at a time, and rows of logits held at a time.
         mini_batch_num_tokens: as the host, where it has the option.
         show_progress_bar: as the host.
@@ -70,6 +71,12 @@ class CachedMultipleNegativesRankingLoss(
         hardness_strength: float = 0.0,
         **settings: Any,
     ) -> None:
+        name = "CachedMultipleNegativesRankingLoss"
+        if settings.get("sharded"):
+            raise ValueError(
+                f"{name}: sharded=True is not served, for ranks may have different numbers of "
+                "mini-batches; use MultipleNegativesRankingLoss(sharded=True)."
+            )
         super().__init__(
             model,
             scale,
@@ -81,7 +88,6 @@ class CachedMultipleNegativesRankingLoss(
             hardness_strength,
             **settings,
         )
-        name = "CachedMultipleNegativesRankingLoss"
         self.mini_batch_size = check_count(name, "mini_batch_size", mini_batch_size, least=1)
         if mini_batch_num_tokens is not None:
             check_count(name, "mini_batch_num_tokens", mini_batch_num_tokens, least=1)

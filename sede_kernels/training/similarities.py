@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from sede_kernels.functional.ranks import BLOCK, best_right_ranks
+from sede_kernels.functional.ranks import BLOCK, Comparison, best_right_ranks, dot_products
 from sede_kernels.training.data.precomp import Ints, Part
 from sede_kernels.training.data.text import pad
 from sede_kernels.training.models import Encoded, RetrievalModel
@@ -74,7 +74,11 @@ class Similarities:
             an image.
         """
         right = _right_answers(pairs)
-        found = best_right_ranks(self.block, right, self.shape, block=BLOCK, group=group)
+        if self.captions is None:
+            compare = Comparison(self.block)
+        else:
+            compare = dot_products(self.images, self.captions, torch.float32)
+        found = best_right_ranks(compare, right, self.shape, block=BLOCK, group=group)
         images, captions = (ranks[ranks >= 0].numpy() for ranks in found)
         return images, captions
 

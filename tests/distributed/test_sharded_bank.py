@@ -121,7 +121,10 @@ def test_backward_and_enqueue_communicate_nothing(ranks: list) -> None:
         assert counts == {"forward": 5, "backward": 0, "enqueue": 0}
 
 
-@pytest.mark.parametrize("twin", ["moco", "moco-host", "lightly", "albef", "open_clip"])
+@pytest.mark.parametrize(
+    "twin",
+    ["moco", "moco-host", "lightly", "albef", "open_clip", "sentences", "sentences-gathered"],
+)
 def test_sharded_twins_equal_one_process(ranks: list, twin: str) -> None:
     assert all(each["training"]["twins"][twin] < 1e-6 for each in ranks)
 

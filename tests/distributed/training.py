@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from sede_kernels import MemoryBank, SEDELoss, ShardedMemoryBank, weighted_info_nce
 from sede_kernels.bank import BankView
 from sede_kernels.distributed import keep_banks_local
-from sede_kernels.functional import symmetric_info_nce
+from sede_kernels.functional import bank_lse, symmetric_info_nce
 from sede_kernels.integrations.albef import RetrievalQueues
 from sede_kernels.integrations.lightly import NTXentLoss
 from sede_kernels.integrations.moco import MoCoQueue
 from sede_kernels.integrations.open_clip import ClipLoss
+from sede_kernels.integrations.sentence_transformers import MultipleNegativesRankingLoss
 from tests.distributed.losses import gap
 
 SIZE, WIDTH, DIM, STEPS = 12, 6, 5, 4
@@ -208,6 +209,8 @@ def twins(rank: int) -> dict[str, float]:
             each.load_host(host)
     found["albef"] = of_albef(rows, mine)
     found["open_clip"] = of_open_clip(rows, mine)
+    found["sentences"] = of_sentence_transformers(rows, mine, False)
+    found["sentences-gathered"] = of_sentence_transformers(rows, mine, True)
     criteria = [NTXentLoss(0.2, (SIZE, DIM), sharded=flag) for flag in (True, False)]
     for turn in range(2):
         parts = [rows[turn][at].clone().requires_grad_() for at in (mine, slice(None))]
@@ -251,6 +254,41 @@ def of_open_clip(rows: Tensor, mine: slice) -> float:
         assert int(count) == SIZE, "the loss has stored its features"
         found.append((total.detach(), *(side.grad for side in sides)))
     return max(map(gap, *found))
+
+
+def of_sentence_transformers(rows: Tensor, mine: slice, gathers: bool) -> float:
+    """Loss and gradients, beside a bank that this rank holds whole; also of half the width."""
+    ids, found, narrow = torch.arange(8) % 5, [], []
+    world = 4 if gathers else 1  # through the gathering a gradient is that of all ranks
+    for flag in (True, False):
+        own = mine if flag else slice(None)
+        batch = own if gathers else mine
+        loss = MultipleNegativesRankingLoss(
+            nn.Identity(),
+            gather_across_devices=gathers and flag,
+            bank_size=SIZE,
+            dim=DIM,
+            ids_in_labels=True,
+            sharded=flag,
+        )
+        assert loss.bank is not None
+        loss.bank.enqueue(rows[0][own], ids[own])
+        view = loss._step.view(loss.bank, 2, None, torch.float32)
+        narrow.append(bank_lse(rows[1][mine, :2], view, 3.0, query_ids=ids[mine]))
+        sides = [rows[turn][batch].clone().requires_grad_() for turn in (2, 3)]
+        total = loss.compute_loss_from_embeddings(sides, ids[batch])
+        total.backward()
+        total = total.detach()
+        count = loss.bank.count.clone()
+        if flag:
+            dist.all_reduce(count)
+        if flag and gathers:
+            dist.all_reduce(total)
+        assert int(count) == (SIZE if flag or gathers else 10), "it has stored its positives"
+        here = slice(None) if flag or not gathers else mine
+        share = world if flag else 1
+        found.append((total / share, *(side.grad[here] / share for side in sides)))
+    return max(*map(gap, *found), gap(*narrow))
 
 
 def sentences(rank: int) -> dict[str, str]:

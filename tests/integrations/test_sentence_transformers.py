@@ -241,6 +241,16 @@ def test_gradient_accumulation_stores_every_part() -> None:
         pytest.param(
             lambda: build_loss(bank_size=4, dim=16).load_bank_state({}), "same bank", id="state"
         ),
+        pytest.param(
+            lambda: build_loss(sharded=True), "sharded=True needs a bank", id="sharded-no-bank"
+        ),
+        pytest.param(
+            lambda: build_loss(
+                sharded=True, bank_size=4, dim=16, similarity_fct=lambda a, b: a @ b.T
+            ),
+            "sharded=True needs a bank and util.cos_sim or util.dot_score",
+            id="sharded-own-similarity",
+        ),
     ],
 )
 def test_wrong_use_gets_one_sentence(call: object, sentence: str) -> None:

@@ -1,0 +1,34 @@
+"""What many processes send beside the cost model, and how long a run waits for its data."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import exchange, waiting
+
+
+def test_two_processes_send_what_the_model_says() -> None:
+    found = exchange.measured(2, rounds=1)
+    assert found["bytes_of_the_model"] == {"queries": 132096, "maxima": 2048, "sums": 132608}
+    assert found["equal"], found["bytes"]
+    assert found["bank_bytes_a_rank"] == 8 << 20
+
+
+def test_one_process_sends_nothing() -> None:
+    assert set(exchange.measured(1, rounds=1)["bytes"].values()) == {0}
+
+
+def test_waiting_is_measured_on_a_corpus_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--folder", str(tmp_path), "--images=40", "--batch-size=20", "--workers", "0"]
+    assert waiting.main(words) == 0
+    said = capsys.readouterr().out
+    found = json.loads(said[said.index('{\n "model"') :])
+    assert found["file_bytes"] == 128 + 40 * 36 * 2048 * 4
+    assert found["disk_mb_per_s"] > 0
+    (case,) = found["cases"]
+    assert case["workers"] == 0 and 0 <= case["waiting_percent"] <= 100
+    made = waiting.corpus(tmp_path / "cold_precomp", 7)
+    assert made.stat().st_size == found["file_bytes"], "the corpus is made once"

@@ -184,6 +184,8 @@ PYBIND11_MODULE(_cpu, m) {
         "Threads of the pool; 0: as many as torch_get_num_threads says.");
   m.def("fma_peak_gflops", &fma_peak_gflops, py::arg("threads"), py::arg("ms"));
   m.def("set_dtypes", &set_dtypes, "The dtypes of torch in the order of their codes.");
+  m.def("set_exchange", &exchange::set, "torch's exchange of DLPack, or None: attributes are read.");
+  m.def("set_classes", &set_classes, "The classes of tensors that are plain ones.");
   m.def("bank_lse", &bank_lse);
   m.def("batch_lse", &batch_lse);
   m.def("batch_lse_backward", &batch_lse_backward);

@@ -124,8 +124,10 @@ void place(const char* name, std::vector<sede::InfoNceSide>& sides, py::handle t
   }
 }
 
-// Whether a call would need nothing converted: no Python look at these tensors is needed then.
+// Whether all tensors are plain and a call would need nothing converted: Python need not look then.
 bool fits(const py::tuple& side) {
+  for (py::handle tensor : side)
+    if (!is_plain(tensor)) return false;
   sede::InfoNceSide seen{};
   return side_of(side, seen);
 }

@@ -1,10 +1,13 @@
-// Tensors as Python shows them: attributes read through Python's C interface, nothing of torch. A
-// call looks at each tensor once here, which takes a fraction of the same in Python.
+// Tensors as Python shows them, nothing of torch: through DLPack's exchange where there is one, else
+// by attributes. A call looks at each tensor once here, which takes a fraction of the same in Python.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+
 #include "bind_checks.h"
+#include "bind_exchange.h"
 
 namespace sede_bind {
 
@@ -16,11 +19,13 @@ constexpr int kDimensions = 8;  // at most
 
 struct Names {
   PyObject* dtypes[kDtypes] = {};
+  PyObject* classes[2] = {};  // Tensor and Parameter
   PyObject* shape = PyUnicode_InternFromString("shape");
   PyObject* stride = PyUnicode_InternFromString("stride");
   PyObject* dtype = PyUnicode_InternFromString("dtype");
   PyObject* data_ptr = PyUnicode_InternFromString("data_ptr");
   PyObject* is_cpu = PyUnicode_InternFromString("is_cpu");
+  PyObject* is_neg = PyUnicode_InternFromString("is_neg");
 };
 
 inline Names& names() {
@@ -33,6 +38,27 @@ inline void set_dtypes(const py::tuple& dtypes) {
   require(dtypes.size() == std::size_t(kDtypes), "set_dtypes", "there must be seven dtypes");
   for (int code = 0; code < kDtypes; ++code)
     names().dtypes[code] = py::object(dtypes[code]).release().ptr();
+}
+
+// The classes of plain tensors.
+inline void set_classes(const py::tuple& classes) {
+  require(classes.size() == 2, "set_classes", "there must be two classes");
+  for (std::size_t n = 0; n < 2; ++n) names().classes[n] = py::object(classes[n]).release().ptr();
+}
+
+inline bool is_plain_class(PyObject* tensor) {
+  PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(tensor));
+  return type == names().classes[0] || type == names().classes[1];
+}
+
+// None, or a tensor of no other class, whose sign does not wait to be applied.
+inline bool is_plain(py::handle tensor) {
+  if (tensor.is_none()) return true;
+  if (!is_plain_class(tensor.ptr())) return false;
+  const py::object negated =
+      py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), names().is_neg));
+  if (!negated) PyErr_Clear();
+  return negated.ptr() == Py_False;
 }
 
 inline index_t element_bytes(int code) {
@@ -80,8 +106,29 @@ inline bool read_sizes(PyObject* sizes, int& dimensions, index_t* out) {
   return true;
 }
 
+// False where nothing is offered, or the tensor is no plain dense one on the CPU: look again then.
+inline bool exchanged(PyObject* tensor, Dense& out) {
+  const exchange::Functions* of = exchange::functions();
+  if (of == nullptr || !is_plain_class(tensor)) return false;
+  exchange::View seen{};
+  if (of->look(tensor, &seen) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  out.code = exchange::code_of(seen);
+  if (seen.device != exchange::kCpu || out.code < 0 || seen.dimensions < 0 ||
+      seen.dimensions > kDimensions || (seen.dimensions > 0 && seen.stride == nullptr))
+    return false;
+  out.dimensions = seen.dimensions;
+  std::copy_n(seen.size, seen.dimensions, out.size);
+  std::copy_n(seen.stride, seen.dimensions, out.stride);
+  out.data = reinterpret_cast<Address>(seen.data) + Address(seen.offset);
+  return out.data != 0 || out.elements() == 0;
+}
+
 // False where it is anything else: sparse, nested, wrapped, elsewhere, of another dtype.
 inline bool look_at(PyObject* tensor, Dense& out) {
+  if (exchanged(tensor, out)) return true;
   const Names& of = names();
   struct Scope {
     bool ok = false;

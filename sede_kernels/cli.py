@@ -33,7 +33,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _train_here(arguments: argparse.Namespace) -> int:
-    from sede_kernels.training import changes, config, loop
+    from sede_kernels.training import changes, config, loop, ranks
     from sede_kernels.training.evaluate import table
 
     given = vars(arguments)
@@ -47,7 +47,8 @@ def _train_here(arguments: argparse.Namespace) -> int:
         if arguments.config is not None:
             settings = config.read_toml(arguments.config) | settings
         chosen = config.from_mapping(settings, str(arguments.config or "the command line"))
-        config.check_switches([name for name in given if name in settings], chosen)
+        by_hand = [name for name in given if name in settings]
+        config.check_switches(by_hand, chosen, ranks.here().world)
         name = f"{Path(chosen.data).name}-{chosen.title}-seed{chosen.seed}"
         out = arguments.out or data_home() / "runs" / name
     try:

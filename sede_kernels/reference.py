@@ -67,15 +67,16 @@ def hardest_negatives(
 ) -> tuple[Tensor, Tensor]:
     """Values and indices (B, k), descending, ties to the lowest index; (-inf, -1) as padding.
 
-    A similarity that is NaN is no candidate.
+    A similarity that is NaN is no candidate. Rows that are not selected have no part in a gradient.
     """
     valid = valid_slots(query, bank, query_ids, bank_ids) & ~bank.isnan().any(dim=1)
-    s = similarity(query, bank, valid)
-    s = s.masked_fill(~valid | s.isnan(), NEG_INF)
-    s = F.pad(s, (0, k), value=NEG_INF)
-    values, indices = s.sort(dim=1, descending=True, stable=True)
-    values, indices = values[:, :k], indices[:, :k]
-    return values, indices.masked_fill(values == NEG_INF, -1)
+    s = similarity(query, bank, valid).detach()
+    s = F.pad(s.masked_fill(~valid | s.isnan(), NEG_INF), (0, k), value=NEG_INF)
+    found, indices = s.sort(dim=1, descending=True, stable=True)
+    indices = indices[:, :k].masked_fill(found[:, :k] == NEG_INF, -1)
+    rows = F.pad(bank, (0, 0, 0, 1))[indices]  # zeros where the index is -1
+    values = (query[:, None] * rows).sum(dim=2)
+    return values.masked_fill(indices < 0, NEG_INF), indices
 
 
 def negatives_lse(

@@ -369,3 +369,30 @@ class InfoNCEGradients(NamedTuple):
     other_positive: Tensor
     temperature: Tensor  # () float32 or float64
     hardness: Tensor
+
+    @classmethod
+    def empty(
+        cls,
+        grad: Tensor,
+        side: Side,
+        other: Side | None,
+        needs: tuple[int, ...],
+        spare: Tensor | None = None,
+    ) -> "InfoNCEGradients":
+        """Dense memory for those that are needed, of an upstream gradient ``grad``.
+
+        ``spare`` stands for the others; without it each has a tensor of size 0, since no two
+        results of an op may be one tensor.
+        """
+        last = side if other is None else other
+        like = (side.query, side.positive, last.query, last.positive, None, None)
+        found = []
+        for tensor, needed in zip(like, needs, strict=True):
+            if not needed:
+                one = grad if tensor is None else tensor
+                found.append(one.new_empty((0,)) if spare is None else spare)
+            elif tensor is None:
+                found.append(grad.new_empty(()))
+            else:
+                found.append(torch.empty_like(tensor, memory_format=torch.contiguous_format))
+        return cls(*found)

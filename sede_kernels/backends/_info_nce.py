@@ -326,7 +326,7 @@ def around(passes: Passes) -> tuple[Callable[..., InfoNCE], Callable[..., InfoNC
         spare: Tensor | None = None,
     ) -> InfoNCEGradients:
         """See ``sede_kernels.ops.info_nce``."""
-        found = [grad.new_empty((0,)) if spare is None else spare for _ in needs]
+        found = list(InfoNCEGradients.empty(grad, side, other, (0,) * len(needs), spare))
         with torch.no_grad(), torch.autocast(side.query.device.type, enabled=False):
             for n, one in enumerate([side] if other is None else [side, other]):
                 if not (needs[2 * n] or needs[2 * n + 1]):

@@ -189,11 +189,12 @@ def native_look(op: str, function: str) -> Callable[..., Any] | None:
         op: key of ``FILES``.
         function: its name, in the file of that op in backend ``cpu``.
     """
-    return None if unavailable_reason("cpu") is not None else _look(op, function)
+    return None if unavailable_reason("cpu") is not None else native_function(op, function)
 
 
 @cache
-def _look(op: str, function: str) -> Callable[..., Any] | None:
+def native_function(op: str, function: str) -> Callable[..., Any] | None:
+    """As ``native_look``, for a caller who has looked and found backend ``cpu`` able."""
     module = importlib.import_module(f"sede_kernels.backends.{PACKAGES['cpu']}.{FILES[op]}")
     return getattr(module, function, None)
 

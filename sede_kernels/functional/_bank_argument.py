@@ -27,17 +27,14 @@ def bank_as_it_came(bank: Tensor | MemoryBank | BankView, bank_ids: Tensor | Non
     return None
 
 
-def side_at_a_glance(
+def side_as_it_came(
     query: Tensor,
     positive: Tensor,
     bank: Tensor | MemoryBank | BankView | None,
     ids: Tensor | None,
     bank_ids: Tensor | None,
 ) -> Side | None:
-    """The arguments as kernels take them where nothing has to be converted or refused, else None.
-
-    One look in native code where it serves; ``unpack_bank`` and the checks say what is wrong.
-    """
+    """The arguments as kernels take them, unchecked; None where there is more to see to."""
     row_scale = None
     if isinstance(bank, MemoryBank):
         if bank_ids is not None:
@@ -49,7 +46,14 @@ def side_at_a_glance(
         rows, row_scale, bank_ids, _ = bank
     else:
         return None
-    side = Side(query, positive, rows, row_scale, bank_ids, ids)
+    return Side(query, positive, rows, row_scale, bank_ids, ids)
+
+
+def seen_to_fit(side: Side) -> Side | None:
+    """The side where nothing about its tensors has to be converted or refused, else None.
+
+    One look in native code where it serves; ``unpack_bank`` and the checks say what is wrong.
+    """
     if not torch.compiler.is_compiling() and ops.info_nce.fits(side):
         return side
     return side if _fits(side) else None

@@ -22,7 +22,7 @@ from sede_kernels.checks import (
     check_temperature,
     scalar_parameter,
 )
-from sede_kernels.functional._bank_argument import side_at_a_glance, training_shard
+from sede_kernels.functional._bank_argument import seen_to_fit, side_as_it_came, training_shard
 from sede_kernels.functional._info_nce import (
     InfoNCEStats,
     check_direction,
@@ -30,9 +30,10 @@ from sede_kernels.functional._info_nce import (
     check_pair,
 )
 from sede_kernels.ops.bank_lse import STATIC_LIMIT
-from sede_kernels.ops.transforms import check_transforms
+from sede_kernels.ops.transforms import check_transforms, goes_directly, nothing_looks_on
 from sede_kernels.types import TABLE, InfoNCE, InfoNCERule, Scalars, Shard, Side
 
+_NATIVE = ("auto", "cpu")  # backends that native code is of, on the CPU
 _AT = object()  # in the place of a number that a tensor holds
 _PLAIN = frozenset((float, int, str, bool, type(None), object))
 _LOSS, _POSITIVE, _LOG_NEGATIVES, _HARDEST = (
@@ -145,14 +146,20 @@ def _settings(
 _checked_once = lru_cache(maxsize=256, typed=True)(_settings)
 
 
-def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
-    """The side where nothing about its tensors has to be converted or refused."""
-    query, positive, bank, ids, bank_ids = given[:5]
+def _as_it_came(given: Given, keywords: Keywords) -> Side | None:
+    """The side of a bank that is there, its tensors unchecked."""
+    query, positive, bank, ids, bank_ids, _, _ = given
     if ids is None and keywords.false_negatives == "positive":
         return None
     if bank is None and keywords.in_batch_negatives is not False and isinstance(query, Tensor):
         bank = query.detach()[:0]
-    return side_at_a_glance(query, positive, bank, ids, bank_ids)
+    return side_as_it_came(query, positive, bank, ids, bank_ids)
+
+
+def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
+    """The side where nothing about its tensors has to be converted or refused."""
+    side = _as_it_came(given, keywords)
+    return None if side is None else seen_to_fit(side)
 
 
 def _checked(name: str, given: Given, keywords: Keywords) -> Side:
@@ -213,7 +220,7 @@ def settings_of(
     *,
     hardest: bool = False,
     query_grad: bool = False,
-    keep: bool = False,
+    learns: bool = False,
 ) -> tuple[Scalars, InfoNCERule]:
     """Scalars and rule of a call; settings that are numbers are checked once for all calls.
 
@@ -223,7 +230,7 @@ def settings_of(
         like: the query.
         hardest: statistics are wanted.
         query_grad: a gradient of the queries will be asked for.
-        keep: a gradient of in-batch negatives will be.
+        learns: one of queries or positives will be.
     """
     compiling = torch.compiler.is_compiling()
     temperature, hardness, batch = keywords.temperature, keywords.hardness, keywords[8]
@@ -241,7 +248,7 @@ def settings_of(
         hardest,
         query_grad,
         scalar_grad,
-        keep,
+        learns and batch is not False,
         keywords.max_inverse_temperature,
     )
     known = not compiling and _PLAIN.issuperset(map(type, values))
@@ -261,6 +268,44 @@ def _one_shape(seen: list[Side | None]) -> bool:
     )
 
 
+def _learns(side: Side, other: Side | None) -> tuple[bool, bool]:
+    """Whether a gradient will be asked for: of queries, of queries or positives."""
+    if not torch.is_grad_enabled():
+        return False, False
+    of_query, of_any = side.query.requires_grad, side.positive.requires_grad
+    if other is not None:
+        of_query = of_query or other.query.requires_grad
+        of_any = of_any or other.positive.requires_grad
+    return of_query, of_query or of_any
+
+
+def _at_once(
+    name: str, sides: tuple[Given, ...], keywords: Keywords, hardest: bool
+) -> InfoNCE | None:
+    """The loss where native code takes the tensors of an eager call as they are, else None."""
+    if keywords.backend not in _NATIVE or not nothing_looks_on():
+        return None
+    seen: list[Side | None] = []
+    for given in sides:
+        side = None if given.limit is not None else _as_it_came(given, keywords)
+        if side is None or not ops.info_nce.fits(side):
+            return None
+        if getattr(given.bank, "shard", None) is not None:
+            return None
+        seen.append(side)
+    side, other = seen if len(seen) > 1 else (seen[0], None)
+    if side is None or (other is not None and not _one_shape(seen)):
+        return None
+    query_grad, learns = _learns(side, other)
+    scalars, rule = settings_of(
+        name, keywords, side.query, hardest=hardest, query_grad=query_grad, learns=learns
+    )
+    _, _, _, temperature, hardness, _, batch = scalars
+    if not (temperature is hardness is batch is None or goes_directly(scalars[3:])):
+        return None
+    return ops.info_nce.at_once(side, other, scalars, rule, learns or rule.scalar_grad)
+
+
 def fused(
     name: str,
     sides: tuple[Given, ...],
@@ -278,6 +323,9 @@ def fused(
         ValueError, TypeError: one sentence on what was expected and what came.
         BackendUnavailableError, NotImplementedError: as ``weighted_info_nce`` says.
     """
+    at_once = _at_once(name, sides, keywords, hardest)
+    if at_once is not None:
+        return at_once
     seen = [_at_a_glance(given, keywords) for given in sides]
     if check is not None and not _one_shape(seen):
         check()
@@ -292,17 +340,11 @@ def fused(
         checked.append(side)
         whole = whole and getattr(given.bank, "shard", None) is None
     side, other = checked[0], checked[1] if len(checked) > 1 else None
-    learned: list[Any] = [side.query, side.positive]
-    if other is not None:
-        learned += (other.query, other.positive)
-    check_transforms(name, keywords.temperature, keywords.hardness, *learned)
-    query_grad = keep = False
-    if torch.is_grad_enabled():
-        learns = [tensor.requires_grad for tensor in learned]
-        query_grad = True in learns[::2]
-        keep = keywords.in_batch_negatives is not False and True in learns
+    pairs = (*side[:2], *(other[:2] if other is not None else ()))
+    check_transforms(name, keywords.temperature, keywords.hardness, *pairs)
+    query_grad, learns = _learns(side, other)
     scalars, rule = settings_of(
-        name, keywords, side.query, hardest=hardest, query_grad=query_grad, keep=keep
+        name, keywords, side.query, hardest=hardest, query_grad=query_grad, learns=learns
     )
     if whole:
         return ops.info_nce.info_nce(side, other, scalars, rule, keywords.backend)

@@ -21,8 +21,9 @@ from sede_kernels.checks import (
 )
 from sede_kernels.functional._bank_argument import (
     bank_as_it_came,
+    seen_to_fit,
     shard_of,
-    side_at_a_glance,
+    side_as_it_came,
     unpack_bank,
 )
 from sede_kernels.functional._exponents import Scalar, constants
@@ -200,8 +201,8 @@ def hardest_negatives(
         if at_once is not None:
             return at_once.values, at_once.indices
     k = check_count(name, "k", k, least=1)
-    side = side_at_a_glance(query, query, bank, query_ids, bank_ids)
-    if side is None:
+    side = side_as_it_came(query, query, bank, query_ids, bank_ids)
+    if side is None or seen_to_fit(side) is None:
         check_float_matrix(name, "query", query)
         tensors = unpack_bank(name, query, bank, bank_ids)
         ids = check_ids(name, "query_ids", query_ids, query.shape[0])

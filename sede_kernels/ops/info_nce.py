@@ -29,16 +29,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.registry import function_of, native_look, resolve, serving
+from sede_kernels.backends.registry import function_of, native_function, native_look, resolve, serving
 from sede_kernels.ops._op import Saved, op
-from sede_kernels.ops.transforms import once
+from sede_kernels.ops.transforms import SPARE, apply_of, returned
 from sede_kernels.types import (
     InfoNCE,
     InfoNCEGradients,
     InfoNCERule,
     Scalars,
     Side,
-    result_dtype,
 )
 
 #: Inputs that may get a gradient, in the order of ``InfoNCEGradients``.
@@ -62,7 +61,10 @@ def kept_size(side: Side, rule: InfoNCERule, backend: str) -> int:
 
 
 def fits(side: Side) -> bool:
-    """Whether native code has looked at a side and finds nothing to convert or to refuse."""
+    """Whether native code has looked at a side and finds nothing to convert or to refuse.
+
+    Its tensors are plain ones then, as ``goes_directly`` wants them.
+    """
     look = native_look("info_nce", "info_nce_fits")
     return look is not None and look(side)
 
@@ -90,22 +92,7 @@ def info_nce_backward(
     backend: str,
 ) -> InfoNCEGradients:
     """Gradients of the ``LEARNED`` that ``needs`` has a 1 for; the banks are not read."""
-    return gradients_like(grad, side, other, needs)
-
-
-def gradients_like(
-    grad: Tensor, side: Side, other: Side | None, needs: tuple[int, ...]
-) -> InfoNCEGradients:
-    """Memory for the gradients that are needed."""
-    dtype = result_dtype(side.query)
-    last = side if other is None else other
-    like = (side.query, side.positive, last.query, last.positive)
-    found = [
-        tensor.new_empty(tensor.shape if needed else (0,))
-        for tensor, needed in zip(like, needs, strict=False)
-    ]
-    scalar = [grad.new_empty(() if needed else (0,), dtype=dtype) for needed in needs[4:]]
-    return InfoNCEGradients(*found, *scalar)
+    return InfoNCEGradients.empty(grad, side, other, needs)
 
 
 #: What the backward needs of the arguments and the result.
@@ -157,9 +144,8 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: tuple[Any, ...], *learned: Tensor | None) -> Tensor:
-        side, other, scalars, rule, backend, found = call
-        name = serving("info_nce", backend, side.query, side.rows)
-        out: InfoNCE = function_of(name, "info_nce")(side, other, scalars, rule)
+        side, other, scalars, rule, name, run, found = call
+        out: InfoNCE = run(side, other, scalars, rule)
         found.append(out)
         ctx.call = rule, name, scalars[:3]
         marks = *side[5:], *((None, None) if other is None else other[5:])
@@ -180,24 +166,47 @@ class _Loss(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         scalars = Scalars(tau, beta, most, temperature, hardness, margin, batch)
         grads = function_of(name, "info_nce_backward")(
-            grad.resolve_neg(), table, query_grad, kept, side, other, scalars, rule, needs, _SPARE
+            grad.resolve_neg(), table, query_grad, kept, side, other, scalars, rule, needs, SPARE
         )
-        if False in needs:
-            grads = [None if value is _SPARE else value for value in grads]
-        if torch.is_grad_enabled():
-            learned = (query, positive, other_query, other_positive, temperature, hardness)
-            grads = [once("info_nce", value, grad, *learned) for value in grads]
-        return None, *grads
+        learned = query, positive, other_query, other_positive, temperature, hardness
+        return None, *returned("info_nce", grads, needs, grad, learned)
 
 
-_SPARE = torch.empty(0, device="cpu")
-# Past a function that only torch.func needs: nothing of it looks on here.
-_apply: Any = super(torch.autograd.Function, _Loss).apply
+_apply = apply_of(_Loss)
+
+
+def _differentiated(
+    side: Side,
+    other: Side | None,
+    scalars: Scalars,
+    rule: InfoNCERule,
+    name: str,
+    run: Callable[..., InfoNCE],
+) -> InfoNCE:
+    """The loss with its graph: ``run`` of the backend of this name."""
+    found: list[InfoNCE] = []
+    pairs = (*side[:2], *((None, None) if other is None else other[:2]))
+    call = side, other, scalars, rule, name, run, found
+    loss: Tensor = _apply(call, *pairs, *scalars[3:5])
+    return InfoNCE(loss, *found[0][1:])
 
 
 @info_nce.directly
 def _(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule, backend: str) -> InfoNCE:
-    found: list[InfoNCE] = []
-    pairs = (*side[:2], *((None, None) if other is None else other[:2]))
-    loss: Tensor = _apply((side, other, scalars, rule, backend, found), *pairs, *scalars[3:5])
-    return InfoNCE(loss, *found[0][1:])
+    name = serving("info_nce", backend, side.query, side.rows)
+    run = function_of(name, "info_nce")
+    return _differentiated(side, other, scalars, rule, name, run)
+
+
+def at_once(
+    side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule, learns: bool
+) -> InfoNCE:
+    """The native loss of sides that ``fits`` has seen, in an eager call on which nothing looks.
+
+    ``learns``: a gradient will be asked for.
+    """
+    run: Any = native_function("info_nce", "info_nce_at_once")
+    if learns:
+        return _differentiated(side, other, scalars, rule, "cpu", run)
+    found: InfoNCE = run(side, other, scalars, rule)
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sede_kernels.backends.registry import function_of, serving
 from sede_kernels.ops._op import Saved, op
-from sede_kernels.ops.transforms import once
+from sede_kernels.ops.transforms import SPARE, apply_of, returned
 from sede_kernels.score_types import ScoreGradients, ScoreLoss, Scores
 from sede_kernels.types import InfoNCERule, Scalars
 
@@ -89,18 +89,13 @@ class _Loss(torch.autograd.Function):
         scalars = Scalars(tau, beta, most, temperature, hardness, margin, batch)
         needs = ctx.needs_input_grad[1:]
         grads = function_of(name, "score_info_nce_backward")(
-            grad.resolve_neg(), table, given, scalars, rule, needs, _SPARE
+            grad.resolve_neg(), table, given, scalars, rule, needs, SPARE
         )
-        grads = [value if need else None for value, need in zip(grads, needs, strict=True)]
-        if torch.is_grad_enabled():
-            learned = scores, positive, temperature, hardness
-            grads = [once("score_info_nce", value, grad, *learned) for value in grads]
-        return None, *grads
+        learned = scores, positive, temperature, hardness
+        return None, *returned("score_info_nce", grads, needs, grad, learned)
 
 
-_SPARE = torch.empty(0, device="cpu")
-# Past a function that only torch.func needs: nothing of it looks on here.
-_apply: Any = super(torch.autograd.Function, _Loss).apply
+_apply = apply_of(_Loss)
 
 
 @score_info_nce.directly

@@ -9,7 +9,7 @@ from torch import Tensor
 from sede_kernels.backends import sharded
 from sede_kernels.ops._op import Saved, op
 from sede_kernels.ops.bank_lse import input_gradients
-from sede_kernels.ops.info_nce import LEARNED, SAVES, formula_by, gradients_like, kept_size
+from sede_kernels.ops.info_nce import LEARNED, SAVES, formula_by, kept_size
 from sede_kernels.types import (
     Bank,
     InfoNCE,
@@ -98,7 +98,7 @@ def sharded_info_nce_backward(
     backend: str,
 ) -> InfoNCEGradients:
     """Gradients of the ``LEARNED`` that ``needs`` has a 1 for, on this rank alone."""
-    return gradients_like(grad, side, other, needs)
+    return InfoNCEGradients.empty(grad, side, other, needs)
 
 
 sharded_info_nce.gradients(saves=SAVES, depends=LEARNED)(formula_by(sharded_info_nce_backward))

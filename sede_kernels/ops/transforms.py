@@ -69,6 +69,11 @@ def goes_directly(tensors: Sequence[Tensor | None]) -> bool:
     return only_autograd_looks_on()
 
 
+def nothing_looks_on() -> bool:
+    """``goes_directly`` for a caller that looks at the tensors itself."""
+    return not torch.compiler.is_compiling() and only_autograd_looks_on()
+
+
 def only_autograd_looks_on() -> bool:
     """Whether no transform, mode, profiler or tracer wants to see the ops of an eager call."""
     return (
@@ -115,3 +120,26 @@ def once(name: str, gradient: Tensor | None, *depends: Tensor | None) -> Tensor 
         return constant
     result: Tensor = _Once.apply(name, constant, *tied)  # type: ignore[no-untyped-call]
     return result
+
+
+#: Stands for the gradients that nobody asked for, in a backward that the op does not run.
+SPARE = torch.empty(0, device="cpu")
+
+
+def returned(
+    name: str,
+    found: Sequence[Tensor],
+    needs: Sequence[bool],
+    grad: Tensor,
+    learned: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """What the backward of a ``torch.autograd.Function`` returns, from all gradients of an op."""
+    wanted = [value if need else None for value, need in zip(found, needs, strict=True)]
+    if not torch.is_grad_enabled():
+        return wanted
+    return [once(name, value, grad, *learned) for value in wanted]
+
+
+def apply_of(function: type[torch.autograd.Function]) -> Any:
+    """``function.apply`` without what only torch.func needs, where nothing of it looks on."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]

@@ -271,17 +271,23 @@ def _underscored(values: object, where: str) -> dict[str, Any]:
     return renamed
 
 
-def check_switches(flags: Collection[str], config: TrainConfig) -> None:
-    """Refuse flags about a module that is off: whoever gives them expects it to be on.
+def check_switches(flags: Collection[str], config: TrainConfig, processes: int = 1) -> None:
+    """Refuse flags about what is off: whoever gives them expects it to be on.
 
     Args:
         flags: names that were given by hand.
         config: the settings with them.
+        processes: of the run.
 
     Raises:
         UserError: a flag that is not the usual value, of a module that is off.
     """
     usual = TrainConfig(model=config.model)
+    if "batch_negatives" in flags and config.batch_negatives == "rank" and processes == 1:
+        raise UserError(
+            "--batch-negatives rank does nothing in one process: start several by torchrun, or "
+            "leave it out."
+        )
     for switch, prefix, off in (
         ("erase", "erase_", config.erase == "off"),
         ("bank", "bank_", not config.bank),

@@ -62,6 +62,13 @@ class Objective(nn.Module, ABC):
                 f"bank must be at least one slot for each of the {ranks.world} processes, "
                 f"got {config.bank}."
             )
+        alone = config.batch_negatives == "rank" and not config.bank
+        if alone and config.batch_size <= ranks.world:
+            raise UserError(
+                f"batch_size {config.batch_size} leaves each of the {ranks.world} processes one "
+                "row at most, which has no negatives with batch_negatives 'rank' and without a "
+                "bank: raise batch_size, set bank, or take batch_negatives 'all'."
+            )
 
     def _bank(self, dim: int) -> MemoryBank:
         """A bank of vectors, this rank's part of it."""

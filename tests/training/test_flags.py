@@ -8,7 +8,7 @@ import pytest
 
 from sede_kernels.cli import main
 from sede_kernels.training import demo
-from sede_kernels.training.config import TrainConfig, from_mapping
+from sede_kernels.training.config import TrainConfig, check_switches, from_mapping
 from sede_kernels.training.files import UserError
 
 from .conftest import TINY, read_log, refused
@@ -99,6 +99,7 @@ def test_text_for_a_number_is_wrong_usage(name, capfd):
         (["--erase", "--erase-rule=topk", "--erase-threshold=inf"], "a whole number of regions"),
         (["--erase", "--erase-rule=absolute", "--erase-threshold=inf"], "a finite number"),
         (["--erase", "--erase-rule=relative", "--erase-threshold=1.1"], "a share from 0 to 1"),
+        (["--batch-negatives=rank"], "--batch-negatives rank does nothing in one process: start"),
         (["--batch-size=1"], "batch_size 1 has no negatives without a bank"),
         (["--loss=hinge", "--weighting"], "weighting weighs the negatives of InfoNCE"),
         (["--resume=RUN", "--dim=3"], "--resume takes --dim from the run; what may be given"),
@@ -114,6 +115,7 @@ def test_flags_that_contradict_each_other(flags, words, tiny, tmp_path, capfd):
 
 def test_settings_that_do_nothing_are_fine_where_nobody_gave_them():
     """A module switched off over a file of settings keeps the others of the file."""
+    check_switches([], TrainConfig(batch_negatives="rank"))
     assert from_mapping({"bank": 0, "bank_share": 0.5, "erase_rule": "prob"}, "file").bank == 0
 
 

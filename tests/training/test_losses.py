@@ -1,18 +1,30 @@
 """The losses of the objectives, and what they exclude."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from sede_kernels.training.config import TrainConfig
+from sede_kernels.training.files import UserError
 from sede_kernels.training.losses import hardest_hinge
 from sede_kernels.training.models import Encoded
 from sede_kernels.training.objective import FragmentObjective, VectorObjective
+from sede_kernels.training.ranks import Ranks
 from sede_kernels.training.run import build_model
 
 
 def test_hinge_by_hand():
     losses = hardest_hinge(torch.tensor([0.5, 0.9, 0.1]), torch.tensor([0.6, 0.2, -torch.inf]), 0.2)
     torch.testing.assert_close(losses, torch.tensor([0.3, 0.0, 0.0]))
+
+
+def test_ranks_with_a_row_each_and_no_other_negatives_are_refused():
+    alone = TrainConfig(batch_size=2, batch_negatives="rank")
+    with pytest.raises(UserError, match="leaves each of the 2 processes one row at most"):
+        VectorObjective(alone, 8, Ranks(0, 2))
+    for config in (replace(alone, batch_size=3), replace(alone, batch_negatives="all")):
+        assert VectorObjective(config, 8, Ranks(1, 2)).config is config
 
 
 def _vectors(rows, dim=8):

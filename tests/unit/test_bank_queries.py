@@ -5,7 +5,7 @@ import torch
 
 from sede_kernels import MemoryBank, bank_lse, hardest_negatives
 from sede_kernels.testing import assert_within_budget
-from tests.conftest import unit
+from tests.conftest import CPU_BACKENDS, unit
 
 SHAPES = [(1, 1, 1), (3, 0, 4), (0, 7, 4), (5, 17, 7), (13, 1031, 33), (2, 9001, 12)]
 
@@ -68,6 +68,22 @@ def test_hardest_negatives(shape, k, backend) -> None:
         rows_of = bank[indices.clamp(min=0)] if size else torch.zeros(rows, k, dim)
         want = (rows_of * (indices >= 0).unsqueeze(2)).sum(1)
         torch.testing.assert_close(grad, want)
+
+
+@pytest.mark.parametrize("backend", [*CPU_BACKENDS, "reference"])
+def test_an_infinite_row_has_no_part_in_the_gradient_of_a_query_that_did_not_select_it(
+    backend,
+) -> None:
+    query = torch.tensor([[1.0, 2.0], [1.0, 2.0]], requires_grad=True)
+    bank = torch.tensor([[-torch.inf, 0.0], [torch.inf, 1.0], [3.0, 1.0]])
+    ids, bank_ids = torch.tensor([7, 8]), torch.tensor([1, 7, 2])
+    values, indices = hardest_negatives(
+        query, bank, query_ids=ids, bank_ids=bank_ids, backend=backend
+    )
+    assert values.tolist() == [[5.0], [torch.inf]]
+    assert indices.tolist() == [[2], [1]]
+    (grad,) = torch.autograd.grad(values[0, 0], query)
+    assert grad[0].tolist() == [3.0, 1.0]
 
 
 def test_hardest_in_an_int8_memory_bank(backend) -> None:

@@ -6,15 +6,11 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.cpu import _native
+from sede_kernels.backends.cpu._native import unavailable_reason as unavailable_reason
 
 _DTYPES = frozenset((*_native.DTYPE_CODES, torch.int64, torch.bool))
 # Computed in fp32; fp64 calls are for the torch backend.
 _SINGLE_PRECISION_OPS = ("erase", "cross_attention")
-
-
-def unavailable_reason() -> str | None:
-    """Why the native module cannot be used, or None."""
-    return _native.unavailable_reason()
 
 
 def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:

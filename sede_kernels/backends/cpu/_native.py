@@ -40,6 +40,8 @@ def _import() -> ModuleType | str:
     if stale is not None:
         return stale
     module.set_dtypes(_DTYPES)
+    module.set_classes((Tensor, torch.nn.Parameter))
+    module.set_exchange(getattr(Tensor, "__dlpack_c_exchange_api__", None))
     module.select_isa(os.environ.get("SEDE_CPU_ISA", ""))
     module.set_thread_count(_torch_function("torch_get_num_threads"))
     module.set_parallel_for(0 if fork.is_child() else _torch_parallel_for())
@@ -72,6 +74,7 @@ def unavailable_reason() -> str | None:
     return module if isinstance(module, str) else None
 
 
+@cache
 def module() -> ModuleType:
     """The loaded module."""
     loaded = _import()

@@ -80,12 +80,25 @@ def _shapes(
     )
 
 
-def info_nce(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule) -> InfoNCE:
-    """See ``sede_kernels.ops.info_nce``. One call; the passes take the time."""
+def _like(side: Side, other: Side | None, rule: InfoNCERule) -> InfoNCE:
+    """Tensors of the shapes of the results, to be made alike."""
     query = side.query
     kept = batch_lse_kept(query, side.positive) if rule.keep and rule.in_batch else 0
-    like = _shapes(query.dtype, *query.shape, 1 if other is None else 2, rule, kept)
-    out = InfoNCE(*map(torch.empty_like, like))
+    return _shapes(query.dtype, *query.shape, 1 if other is None else 2, rule, kept)
+
+
+def info_nce(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule) -> InfoNCE:
+    """See ``sede_kernels.ops.info_nce``. One call; the passes take the time."""
+    out = InfoNCE(*map(torch.empty_like, _like(side, other, rule)))
+    return into(out, side, other, scalars, rule)
+
+
+def info_nce_at_once(
+    side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule
+) -> InfoNCE:
+    """``info_nce`` past the op: a result without elements is one that other calls have too."""
+    like, make = _like(side, other, rule), torch.empty_like
+    out = InfoNCE(*[make(one) if one.numel() else one for one in like])
     return into(out, side, other, scalars, rule)
 
 
@@ -117,33 +130,12 @@ def info_nce_backward(
 
     ``spare`` stands in the place of what is not wanted; without it each has an empty tensor.
     """
-    last = side if other is None else other
-    like = (side.query, side.positive, last.query, last.positive, None, None)
-    found: list[Tensor] = []
-    out: list[Tensor | None] = []
-    for tensor, needed in zip(like, needs, strict=True):
-        if not needed:
-            out.append(None)
-            found.append(_none(tensor, side.query) if spare is None else spare)
-            continue
-        if tensor is None:
-            memory = torch.empty((), dtype=result_dtype(side.query), device="cpu")
-        elif tensor.is_contiguous():
-            memory = torch.empty_like(tensor)
-        else:
-            memory = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        out.append(memory)
-        found.append(memory)
+    found = InfoNCEGradients.empty(grad, side, other, needs, spare)
+    out = [value if needed else None for value, needed in zip(found, needs, strict=True)]
     run = _native.module().info_nce_backward
     saved = table, query_grad if query_grad.numel() else None, kept if rule.in_batch else None
     if not run(_rule(rule), scalars, side, other, grad, saved, tuple(out)):
         dense = _dense(side), None if other is None else _dense(other)
         if not run(_rule(rule), scalars, *dense, grad, saved, tuple(out)):
             raise _refused("info_nce_backward")
-    return InfoNCEGradients(*found)
-
-
-def _none(tensor: Tensor | None, query: Tensor) -> Tensor:
-    """What stands for a gradient that is not wanted."""
-    dtype = result_dtype(query) if tensor is None else tensor.dtype
-    return torch.empty(0, dtype=dtype, device="cpu")
+    return found

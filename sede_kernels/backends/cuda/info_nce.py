@@ -95,17 +95,7 @@ def info_nce_backward(
     spare: Tensor | None = None,
 ) -> InfoNCEGradients:
     """See ``sede_kernels.ops.info_nce``. One launch, and those of in-batch negatives."""
-    last = side if other is None else other
-    like = (side.query, side.positive, last.query, last.positive)
-
-    def nothing() -> Tensor:  # no two results of an op may be one tensor
-        return grad.new_empty((0,)) if spare is None else spare
-
-    found = [
-        torch.empty(tensor.shape, dtype=tensor.dtype, device=grad.device) if needed else nothing()
-        for tensor, needed in zip(like, needs, strict=False)
-    ]
-    found += [grad.new_empty(()) if needed else nothing() for needed in needs[4:]]
+    found = InfoNCEGradients.empty(grad, side, other, needs, spare)
     if side.query.shape[0] == 0:
         for value in found[4:]:
             value.zero_()
@@ -118,4 +108,4 @@ def info_nce_backward(
             grad.stride(0) if grad.ndim else 0,
             tuple(call.result(value) for value in found),
         )
-    return InfoNCEGradients(*found)
+    return found

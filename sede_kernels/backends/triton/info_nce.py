@@ -280,23 +280,15 @@ def info_nce_backward(
     spare: Tensor | None = None,
 ) -> InfoNCEGradients:
     """See ``sede_kernels.ops.info_nce``. One launch, and with in-batch negatives two more."""
-    last = side if other is None else other
-    like = (side.query, side.positive, last.query, last.positive)
-    to: list[Tensor | None] = [
-        torch.empty(tensor.shape, dtype=tensor.dtype, device=grad.device) if needed else None
-        for tensor, needed in zip(like, needs, strict=False)
-    ]
-    to += [grad.new_empty(()) if needed else None for needed in needs[4:]]
-    empty = [grad.new_empty((0,)) if spare is None else spare for value in to if value is None]
-    found = [empty.pop() if value is None else value for value in to]
+    found = InfoNCEGradients.empty(grad, side, other, needs, spare)
     if side.query.shape[0] == 0:
-        for value in to[4:]:
-            if value is not None:
-                value.zero_()
+        for value in found[4:]:
+            value.zero_()
     elif any(needs):
         with on_device(grad):
+            to = [value if needed else None for value, needed in zip(found, needs, strict=True)]
             _backward(grad, table, query_grad, _together(side, other), scalars, rule, to)
-    return InfoNCEGradients(*found)
+    return found
 
 
 def _backward(

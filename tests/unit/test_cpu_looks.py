@@ -1,0 +1,118 @@
+"""How native code looks at tensors: through DLPack's exchange or by attributes, with one answer."""
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sede_kernels import MemoryBank, hardest_negatives, weighted_info_nce
+from sede_kernels.types import Side
+from tests.conftest import CPU_BACKENDS, unit
+
+pytestmark = pytest.mark.skipif("cpu" not in CPU_BACKENDS, reason="the module is not built")
+
+OFFERED = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+LOOKS = {"attributes": None, "exchange": OFFERED}
+
+
+class Sub(Tensor):
+    """Another class."""
+
+
+@pytest.fixture(params=LOOKS)
+def look(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways to look, the second one where this torch has it."""
+    from sede_kernels.backends.cpu import _native
+
+    if request.param == "exchange" and OFFERED is None:
+        pytest.skip("this torch offers no exchange")
+    _native.module().set_exchange(LOOKS[request.param])
+    yield str(request.param)
+    _native.module().set_exchange(OFFERED)
+
+
+def fits(query: Tensor, *, bank: Tensor | None = None, ids: Tensor | None = None) -> bool:
+    """Of a side with this query, positive and bank."""
+    from sede_kernels.backends.cpu import _native
+
+    rows = query if bank is None else bank
+    found: bool = _native.module().info_nce_fits(Side(query, query, rows, ids=ids))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(5, 6), (1, 6), (5, 1), (0, 6)], ids=str)
+def test_a_look_sees_addresses_strides_and_dtypes(look, shape, dtype) -> None:
+    rows, dim = shape
+    wide = unit(2 * rows + 3, 2 * dim).to(dtype)
+    query, bank = wide[1 : 1 + rows, dim:], unit(dim, 7).to(dtype).T
+    key = query.clone().requires_grad_()
+    assert not query.is_contiguous() or rows < 2
+    got = weighted_info_nce(query, key, bank, hardness=2.0, reduction="none", backend="cpu")
+    want = weighted_info_nce(
+        query.double(), key.double(), bank.double(), hardness=2.0, reduction="none",
+        backend="reference",
+    )  # fmt: skip
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
+    assert fits(query, bank=bank)
+
+
+def test_a_look_sees_the_scales_and_ids_of_an_int8_bank(look) -> None:
+    bank = MemoryBank(9, 6, dtype=torch.int8)
+    bank.enqueue(unit(7, 6).float(), torch.arange(7))
+    query = unit(3, 6).float()
+    values, indices = hardest_negatives(query, bank, query_ids=torch.arange(3), backend="cpu")
+    want, places = hardest_negatives(query, bank, query_ids=torch.arange(3), backend="reference")
+    torch.testing.assert_close(values, want)
+    assert torch.equal(indices, places)
+
+
+def test_what_is_no_plain_dense_tensor_does_not_fit(look) -> None:
+    query = unit(3, 4).float()
+    assert fits(query, ids=torch.arange(3))
+    assert fits(torch.nn.Parameter(query))
+    refused = {
+        "other class": query.as_subclass(Sub),
+        "sign that waits": torch.complex(query, query).conj().imag,
+        "sparse": query.to_sparse(),
+        "no memory": query.to("meta"),
+        "integers": torch.ones(3, 4, dtype=torch.int32),
+        "complex": torch.complex(query, query),
+        "one dimension": query[0],
+        "no tensor": query.tolist(),
+    }
+    for name, value in refused.items():
+        assert not fits(value), name
+    assert not fits(query, ids=torch.arange(3, dtype=torch.int32))
+    assert not fits(query, ids=torch.arange(6)[::2])
+    assert not fits(query, ids=torch.arange(4))
+
+
+def test_a_fake_tensor_is_not_asked_for_its_memory(look) -> None:
+    """Torch warns of whoever asks, or refuses."""
+    with FakeTensorMode():
+        query, bank = torch.zeros(3, 4), torch.zeros(5, 4)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert not fits(query, bank=bank)
+            assert weighted_info_nce(query, query, bank).shape == ()
+            assert hardest_negatives(query, bank, 2)[0].shape == (3, 2)
+    finally:
+        torch.set_warn_always(before)
+    assert not [str(one.message) for one in said]
+
+
+def test_an_exchange_of_another_kind_is_refused() -> None:
+    from sede_kernels.backends.cpu import _native
+
+    try:
+        with pytest.raises(ValueError, match="PyCapsule"):
+            _native.module().set_exchange("no capsule")
+    finally:
+        _native.module().set_exchange(OFFERED)

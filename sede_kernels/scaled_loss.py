@@ -77,13 +77,13 @@ class ScaledLoss(nn.Module):
             )
         self.max_inverse_temperature = number
 
-    @torch.no_grad()
     def cap_temperature(self) -> None:
         """Put a learnable 1 / tau back under its cap; the losses do so in training mode."""
         cap = self.max_inverse_temperature
         if self.log_inverse_temperature is not None and cap is not None and self.training:
-            # The data: FSDP hands out views that autograd does not let be changed in place.
-            self.log_inverse_temperature.data.clamp_(max=math.log(cap))
+            with torch.no_grad():
+                # The data: FSDP hands out views that autograd does not let be changed in place.
+                self.log_inverse_temperature.data.clamp_(max=math.log(cap))
 
     @property
     def bound(self) -> float | None:

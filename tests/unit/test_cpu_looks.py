@@ -2,11 +2,14 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sede_kernels import MemoryBank, hardest_negatives, weighted_info_nce
 from sede_kernels.types import Side
@@ -106,6 +109,49 @@ def test_a_fake_tensor_is_not_asked_for_its_memory(look) -> None:
     finally:
         torch.set_warn_always(before)
     assert not [str(one.message) for one in said]
+
+
+class Watching(TorchDispatchMode):
+    """Lets all ops through; a call that is watched goes through the op."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names = [*getattr(self, "names", []), func.__name__]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"hardness": 3.0, "reduction": "none", "false_negatives": "positive"},
+        {"in_batch_negatives": True, "margin": 0.2, "temperature": 0.2},
+        {"learnt": True, "in_batch_negatives": True, "positive_focus": 1.0},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_loss_past_the_op_has_its_bits(learns, options) -> None:
+    options = dict(options)
+    learned = [unit(5, 6).float().requires_grad_(learns) for _ in range(2)]
+    if options.pop("learnt", False):
+        scalars = [torch.tensor([value], requires_grad=learns) for value in (0.3, 4.0)]
+        options |= dict(zip(("temperature", "hardness"), scalars, strict=True))
+        learned += scalars
+    bank = MemoryBank(9, 6)
+    bank.enqueue(unit(9, 6).float(), torch.arange(9) % 5)
+    results, watch = [], Watching()
+    for looks in (nullcontext(), watch):
+        with looks:
+            loss, stats = weighted_info_nce(
+                *learned[:2], bank, query_ids=torch.arange(5), return_stats=True, **options
+            )
+        grads = torch.autograd.grad(loss.sum(), learned) if learns else ()
+        results.append([loss, *stats, *grads])
+    assert watch.names.count("info_nce.default") == 1
+    for direct, through in zip(*results, strict=True):
+        assert torch.equal(direct, through)
 
 
 def test_an_exchange_of_another_kind_is_refused() -> None:

@@ -337,7 +337,7 @@ def around(passes: Passes) -> tuple[Callable[..., InfoNCE], Callable[..., InfoNC
                     query_grad[n] if rule.query_grad else query_grad,
                     grad,
                     grad,
-                    kept[n],
+                    kept[n] if rule.in_batch else kept,
                 )
                 query, positive = _scaled(passes, grad, part, one, scalars, rule)
                 if needs[2 * n]:

@@ -221,6 +221,7 @@ def settings_of(
     hardest: bool = False,
     query_grad: bool = False,
     learns: bool = False,
+    eager: bool = False,
 ) -> tuple[Scalars, InfoNCERule]:
     """Scalars and rule of a call; settings that are numbers are checked once for all calls.
 
@@ -231,8 +232,9 @@ def settings_of(
         hardest: statistics are wanted.
         query_grad: a gradient of the queries will be asked for.
         learns: one of queries or positives will be.
+        eager: nothing compiles, as the caller knows.
     """
-    compiling = torch.compiler.is_compiling()
+    compiling = not eager and torch.compiler.is_compiling()
     temperature, hardness, batch = keywords.temperature, keywords.hardness, keywords[8]
     tau_at, beta_at = isinstance(temperature, Tensor), isinstance(hardness, Tensor)
     scalar_grad = torch.is_grad_enabled() and (
@@ -298,7 +300,13 @@ def _at_once(
         return None
     query_grad, learns = _learns(side, other)
     scalars, rule = settings_of(
-        name, keywords, side.query, hardest=hardest, query_grad=query_grad, learns=learns
+        name,
+        keywords,
+        side.query,
+        hardest=hardest,
+        query_grad=query_grad,
+        learns=learns,
+        eager=True,
     )
     _, _, _, temperature, hardness, _, batch = scalars
     if not (temperature is hardness is batch is None or goes_directly(scalars[3:])):

@@ -29,7 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.registry import function_of, native_function, native_look, resolve, serving
+from sede_kernels.backends.registry import (
+    function_of,
+    native_function,
+    native_look,
+    resolve,
+    serving,
+)
 from sede_kernels.ops._op import Saved, op
 from sede_kernels.ops.transforms import SPARE, apply_of, returned
 from sede_kernels.types import (
@@ -139,6 +145,10 @@ def formula_by(
 info_nce.gradients(saves=SAVES, depends=LEARNED)(formula_by(info_nce_backward))
 
 
+#: What the backward has of in-batch negatives, without them: similarities, marks, numbers.
+_NO_BATCH = (SPARE, None, None, None, None, None, None)
+
+
 class _Loss(torch.autograd.Function):
     """The loss with its backward, of the inputs that may learn and nothing else."""
 
@@ -148,15 +158,18 @@ class _Loss(torch.autograd.Function):
         out: InfoNCE = run(side, other, scalars, rule)
         found.append(out)
         ctx.call = rule, name, scalars[:3]
-        marks = *side[5:], *((None, None) if other is None else other[5:])
-        ctx.save_for_backward(*out[1:3], out.kept, *learned, *marks, *scalars[5:])
+        batch: tuple[Tensor | None, ...] = ()
+        if rule.in_batch:
+            marks = *side[5:], *((None, None) if other is None else other[5:])
+            batch = out.kept, *marks, *scalars[5:]
+        ctx.save_for_backward(*out[1:3], *learned, *batch)
         return out.loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (table, query_grad, kept, query, positive, other_query, other_positive, temperature,
-         hardness, ids, limit, other_ids, other_limit, margin,
-         batch) = ctx.saved_tensors  # fmt: skip
+        table, query_grad, *learned = ctx.saved_tensors
+        query, positive, other_query, other_positive, temperature, hardness = learned[:6]
+        kept, ids, limit, other_ids, other_limit, margin, batch = learned[6:] or _NO_BATCH
         rule, name, (tau, beta, most) = ctx.call
         side = Side(query, positive, query, None, None, ids, limit)
         other = None
@@ -168,8 +181,7 @@ class _Loss(torch.autograd.Function):
         grads = function_of(name, "info_nce_backward")(
             grad.resolve_neg(), table, query_grad, kept, side, other, scalars, rule, needs, SPARE
         )
-        learned = query, positive, other_query, other_positive, temperature, hardness
-        return None, *returned("info_nce", grads, needs, grad, learned)
+        return None, *returned("info_nce", grads, needs, grad, learned[:6])
 
 
 _apply = apply_of(_Loss)
@@ -188,7 +200,8 @@ def _differentiated(
     pairs = (*side[:2], *((None, None) if other is None else other[:2]))
     call = side, other, scalars, rule, name, run, found
     loss: Tensor = _apply(call, *pairs, *scalars[3:5])
-    return InfoNCE(loss, *found[0][1:])
+    out = found[0]
+    return out if out.loss is loss else InfoNCE(loss, *out[1:])
 
 
 @info_nce.directly

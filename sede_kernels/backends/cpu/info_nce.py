@@ -131,11 +131,10 @@ def info_nce_backward(
     ``spare`` stands in the place of what is not wanted; without it each has an empty tensor.
     """
     found = InfoNCEGradients.empty(grad, side, other, needs, spare)
-    out = [value if needed else None for value, needed in zip(found, needs, strict=True)]
     run = _native.module().info_nce_backward
     saved = table, query_grad if query_grad.numel() else None, kept if rule.in_batch else None
-    if not run(_rule(rule), scalars, side, other, grad, saved, tuple(out)):
+    if not run(_rule(rule), scalars, side, other, grad, saved, found):
         dense = _dense(side), None if other is None else _dense(other)
-        if not run(_rule(rule), scalars, *dense, grad, saved, tuple(out)):
+        if not run(_rule(rule), scalars, *dense, grad, saved, found):
             raise _refused("info_nce_backward")
     return found

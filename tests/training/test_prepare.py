@@ -79,6 +79,12 @@ def test_captions_of_more_than_three_images_are_dropped():
     assert drop_common_names(names) == [("b",)] * 3 + [("c",)]
 
 
+def test_without_fribidi_the_error_names_it(monkeypatch):
+    monkeypatch.setattr("PIL.features.check", lambda feature: feature != "raqm")
+    with pytest.raises(UserError, match="apt install libfribidi0"):
+        read_emoji()
+
+
 def test_emoji_bring_five_languages_and_whole_sequences():
     source = read_emoji()
     flag = next(g for g in source.glyphs if g.text == "🇫🇷")

@@ -115,7 +115,9 @@ def read_emoji() -> Source:
     if not features.check("raqm"):
         raise UserError(
             "`sede prepare emoji` needs Pillow with Raqm, or flags and families fall apart into "
-            "letters: run `pip install --force-reinstall pillow`, whose wheels have it."
+            "letters. Pillow's wheels have it and look for the library FriBiDi: install that "
+            "(Debian, Ubuntu: `apt install libfribidi0`; macOS: `brew install fribidi`), then "
+            "`pip install --force-reinstall pillow` if Pillow is not from a wheel."
         )
     for language in LANGUAGES[1:]:
         emoji.config.load_language(language)

@@ -14,7 +14,7 @@
 
 namespace sede_cuda {
 
-template <class T, int D, int E, bool ACC>
+template <class T, int D, int E, bool FULL, bool ACC>
 struct HopperBlock {
   static constexpr int STAGES = hopper_stages(D), STEP = kHopperRows;
   static constexpr int WARPS = 4 * kHopperConsumers;  // that multiply
@@ -108,7 +108,7 @@ struct HopperBlock {
     unsigned rows = queries + __shfl_sync(kAllLanes, warp / 4, 0) * Rows::BYTES;
     const int first = first_row + warp * 16 + lane / 4;
     const RowMatch match(side.match, first, op.rows);
-    RowSums<E> sums(op.fixed != 0);
+    RowSums<E, FULL> sums(op.want, op.fixed != 0);
     float s[32], o[ACC ? D / 2 : 1] = {};
     Place now;
     barrier_wait(asked, 0);
@@ -120,7 +120,7 @@ struct HopperBlock {
       issue_scores(s, rows, tile(now));
       wgmma_wait<0>(s);
       match.mask(s, columns[0], sums.count);
-      sums.weigh(s, c2);
+      sums.weigh(s, c2, columns[0].first);
       sums.template round<T>(p, s);
 #pragma unroll 1
       for (int left = end - begin - 1; left > 0; --left, before.next()) {
@@ -135,7 +135,7 @@ struct HopperBlock {
         issue_output(o, p, tile(before));
         wgmma_wait<1>(s);
         match.mask(s, columns[now.stage], sums.count);
-        sums.weigh(s, c2);
+        sums.weigh(s, c2, columns[now.stage].first);
         wgmma_wait<0>(o);
         release(before);
         sums.rescale(o);
@@ -155,17 +155,18 @@ struct HopperBlock {
         issue_scores(s, rows, tile(now));
         wgmma_wait<0>(s);
         match.mask(s, columns[now.stage], sums.count);
+        const int from = columns[now.stage].first;
         release(now);
-        sums.weigh(s, c2);
+        sums.weigh(s, c2, from);
       }
     }
-    sums.write(side.out, blockIdx.y, first, op.rows, op.want.exponents, op.dim, o);
+    sums.write(side.out, blockIdx.y, first, op.rows, op.dim, o);
   }
 };
 
-template <class T, int D, int E, bool ACC>
+template <class T, int D, int E, bool FULL, bool ACC>
 __device__ __forceinline__ void hopper(const HopperPass& pass) {
-  using Block = HopperBlock<T, D, E, ACC>;
+  using Block = HopperBlock<T, D, E, FULL, ACC>;
   extern __shared__ unsigned char memory[];
   __shared__ __align__(8) unsigned long long barriers[3 * Block::STAGES + 1];
   __shared__ float exponents[E];

@@ -8,7 +8,7 @@
 namespace sede_cuda {
 namespace {
 
-constexpr int kCapability = 90, kWidest = 256, kFewestTiles = 8;
+constexpr int kCapability = 90, kWidest = 256, kWidestFull = 128, kFewestTiles = 8;
 
 bool allowed = true;
 
@@ -31,15 +31,17 @@ TensorMap map_of(const Matrix& m) {
 
 index_t blocks(index_t size, index_t block) { return (size + block - 1) / block; }
 
+// Whether a call asks for more than two log-sum-exps and one weighted sum.
+bool full(const Want& want) { return want.moments || want.hardest || want.exponents > 2; }
+
 }  // namespace
 
 void set_hopper(bool value) { allowed = value; }
 
 bool hopper_serves(const std::vector<BankSide>& sides, const Want& want) {
   const Matrix& bank = sides[0].bank;
-  const bool wanted = !want.moments && !want.hardest && want.exponents <= 2 &&
-                      want.accumulators <= 1 && bank.cols <= kWidest;
-  return allowed && wanted && std::all_of(sides.begin(), sides.end(), serves) &&
+  const index_t widest = full(want) && want.accumulators > 0 ? kWidestFull : kWidest;
+  return allowed && bank.cols <= widest && std::all_of(sides.begin(), sides.end(), serves) &&
          has_code(Image::hopper) && capability() == kCapability;
 }
 
@@ -70,7 +72,9 @@ std::vector<Partial> hopper_pass(const std::vector<BankSide>& sides, const Want&
     op.query[i] = map_of(sides[i].query);
     op.bank[i] = map_of(sides[i].bank);
   }
-  const char* kind = want.accumulators == 0 ? "_lse_" : want.exponents == 2 ? "_two_" : "_one_";
+  const char* with_rows = full(want) ? "_full_" : want.exponents == 2 ? "_two_" : "_one_";
+  const char* without = full(want) ? "_stats_" : "_lse_";
+  const char* kind = want.accumulators > 0 ? with_rows : without;
   const std::string name = std::string(sides[0].query.dtype == bf16 ? "bf16" : "f16") + kind;
   launch(Image::hopper, "hopper_" + name + std::to_string(padded),
          {unsigned(row_blocks), unsigned(parts), unsigned(sides.size())}, kHopperThreads,

@@ -20,6 +20,8 @@ from tests.ptx.machine import cuda
 
 BF16, F16 = torch.bfloat16, torch.float16
 ONE, TWO, LSE = Want((0,)), Want((0,)), Want(())
+FULL, STATS = Want((0,), moments=True, hardest=True), Want((), moments=True, hardest=True)
+LEAN = {1: "one", 2: "two"}
 NAMES = {torch.bfloat16: "bf16", torch.float16: "f16"}
 ROOT = Path(__file__).parents[3]
 #: Rows that fill the ring of tiles, go round it and end a column into a tile.
@@ -38,7 +40,8 @@ def check(problem: Problem, want: Want, exponents: int, kernel: str | None = Non
     before = cuda.report()[0]
     found = bank_lse(problem.query, problem.bank, torch.tensor(scales), problem.match, want)
     if kernel is None:
-        kind = "lse" if not want.accumulate else ("one", "two")[exponents - 1]
+        with_rows, without = ("full", "stats") if want.moments else (LEAN[exponents], "lse")
+        kind = with_rows if want.accumulate else without
         padded = next(width for width in (64, 128, 256) if problem.dim <= width)
         kernel = f"hopper_{NAMES[problem.dtype]}_{kind}_{padded}"
     assert cuda.launched(before) == [kernel, "finish_sums"]
@@ -49,7 +52,8 @@ def test_on_another_architecture_they_pass_in_a_process_of_their_own(played: str
     if played == "sm_90":
         pytest.skip("this is that process")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "ptx", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-q", "-m", "ptx", "-p", "no:cacheprovider", __file__,
+         __file__.replace(".py", "_faults.py")],
         cwd=ROOT, env={**os.environ, "SEDE_PTX_ARCH": "sm_90"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -66,6 +70,19 @@ def test_on_another_architecture_they_pass_in_a_process_of_their_own(played: str
 def test_sums(dtype: torch.dtype, dim: int, want: Want, exponents: int) -> None:
     """Empty slots hold NaN; ids are of the query's own in an eighth of the slots."""
     check(Problem(130, LONG[dim], dim, dtype), want, exponents)
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("dtype", [BF16, F16], ids=str)
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize(("want", "exponents"), [(FULL, 3), (STATS, 2)], ids=["full", "stats"])
+def test_statistics(dtype: torch.dtype, dim: int, want: Want, exponents: int) -> None:
+    """Moments and the hardest row; the first of two equal ones."""
+    problem = Problem(130, LONG[dim], dim, dtype, limit=dim == 64)
+    for of_slots in (problem.bank.rows, problem.bank.ids):
+        of_slots[200:300] = of_slots[:100].clone()
+    wide = want.accumulate and dim == 256
+    check(problem, want, exponents, f"fused_{NAMES[dtype]}_full_256" if wide else None)
 
 
 @pytest.mark.usefixtures("hopper")

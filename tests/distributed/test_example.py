@@ -74,9 +74,12 @@ def test_it_learns(unbroken: tuple) -> None:
     assert sum(curve[-10:]) < 0.8 * sum(curve[:10])
 
 
-def by_torchrun(out: Path, kill_at: int | None) -> tuple[int, dict[int, list[str]]]:
-    """Exit status and curve of two processes; one of them is killed when a step was printed."""
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=0"]
+def by_torchrun(
+    out: Path, kill_at: int | None, world: int = 2, restarts: int = 0
+) -> tuple[int, dict[int, list[str]]]:
+    """Exit status and curve of some processes; one of them is killed when a step was printed."""
+    command = ["-m", "torch.distributed.run", f"--nproc-per-node={world}"]
+    command += [f"--max-restarts={restarts}"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
     agent = subprocess.Popen(
         [sys.executable, *command, *settings(out)],
@@ -123,3 +126,15 @@ def test_it_goes_on_with_one_process(unbroken: tuple, tmp_path: Path) -> None:
     assert sorted(found) == list(range(20, STEPS))
     for step, (value,) in found.items():
         assert float(value) == pytest.approx(float(expected[step][0]), rel=1e-4), step
+
+
+def test_torchrun_starts_a_killed_rank_again(unbroken: tuple, tmp_path: Path) -> None:
+    """One rank, so that none waits for another in gloo's own connect."""
+    shutil.copytree(unbroken[0] / "step000020", tmp_path / "step000020")
+    status, found = by_torchrun(tmp_path, kill_at=34, world=1, restarts=1)
+    assert status == 0 and sorted(found) == list(range(20, STEPS))
+    twice = [step for step, values in found.items() if len(values) == 2]
+    assert min(twice) == 30, "the second life goes on from the last checkpoint"
+    for step, values in found.items():
+        assert len(set(values)) == 1, step
+        assert float(values[0]) == pytest.approx(float(unbroken[1][step][0]), rel=1e-4), step

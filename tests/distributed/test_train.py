@@ -169,7 +169,7 @@ def test_an_error_on_one_rank_is_one_sentence(folder: Path, tmp_path: Path) -> N
     assert "Traceback" not in "".join(err for _, err in said)
 
 
-def by_torchrun(home: Path, words: list[str], log: Path | None = None) -> int:
+def by_torchrun(home: Path, words: list[str], log: Path | None = None, seconds: float = 100) -> int:
     """Exit status of two processes; once ``log`` is there, one of them is killed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "-m", "sede_kernels", "train"]
@@ -186,7 +186,7 @@ def by_torchrun(home: Path, words: list[str], log: Path | None = None) -> int:
                 psutil.Process(agent.pid).children()[-1].send_signal(signal.SIGKILL)
                 break
             time.sleep(0.02)
-        return agent.wait(timeout=100)
+        return agent.wait(timeout=seconds)
     finally:
         for process in (
             [*psutil.Process(agent.pid).children(), agent] if agent.poll() is None else ()
@@ -204,3 +204,18 @@ def test_a_killed_rank_costs_nothing_but_time(folder: Path, tmp_path: Path) -> N
     assert len(runs.log(killed)) < 20
     assert by_torchrun(home, ["--resume", str(killed)]) == 0
     assert same(*(runs.state_of(out) for out in (whole, killed)))
+
+
+@pytest.mark.long
+def test_two_ranks_compile_with_inductor(folder: Path, tmp_path: Path) -> None:
+    """The real compiler and the native kernels, under torchrun: the losses of an eager run."""
+    flags = [*runs.COMMON, *runs.RUNS["banks"], "--dropout=0", "--batch-size=10", "--epochs=1"]
+    logs = []
+    for name, more in (("eager", []), ("compiled", ["--compile"])):
+        out = tmp_path / name
+        words = [*flags, *more, "--out", str(out)]
+        assert by_torchrun(folder / "data", words, seconds=380) == 0
+        logs.append(runs.log(out))
+    (eager,), (compiled,) = logs
+    assert compiled["loss"] == pytest.approx(eager["loss"], rel=1e-5)
+    assert compiled["step"] == eager["step"] and compiled["dev"] == eager["dev"]

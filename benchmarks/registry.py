@@ -9,6 +9,7 @@ from .operations import hosts
 from .operations.bank import BankLoss, Hardest, LossOptions
 from .operations.batch import BatchLoss
 from .operations.erase import RULES, Erase
+from .operations.late import Late
 from .operations.pairs import OnePair, Pairs
 from .operations.ring import Enqueue
 from .operations.scan import MODELS as SCAN_MODELS
@@ -33,6 +34,7 @@ OPERATIONS: dict[str, Operation] = {
     "enqueue": Enqueue(),
     **{f"erase_{rule}": Erase(rule) for rule in RULES},
     **{name: Scan(options) for name, options in SCAN_MODELS.items()},
+    "late_t2i": Late(),
     **{f"pairs_{way}": Pairs(way) for way in ("t2i", "i2t")},
     **{f"one_pair_{way}": OnePair(way) for way in ("t2i", "i2t")},
     **{f"train_step_{name}": TrainingStep(name) for name in STEPS},
@@ -111,6 +113,7 @@ def cpu_quick() -> list[Case]:
     cases += [
         Case("scan_t2i", BOTH, "fp32", small, (*kernel, "caption loop")),
         Case("scan_i2t", BOTH, "fp32", small, kernel),
+        Case("late_t2i", BOTH, "fp32", small),
         *_steps(MODELS),
     ]
     cases += [

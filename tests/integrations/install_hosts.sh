@@ -16,6 +16,7 @@ python -m pip install --quiet --no-deps \
   lightly==1.6.0 lightly-utils==0.0.2 \
   accelerate==1.12.0 \
   webdataset==1.0.2 \
+  pylate==1.6.0 \
   pytorch-lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
 
 python - <<'PY'

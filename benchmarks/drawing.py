@@ -367,7 +367,7 @@ def _make_room(figure: Any, axis: Any) -> None:
     """Widen a logarithmic x axis until no text of it is cut at the right."""
     renderer = figure.canvas.get_renderer()
     low, high = axis.get_xlim()
-    for _ in range(20):
+    for _ in range(60):
         edge = axis.get_window_extent(renderer).x1
         if all(text.get_window_extent(renderer).x1 <= edge for text in axis.texts):
             return

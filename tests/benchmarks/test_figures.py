@@ -3,9 +3,10 @@
 import subprocess
 from pathlib import Path
 
+import matplotlib
 import pytest
 
-from benchmarks import plot, records, run, table, targets
+from benchmarks import drawing, plot, records, run, table, targets
 from benchmarks.case import BOTH
 from tests.benchmarks.test_records import record
 
@@ -52,6 +53,38 @@ def test_figures_come_from_the_lines_alone(tmp_path, capsys):
     assert "some cpu" in svg
     assert "out of memory" in svg
     assert "unreadable" in capsys.readouterr().err
+
+
+def test_no_label_of_the_speed_ups_is_cut():
+    """The longest texts of the widest bars end inside of the axes."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    found = _sweep_records()
+    for one in found:
+        if one["kind"] == "eager":
+            one["implementation"] = "another implementation with a long name"
+            one["median_ms"] = one["median_ms"] and 40 * one["median_ms"]
+    figure = drawing.speed_up(found, plt)
+    renderer = figure.canvas.get_renderer()
+    (axis,) = figure.axes
+    edge = axis.get_window_extent(renderer).x1
+    assert len(axis.texts) == 2
+    assert all(text.get_window_extent(renderer).x1 <= edge for text in axis.texts)
+    plt.close(figure)
+
+
+def test_the_roofline_names_what_it_draws_side_by_side():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figure = drawing.roofline(_sweep_records(), plt)
+    left = figure.axes[0]
+    legend = left.get_legend()
+    named = [patch.get_facecolor() for patch in legend.get_patches()]
+    points = [line for line in left.lines if line.get_marker() not in ("None", None, "")]
+    drawn = {matplotlib.colors.to_rgba(line.get_color()) for line in points}
+    assert drawn == set(named)
+    assert len(named) == len(drawn) == 2
+    places = [float(line.get_xdata()[0]) for line in points]
+    assert len(set(places)) == len(places), "no point on the abscissa of another"
+    plt.close(figure)
 
 
 def test_nothing_to_draw_writes_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """The committed records of the ablation study can be read by the command that wrote them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,13 @@ def test_what_is_no_run_stands_apart_and_is_explained():
         assert f"`{path.name}`" in (path.parent / "README.md").read_text(encoding="utf-8")
         lines = path.read_text(encoding="utf-8").splitlines()
         assert all(isinstance(json.loads(line)["config"], dict) for line in lines)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*/figure.svg")), ids=lambda p: p.parent.name)
+def test_figures_call_the_modules_as_the_flags_do(path):
+    """matplotlib writes each text as a comment beside its outlines."""
+    words = re.findall(r"<!-- (.*?) -->", path.read_text(encoding="utf-8"))
+    assert not {"+AGE", "+LSNS", "+WIL", "AGE", "LSNS", "WIL"} & set(words)
+    variants = [word for word in words if word.startswith("+")]
+    assert set(variants) <= {"+erase", "+bank", "+weighting"}
+    assert "all three" in words

@@ -4,8 +4,8 @@ SANITIZERS ?= address undefined thread
 CLANG ?= clang++-19
 DOCS_TOOLS := $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
 
-.PHONY: develop test interpret gpu ptx ptx-sanitize triton-matrix sanitize clang arm docs tutorial
-.PHONY: notebook lint format bench clean
+.PHONY: develop test interpret gpu ptx ptx-sanitize triton-matrix host-matrix sanitize clang arm
+.PHONY: docs tutorial notebook lint format bench clean
 
 develop: ## editable install with every tool
 	$(PYTHON) -m pip install -e ".[dev,bench]"
@@ -30,6 +30,9 @@ ptx-sanitize: ## the PTX machine's own tests, with the machine under ASan and UB
 
 triton-matrix: ## compiler report and executed kernels with the other versions of Triton; hours
 	bash .ci/triton-matrix
+
+host-matrix: ## tests of each PyPI host with its oldest allowed version (docs/integrations.md)
+	PYTHON=$(PYTHON) bash .ci/host-matrix oldest
 
 sanitize:
 	for kind in $(SANITIZERS); do \

@@ -102,6 +102,14 @@ class CachedMultipleNegativesRankingLoss(
     def _token(self) -> Any:
         return self._now
 
+    def get_config_dict(self) -> dict[str, Any]:
+        """Settings for the model card: those of the plain loss, and of the mini-batches."""
+        return {
+            **super().get_config_dict(),
+            "mini_batch_size": self.mini_batch_size,
+            "mini_batch_num_tokens": self.mini_batch_num_tokens,
+        }
+
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """The loss of a batch of columns; its backward pass embeds the batch again."""
         self._now = _Token()

@@ -1,8 +1,11 @@
 """Hosts, imported if installed; else the test skips with the line that installs them."""
 
 import importlib
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ PIP = {
     "sentence_transformers": "pip install 'sede-kernels[sentence-transformers]'",
     "pytorch_metric_learning": "pip install 'sede-kernels[metric-learning]'",
     "lightly": "pip install 'sede-kernels[lightly]'",
+    "pylate": "pip install --no-deps pylate",
 }
 
 
@@ -36,6 +40,30 @@ def load(name: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != root:
             raise
         pytest.skip(f"{root} is not installed: {PIP[root]}")
+
+
+def part_of_sentence_transformers(name: str, before: str) -> ModuleType:
+    """A module by its name in today's layout, or its name before version 5.4."""
+    try:
+        return importlib.import_module(f"sentence_transformers.{name}")
+    except ModuleNotFoundError:
+        return importlib.import_module(f"sentence_transformers.{before}")
+
+
+def preprocess(model: Any) -> Callable[[list[str]], dict[str, torch.Tensor]]:
+    """What makes features of texts; its name was ``tokenize`` before version 5.4."""
+    made: Callable[[list[str]], dict[str, torch.Tensor]] = (
+        model.preprocess if hasattr(model, "preprocess") else model.tokenize
+    )
+    return made
+
+
+def find_package(name: str) -> str:
+    """The folder of an installed package, which is not imported, or a skip."""
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        pytest.skip(f"{name} is not installed: {PIP[name]}")
+    return str(Path(found.origin).parent)
 
 
 @pytest.fixture(scope="session")

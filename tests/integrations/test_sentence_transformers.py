@@ -1,7 +1,6 @@
 """The sentence-transformers twin against the real loss and on a real, locally built model."""
 
 import copy
-import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +13,7 @@ from sede_kernels.integrations.sentence_transformers import (
     MultipleNegativesRankingLoss,
 )
 from tests.conftest import unit
+from tests.integrations.conftest import part_of_sentence_transformers, preprocess
 
 WORDS = [f"word{i}" for i in range(30)]
 
@@ -24,7 +24,7 @@ def columns(count: int = 3, grad: bool = True) -> list[Tensor]:
 
 @pytest.fixture
 def host(sentence_transformers: ModuleType) -> ModuleType:
-    return importlib.import_module("sentence_transformers.sentence_transformer.losses")
+    return part_of_sentence_transformers("sentence_transformer.losses", "losses")
 
 
 def assert_same(host: ModuleType, documents: int, **settings: object) -> None:
@@ -141,8 +141,8 @@ def real_model(host: ModuleType, folder: Path, layers: int = 1) -> nn.Module:
     """A SentenceTransformer of one tiny BERT layer with random weights and a local vocabulary."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    modules = importlib.import_module("sentence_transformers.sentence_transformer.modules")
-    transformers = importlib.import_module("sentence_transformers.base.modules")
+    modules = part_of_sentence_transformers("sentence_transformer.modules", "models")
+    transformers = part_of_sentence_transformers("base.modules", "models")
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     config = BertConfig(
@@ -176,7 +176,7 @@ def test_real_model_trains_stores_and_resumes(
         anchors = [f"{WORDS[(i + k) % 30]} {WORDS[i]}" for i in range(4)]
         positives = [f"{WORDS[i]} {WORDS[(i + k) % 30]}" for i in range(4)]
         model.train()
-        value = loss([model.preprocess(anchors), model.preprocess(positives)], torch.empty(0))
+        value = loss([preprocess(model)(anchors), preprocess(model)(positives)], torch.empty(0))
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -201,7 +201,7 @@ def test_real_model_trains_stores_and_resumes(
     assert [step(*resumed, k) for k in (7, 8)] == straight
     with torch.no_grad():  # the trainer's evaluation
         before = resumed[1].bank.rows.clone()
-        resumed[1]([parts[0].preprocess(["word1"])] * 2, torch.empty(0))
+        resumed[1]([preprocess(parts[0])(["word1"])] * 2, torch.empty(0))
     assert torch.equal(before, resumed[1].bank.rows)
 
 
@@ -269,9 +269,7 @@ def test_trains_inside_the_host_s_own_loop(
     """``old_fit`` collates ``InputExample`` labels as the trainer does its label column."""
     model = real_model(sentence_transformers, tmp_path)
     loss = MultipleNegativesRankingLoss(model, bank_size=100, ids_in_labels=True)
-    example = importlib.import_module(
-        "sentence_transformers.sentence_transformer.readers"
-    ).InputExample
+    example = part_of_sentence_transformers("sentence_transformer.readers", "readers").InputExample
     data = [
         example(texts=[f"{WORDS[i]} {WORDS[(3 * i) % 30]}", WORDS[i]], label=i) for i in range(30)
     ]

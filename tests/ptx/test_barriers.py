@@ -109,8 +109,10 @@ def test_a_lane_overwrites_what_another_reads():
     "values,kind",
     [((0x3F800000, 0x3F800001), "replica-rounding"), ((3, 4), "warp-race"),
      ((0x3F800000, 0x3F900000), "warp-race"), ((0, 0x2EDBE6FF), "replica-rounding"),
-     ((0, 0x80000000), "replica-rounding"), ((0, 4), "warp-race"), ((0, 0x3A83126F), "warp-race")],
-    ids=["rounding", "integers", "values", "cancelled", "zeros", "zero and an integer", "zero"],
+     ((0, 0x80000000), "replica-rounding"), ((0, 4), "warp-race"), ((0, 0x3A83126F), "warp-race"),
+     ((0x3AFC9578, 0x3AFC9436), "replica-rounding"), ((0x3AFC9578, 0x3AFCA578), "warp-race")],
+    ids=["rounding", "integers", "values", "cancelled", "zeros", "zero and an integer", "zero",
+         "rounding of the terms", "more than that"],
 )  # fmt: skip
 def test_replicas_that_differ_in_their_last_bits(values, kind):
     body = f"""and.b32 %r4, %r0, 1;

@@ -64,7 +64,7 @@ def test_the_summary_counts_every_line():
     files = [row.split("|")[1:-1] for row in list(summary.others())[2:]]
     assert sum(int(row[1]) for row in files) == len(LINES)
     every = list(summary.mutations())[-1].split("|")[1:-1]
-    assert sum(map(int, every[2:])) == int(every[1]) == 300
+    assert sum(map(int, every[2:])) == int(every[1]) == 360
 
 
 def test_a_table_takes_the_place_of_the_one_with_its_head():

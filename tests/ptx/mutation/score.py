@@ -23,10 +23,11 @@ ARCHITECTURES = ("sm_80", "sm_90")
 PROBLEMS = (
     "bank_lse 128/lean", "bank_lse 256/full", "bank_lse step/tf32", "bank_lse_pair 256/static",
     "chunks half", "chunks tf32", "batch_lse half", "hardest half", "erase 64", "enqueue int8",
+    "cross_attention half/32", "cross_attention_pairs half/32x32",
 )  # fmt: skip
 #: A kernel that many problems launch -> problems that show more of it.
 _ALSO = {"_bank_lse_combine_kernel": ("bank_lse 128/lean many", "bank_lse 256/full many")}
-#: Of a problem on an architecture: 300 in all.
+#: Of a problem on an architecture: 360 in all.
 EACH = 15
 _SEED = 20
 FILE = Path(__file__).parents[3] / "records" / "ptx" / "mutations.jsonl"

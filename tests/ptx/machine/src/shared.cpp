@@ -88,17 +88,17 @@ void check_read(Warp& w, const Instruction& in, u32 lane, u32 address, u32 bytes
                   flight_name(flight)));
 }
 
-// Two numbers that one sum may give in two orders of its additions. Where it cancels, one may be 0
-// and the other the rounding that is left of its terms; a subnormal is an integer rather.
+// Two numbers that one sum may give in two orders of its additions. Where it cancels, they differ by
+// the rounding of its terms: up to that of a term of 1. A subnormal is an integer rather.
 bool rounded_apart(u32 x, u32 y) {
   const float a = float_of(x), b = float_of(y);
   if (a == 0.0f || b == 0.0f) {
     const float left = std::fabs(a + b);
-    return left == 0.0f || (left > 1e-18f && left < 1e-9f);
+    return left == 0.0f || (left > 1e-18f && left < 0x1p-24f);
   }
   if (!std::isnormal(a) || !std::isnormal(b)) return false;
   const s64 steps = s64(s32(x)) - s64(s32(y));
-  return std::abs(steps) <= 64 || std::fabs(a - b) < 1e-9f;
+  return std::abs(steps) <= 64 || std::fabs(a - b) < 0x1p-24f;
 }
 
 // Another lane of the warp wrote here, with no barrier between: what matters is another value.

@@ -110,9 +110,14 @@ def _bank_rows(found: _Found) -> Iterable[tuple[str, list[Part]]]:
         gain = wide["median_ms"] / half["median_ms"] if wide and half else None
         parts = [
             Part(gain, 1.7, "our fp32"),
+            Part(_fraction(group), 0.85, "of bf16 peak", percent=True),
             Part(_ratio(group, other), 1, f"torch's bf16 ({other})", above=True),
         ]
         yield f"InfoNCE bf16, B {batch}, K {slots:,}, D {dim}", parts
+    attention = "attention V=K"
+    group = found.case("info_nce", BOTH, "fp32", B=128, K=4096, D=256)
+    parts = [Part(_ratio(group, attention), 1, attention, above=True)]
+    yield "InfoNCE fp32, B 128, K 4,096, D 256", parts
 
 
 def _least_lead(found: _Found) -> tuple[str, str, str, bool | None]:
@@ -146,12 +151,16 @@ def _most(found: _Found, title: str, op: str, twin: str) -> tuple[str, str, str,
     return title, asked, f"{share:.2f} x {where}", share <= 1.1
 
 
-def _least_of(found: _Found, title: str, ops: tuple[str, ...]) -> tuple[str, str, str, bool | None]:
-    """The smallest lead over eager, of all cases of some ops."""
+def _least_of(
+    found: _Found, title: str, ops: tuple[str, ...], batch: int = 1
+) -> tuple[str, str, str, bool | None]:
+    """The smallest lead over eager, of all cases of some ops with at least that batch."""
     leads = [
         (ratio, _case(key))
         for key, group in found.cases.items()
-        if key[0] in ops and (ratio := _ratio(group, "eager")) is not None
+        if key[0] in ops
+        and dict(key[3])["B"] >= batch
+        and (ratio := _ratio(group, "eager")) is not None
     ]
     asked = "ahead of eager"
     if not leads:
@@ -214,6 +223,7 @@ def rows(found: Iterable[Record]) -> list[tuple[str, str, str, bool | None]]:
         _most(timed, "a queue lying as (D, K), most time", "info_nce_queue", "rows"),
         _least_of(timed, "hardest negatives of the grid, least lead", ("hardest",)),
         _least_of(timed, "losses of given scores, least lead", SCORES),
+        _least_of(timed, "in-batch negatives alone, B ≥ 64, least lead", ("info_nce_batch",), 64),
         _most(timed, "one image with one caption, most time", "one_pair", "chosen pair"),
     ]
     return [*listed, _least_lead(timed), *cliffs, _memory_row(timed)]

@@ -1,5 +1,5 @@
 // Driver of the backward of in-batch negatives: tasks are slices of the keys, which own their rows of
-// dk; their shares of dq are added in order.
+// dk; their shares of dq are added in order. The first share is dq itself where rows are whole vectors.
 #include <algorithm>
 
 #include "dispatch.h"
@@ -22,7 +22,11 @@ void run(const BankLse& op, const T* lse, const T* grad, T* query_grad, T* key_g
   const Plan plan = make_plan(shape, share * index_t(sizeof(T)) / 4);
   // Similarities that the forward kept need no packed queries.
   Buffer packed(op.scores ? 0 : round_up(queries, ops.panel) * dim * ops.query_bytes);
-  Buffer shares(plan.slices * share * index_t(sizeof(T)));
+  const index_t direct = columns == dim;  // the first slice writes dq
+  Buffer shares((plan.slices - direct) * share * index_t(sizeof(T)));
+  auto share_of = [&](index_t n) {
+    return direct && n == 0 ? query_grad : shares.as<T>() + (n - direct) * share;
+  };
   if (!op.scores) ops.pack(op.query, 0, queries, packed.get());
 
   TaskCounter slicing(plan.slices), adding(queries);
@@ -38,17 +42,18 @@ void run(const BankLse& op, const T* lse, const T* grad, T* query_grad, T* key_g
       call.tiling = plan.tiling;
       call.lse = lse;
       call.grad = grad;
-      call.query_grad = shares.as<T>() + n * share;
+      call.query_grad = share_of(n);
       call.grad_stride = columns;
       call.key_grad = key_grad;
       call.scratch = scratch.get();
       batch.slice(call);
     }
   });
+  if (direct && plan.slices == 1) return;
   run_workers(plan.slices > 1 ? queries : 1, [&] {
     for (index_t i; adding.take(i);)
-      for (index_t s = 0; s < plan.slices; ++s) {
-        const T* part = shares.as<T>() + s * share + i * columns;
+      for (index_t s = direct; s < plan.slices; ++s) {
+        const T* part = share_of(s) + i * columns;
         T* row = query_grad + i * dim;
         for (index_t d = 0; d < dim; ++d) row[d] = s ? row[d] + part[d] : part[d];
       }

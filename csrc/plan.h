@@ -3,11 +3,9 @@
 #pragma once
 
 #include <atomic>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <utility>
 
+#include "buffer.h"
 #include "kernels/table.h"
 
 namespace sede {
@@ -50,26 +48,6 @@ Plan make_plan(const Shape& shape, index_t slice_bytes);
 Plan make_hardest_plan(const Shape& shape, index_t k, index_t key);
 
 inline index_t round_up(index_t n, index_t to) { return (n + to - 1) / to * to; }
-
-// Uninitialised memory aligned to a cache line.
-class Buffer {
- public:
-  explicit Buffer(index_t bytes)
-      : data_(static_cast<char*>(std::aligned_alloc(64, std::size_t(bytes + 127) / 64 * 64))) {
-    if (!data_) throw std::bad_alloc();
-  }
-  char* get() const { return data_.get(); }
-  template <class T>
-  T* as() const {
-    return reinterpret_cast<T*>(data_.get());
-  }
-
- private:
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-  std::unique_ptr<char, Free> data_;
-};
 
 // Hands out 0 .. count - 1 to the workers.
 class TaskCounter {

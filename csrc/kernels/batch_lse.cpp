@@ -53,6 +53,9 @@ void slice(const BatchCall<T>& call) {
   bool first = true;
   for (index_t next = call.bank_begin; next < call.bank_end; first = false) {
     next = fill_tile(op, next, call.bank_end, tile);
+    // Whole vectors of neighbouring rows are added up where they belong.
+    const bool in_place = dim == columns && tile.count > 0 && tile.dense();
+    T* keys = in_place ? call.key_grad + tile.source[0] * dim : key_grad;
     for (index_t q = 0; q < op.query.rows; q += Q) {
       const index_t queries = op.query.rows - q < Q ? op.query.rows - q : Q;
       const Weigher<T> w = make_weigher(op, scratch, &tile, q, queries, call.bank_begin);
@@ -74,10 +77,9 @@ void slice(const BatchCall<T>& call) {
         read_row(op.query, q + i, row, 1);
         for (index_t d = dim; d < columns; ++d) row[d] = T(0);
       }
-      product(tile.count, columns, weights, Q, 1, rows, tile.stride, key_grad, columns, queries,
-              q > 0);
+      product(tile.count, columns, weights, Q, 1, rows, tile.stride, keys, columns, queries, q > 0);
     }
-    for (index_t r = 0; r < tile.count; ++r)
+    for (index_t r = 0; r < tile.count && !in_place; ++r)
       for (index_t d = 0; d < dim; ++d)
         call.key_grad[tile.source[r] * dim + d] = key_grad[r * columns + d];
   }

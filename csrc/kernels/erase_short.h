@@ -13,7 +13,7 @@ constexpr int kShortVecs = 4;
 template <int V>
 struct ShortRow {
   VecF x[V];        // 0 in the lanes that are not inside
-  VecI inside[V], keep[V];
+  VecI inside[V], keep[V] = {};
   index_t length;
 
   SEDE_INLINE void set_length(index_t n) {

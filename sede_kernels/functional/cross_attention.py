@@ -257,11 +257,16 @@ def _side_by_side(sides: Fragments, how: Attend, backend: str) -> Tensor:
     regions, words, region_lengths, word_lengths = sides
     images, captions = regions.shape[0], words.shape[0]
     axis, rows = (0, 1) if captions == 1 else (1, images)
+
+    def captions_of(sets: Tensor) -> Tensor:
+        # The backward of an expansion adds up, even over one row; that of a view costs nothing.
+        return sets.unsqueeze(0) if rows == 1 else sets.expand(rows, *sets.shape)
+
     beside = Fragments(
         regions.unsqueeze(axis),
-        words.expand(rows, -1, -1, -1),
+        captions_of(words),
         None if region_lengths is None else region_lengths.unsqueeze(axis),
-        None if word_lengths is None else word_lengths.expand(rows, -1),
+        None if word_lengths is None else captions_of(word_lengths),
     )
     found = ops.cross_attention_pairs.cross_attention_pairs(beside, how, backend)
-    return found.view(images, captions)
+    return found if rows == images else found.view(images, captions)

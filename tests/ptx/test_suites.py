@@ -24,7 +24,6 @@ WITHOUT = {
     ("tests/interpret/test_cross_attention.py", "sm_80"),
     ("tests/interpret/test_cross_attention.py", "sm_90"),
     ("tests/interpret/test_cross_attention_pairs.py", "sm_80"),
-    ("tests/interpret/test_cross_attention_pairs.py", "sm_90"),
 }
 
 

@@ -120,7 +120,8 @@ def cuda_options() -> list[str]:
     options = ["-DSEDE_CUDA=ON", "-DSEDE_PYTHON=OFF", f"-DSEDE_NVCC={compiler}"]
     own = own_capabilities() if MODULES[CUDA].choice == "auto" else ""
     capabilities = os.environ.get("SEDE_CUDA_ARCHS") or own
-    return options + ([f"-DSEDE_CUDA_ARCHS={capabilities}"] if capabilities else [])
+    # Without a choice of today, that of an earlier build in this folder is taken back.
+    return [*options, f"-DSEDE_CUDA_ARCHS={capabilities}" if capabilities else "-USEDE_CUDA_ARCHS"]
 
 
 class CMakeBuild(build_ext):

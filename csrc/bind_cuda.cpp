@@ -70,11 +70,19 @@ index_t call_batch_lse_backward(Address stream, const MatrixTuple& query, const 
   const char* name = "batch_lse_backward";
   require(exponents >= 1 && exponents <= kExponents, name, "there are too many exponents");
   const Want want{pointer<const float>(scales), {0, 1, 2}, exponents, 0, 0, 0, {}, 0, 0};
-  const BatchGradient op{matrix(name, query), matrix(name, key), match(name, matched), want,
-                         pointer<const float>(lse), pointer<const float>(grad),
-                         pointer<float>(query_grad), pointer<float>(key_grad)};
-  fits(name, op.query, op.key, 0);
-  require(op.query.rows == op.key.rows, name, "query and key differ in length");
+  BatchGradient op{};
+  op.sides = 1;
+  op.query_grad[0] = pointer<float>(query_grad);
+  op.key_grad[0] = pointer<float>(key_grad);
+  op.of.want[0] = want;
+  op.of.terms = 1;
+  GradientSide& side = op.of.side[0];
+  side.query = matrix(name, query);
+  side.key = matrix(name, key);
+  side.term[0] = {pointer<const float>(lse), pointer<const float>(grad), match(name, matched)};
+  op.of.rows = side.query.rows;
+  fits(name, side.query, side.key, 0);
+  require(side.query.rows == side.key.rows, name, "query and key differ in length");
   Scratch scratch(pointer<void>(memory));
   sede_cuda::batch_lse_backward(op, scratch, pointer<void>(stream));
   return scratch.most();

@@ -50,7 +50,8 @@ Loss loss_of(const char* name, const std::vector<LossSideTuple>& sides,
                float(std::log1p(-tau_plus)), float(focus)};
   loss.scalars = scalars_of(name, numbers[0], numbers[1], weighted);
   const auto [most, most_at, most_dtype] = numbers[2];
-  loss.margin = {margin, float(most), pointer<const void>(most_at), most_dtype};
+  loss.limited = margin;
+  loss.margin = {float(most), pointer<const void>(most_at), most_dtype};
   loss.exponents = exponents;
   loss.accumulators = accumulators;
   loss.select = select;

@@ -33,6 +33,20 @@ struct Match {
   int in_batch;  // the columns are the keys of the batch: never the row's own
 };
 
+// A number, or where it lies on the device in fp32 or fp64.
+struct Number {
+  float value;
+  const void* at;  // null: the number
+  int dtype;
+};
+
+// Largest similarities that count: s+ + margin of a row of queries and its key.
+struct Limits {
+  Matrix query, key;
+  Number margin;
+  float* limit;  // [B]
+};
+
 // The temperature and hardness of a loss: numbers, or where they lie on the device.
 struct Scalars {
   double inverse, hardness;          // 1 / temperature; 0 where the hardness does not count
@@ -73,13 +87,20 @@ struct Sums {
   index_t* index;  // [B] or null
 };
 
-// One of the banks that a fused pass serves in a launch.
+// One of the passes over banks of one shape that a launch serves.
 struct Side {
   const void* query;  // [B, D], rows of query_stride elements
   const void* bank;   // [K, D], rows of bank_stride elements
   Match match;
   Partial out;
+  int plane;        // the exponent whose weights sum the rows; 0 also writes all other sums
+  int further;      // wants Fused::further
+  const void* key;  // [B, D], rows of key_stride elements: the limits are s+ + margin; or null
+  index_t key_stride;
+  int limited;  // by these or by match.limit
 };
+// Two sides, two weighted sums of each, and the same of further positives.
+constexpr int kFusedSides = 8;
 
 // Rows of a tile of the fused pass: as many as leave registers for O and shared memory for tiles.
 constexpr int fused_columns(int dim, int exponents, bool sums_rows) {
@@ -90,8 +111,9 @@ constexpr int fused_groups(int dim, bool sums_rows) { return dim > 256 && sums_r
 constexpr int kFusedWarps = 4, kFusedRows = 16 * kFusedWarps;
 
 struct Fused {
-  Side side[2];
-  Want want;
+  Side side[kFusedSides];
+  Want want, further;
+  Number margin;
   index_t rows, bank_rows, query_stride, bank_stride;
   int dim;             // a multiple of 8
   int tiles_per_part;
@@ -126,6 +148,10 @@ struct Accumulate {
   float* out;           // [r, d]
   int fresh;            // whether out holds nothing yet
 };
+// As many as a launch has planes.
+struct Accumulations {
+  Accumulate of[4];
+};
 
 struct Finish {
   Partial from;
@@ -135,19 +161,31 @@ struct Finish {
   int scaled;  // weights carry the scale of 8-bit rows: the mean divides by the unrounded total
 };
 
-// Gradient weights of a chunk of in-batch keys: sum_e grad[e, r] exp(c_e s - lse[e, r]), times the
-// upstream gradient of the row.
-struct Gradients {
-  const float* s;     // [B, C]
+// Log-sum-exps and the gradients by them.
+struct GradientTerm {
   const float* lse;   // [E, B]
   const float* grad;  // [E, B]
-  index_t rows, cols, first;
   Match match;
-  Want want;
+};
+struct GradientSide {
+  Matrix query, key;        // the keys of the chunk
+  GradientTerm term[2];
+  const float* positive;    // [B] s+, where a margin limits the first term
+  const float* row_weight;  // [B] or null: 1
+  void* weights;            // [B, C] in the operand dtype
+};
+// Gradient weights of a chunk of in-batch keys: the sum over terms and their exponents e of
+// grad[e, r] exp(c_e s - lse[e, r]), times the upstream gradient and the weight of the row.
+struct Gradients {
+  GradientSide side[2];
+  Want want[2];  // of the terms
+  int terms;
+  index_t rows, first;
+  int limited;  // whether there is a margin
+  Number margin;
   const float* upstream;       // [B], or one with a step of 0, or null: 1
   index_t step;
   const unsigned char* batch;  // whether the batch counts, or null: it does
-  void* weights;               // [B, C] in the operand dtype
 };
 
 // The k <= kMostTop largest so far, merged with a chunk of similarities; of ties the lowest index.

@@ -1,5 +1,6 @@
 // A pass over a chunk of the bank in steps, for matrices of any dtype, stride and width: first the
 // similarities, to memory; their weights and sums a row; the product of the weights with the rows.
+// And the gradient weights of a batch.
 #include "device/match.cuh"
 #include "device/product.cuh"
 #include "device/reduce.cuh"
@@ -70,7 +71,7 @@ __device__ __forceinline__ void weigh(const Weigh& op) {
       total += p;
       if (in) moment += p * s[col];
       if (!kept) continue;
-      const T weight = operand<T>(op.scale == nullptr ? p : p * op.scale[col]);
+      const T weight = operand<T>(op.scale != nullptr && in ? p * op.scale[col] : p);
       mass += number(weight);
       weights[col] = weight;
     }
@@ -95,6 +96,7 @@ __device__ __forceinline__ void weigh(const Weigh& op) {
 template <class T>
 __device__ __forceinline__ void accumulate(const Accumulate& op) {
   const index_t row = index_t(blockIdx.y) * kTile, col = index_t(blockIdx.x) * kTile;
+  if (row >= op.weights.rows || col >= op.rows.rows) return;  // another plane is larger
   Product<T> product;
   multiply(product, op.weights, op.rows, row, col, op.ids);
   product.each([&](int r, int c, float sum) {
@@ -104,42 +106,72 @@ __device__ __forceinline__ void accumulate(const Accumulate& op) {
     out = so_far + sum;
   });
 }
+template <class T>
+__device__ __forceinline__ void accumulate(const Accumulations& op) {
+  accumulate<T>(op.of[blockIdx.z]);
+}
 
-// The gradient weights of a chunk of in-batch keys; one block a row.
+// What the terms make of a similarity.
+__device__ __forceinline__ float gradient(const Gradients& op, const GradientSide& side,
+                                          const float (&bases)[2][kExponents], float margin,
+                                          index_t row, index_t col, float s) {
+  float weight = 0.f;
+#pragma unroll
+  for (int t = 0; t < 2; ++t) {
+    if (t >= op.terms) break;
+    const GradientTerm& term = side.term[t];
+    const Match& match = term.match;
+    if (!counts(match, row, col, op.rows, match.query_ids == nullptr ? 0 : match.query_ids[row]))
+      continue;
+    if (match.limit != nullptr && !(s <= match.limit[row])) continue;
+    if (t == 0 && op.limited && !(s <= side.positive[row] + margin)) continue;
+#pragma unroll 1
+    for (int e = 0; e < op.want[t].exponents; ++e)
+      weight = fmaf(term.grad[e * op.rows + row],
+                    exp2_fast((s * bases[t][e] - term.lse[e * op.rows + row]) * kLog2e), weight);
+  }
+  return weight;
+}
+
+// The gradient weights of a chunk of in-batch keys.
 template <class T>
 __device__ __forceinline__ void gradients(const Gradients& op) {
-  const index_t row = blockIdx.x, B = op.rows;
-  const float* s = op.s + row * op.cols;
-  const index_t own = op.match.query_ids == nullptr ? 0 : op.match.query_ids[row];
-  const float limit = op.match.limit == nullptr ? infinity() : op.match.limit[row];
-  const float upstream = op.upstream == nullptr ? 1.f : op.upstream[row * op.step];
-  const bool batch = op.batch == nullptr || *op.batch != 0;
-  T* weights = static_cast<T*>(op.weights) + row * op.cols;
-  for (index_t col = threadIdx.x; col < op.cols; col += kThreads) {
-    const bool in = batch && counts(op.match, row, op.first + col, B, own) &&
-                    (op.match.limit == nullptr || s[col] <= limit);
-    float weight = 0.f;
-    if (in)
-      for (int e = 0; e < op.want.exponents; ++e) {
-        const float exponent = exponent_of(op.want, e), lse = op.lse[e * B + row];
-        weight = fmaf(op.grad[e * B + row], exp2_fast((s[col] * exponent - lse) * kLog2e), weight);
-      }
-    weights[col] = operand<T>(weight * upstream);
+  __shared__ float bases[2][kExponents];  // barriers follow
+  if (threadIdx.x < 2 * kExponents) {
+    const int t = int(threadIdx.x) / kExponents, e = int(threadIdx.x) % kExponents;
+    bases[t][e] = t < op.terms && e < op.want[t].exponents ? exponent_of(op.want[t], e) : 0.f;
   }
+  const GradientSide& side = op.side[blockIdx.z];
+  const index_t row = index_t(blockIdx.y) * kTile, col = index_t(blockIdx.x) * kTile;
+  const bool batch = op.batch == nullptr || *op.batch != 0;
+  const float margin = op.limited ? number_of(op.margin) : 0.f;
+  Product<T> product;
+  multiply(product, side.query, side.key, row, col);
+  __syncthreads();
+  product.each([&](int r, int c, float s) {
+    if (row + r >= op.rows || col + c >= side.key.rows) return;
+    const float upstream = op.upstream == nullptr ? 1.f : op.upstream[(row + r) * op.step];
+    const float of_row = side.row_weight == nullptr ? 1.f : side.row_weight[row + r];
+    const float weight =
+        batch ? gradient(op, side, bases, margin, row + r, op.first + col + c, s) : 0.f;
+    static_cast<T*>(side.weights)[(row + r) * side.key.rows + col + c] =
+        operand<T>(weight * (upstream * of_row));
+  });
 }
 
 }  // namespace sede_cuda
 
 using namespace sede_cuda;
 
-#define SEDE_STEP(function, T, Op, name, ...)                                                 \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__) function##_##name(Op op) { \
-    function<T>(op);                                                                          \
+#define SEDE_STEP(function, T, Op, name, ...)                        \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__)         \
+      function##_##name(const __grid_constant__ Op op) {            \
+    function<T>(op);                                                \
   }
-#define SEDE_STEPS(name, T)                                  \
+#define SEDE_STEPS(name, T)                                   \
   SEDE_STEP(similarities, T, Similarities, name, kThreads, 4) \
-  SEDE_STEP(weigh, T, Weigh, name, kThreads)                 \
-  SEDE_STEP(accumulate, T, Accumulate, name, kThreads, 4)    \
+  SEDE_STEP(weigh, T, Weigh, name, kThreads)                  \
+  SEDE_STEP(accumulate, T, Accumulations, name, kThreads, 4)  \
   SEDE_STEP(gradients, T, Gradients, name, kThreads)
 
 SEDE_STEPS(f32, float)

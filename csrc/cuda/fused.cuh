@@ -11,6 +11,7 @@
 #include "device/match.cuh"
 #include "device/mma.cuh"
 #include "device/reduce.cuh"
+#include "device/row_dot.cuh"
 
 namespace sede_cuda {
 
@@ -70,6 +71,7 @@ struct FusedPass {
     const int warp = threadIdx.x / 32 % WARPS, lane = threadIdx.x % 32, part = blockIdx.y;
     const int first_chunk = int(threadIdx.x) / (32 * WARPS) * WIDTH / 8;  // of this warp's O
     const Match& match = side.match;
+    const Want& want = side.further ? op.further : op.want;
     const bool row_ids = match.query_ids != nullptr, col_ids = match.bank_ids != nullptr;
     const int all = int((op.bank_rows + COLS - 1) / COLS);
     const int begin = part * op.tiles_per_part, end = min(begin + op.tiles_per_part, all);
@@ -86,11 +88,12 @@ struct FusedPass {
       limit[r] = FULL && match.limit != nullptr && inside ? match.limit[row[r]] : infinity();
     }
     __shared__ float exponents[E];
-    load_bases(op.want, exponents);
+    load_bases(want, exponents);
     __syncthreads();
     float c2[E];
 #pragma unroll
-    for (int e = 0; e < E; ++e) c2[e] = exponents[e];
+    for (int e = 0; e < E; ++e) c2[e] = exponents[E > 1 && e < 2 ? e ^ side.plane : e];
+    if (FULL && side.key != nullptr) limits_of_rows(row, limit);
 
     float o[ACC ? WIDTH / 8 : 1][4] = {};
     // Similarities are at most 1, and so is the peak. The widest tile has no register for it.
@@ -125,6 +128,7 @@ struct FusedPass {
         }
       }
 
+      bool some = false;
       float high[2] = {peak[0], peak[1]};
       int found[2] = {INT_MAX, INT_MAX};  // the lowest column of a new peak
 #pragma unroll
@@ -136,12 +140,15 @@ struct FusedPass {
           const index_t id = col_ids ? ids_at[stage * COLS + in_tile] : 0;
           bool in = counts(match.select, match.in_batch != 0, row_ids, col_ids, row[r], col,
                            int(op.bank_rows), own[r], id);
-          if (FULL && match.limit != nullptr) in = in && s[n][e] <= limit[r];
+          if (FULL && side.limited) in = in && s[n][e] <= limit[r];
           count[r] += in;
+          some = some || in;
           s[n][e] = in ? s[n][e] : -infinity();
           if (FULL && s[n][e] > high[r]) found[r] = col;
           high[r] = fmaxf(high[r], s[n][e]);
         }
+      // Few of a query's positives are in a bank: most tiles add nothing to O.
+      if (FULL) some = match.select != positive || __any_sync(kAllLanes, some);
       float base[E][2], shrink[E][2];
       bool moves = false;
 #pragma unroll
@@ -195,6 +202,7 @@ struct FusedPass {
           }
         }
         if constexpr (ACC) {
+          if (FULL && !some) continue;
 #pragma unroll
           for (int d = 0; d < WIDTH / 16; ++d) {
             unsigned b[4];
@@ -209,6 +217,21 @@ struct FusedPass {
     }
     await_copies<0>();
     write(part, row, first_chunk * 8, peak, total, mass, moment, count, index, o);
+  }
+
+  // s+ + margin of the rows of this lane: four lanes have a row.
+  __device__ __forceinline__ void limits_of_rows(const int (&row)[2], float (&limit)[2]) {
+    const float margin = number_of(op.margin);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const index_t at = min(row[r], int(op.rows) - 1);
+      const T* query = static_cast<const T*>(side.query) + at * op.query_stride;
+      const T* key = static_cast<const T*>(side.key) + at * side.key_stride;
+      float sum = 0.f;
+#pragma unroll 2
+      for (int c = threadIdx.x % 4; c < op.dim / 8; c += 4) sum += dot_of_8(query + c * 8, key + c * 8);
+      limit[r] = over_lanes<4>(sum, Plus()) + margin;
+    }
   }
 
   // The weight of s, which joins the sums.
@@ -228,6 +251,7 @@ struct FusedPass {
                                         const float (&o)[ACC ? WIDTH / 8 : 1][4]) {
     const int lane = threadIdx.x % 32;
     const Partial& out = side.out;
+    const Want& want = side.further ? op.further : op.want;
     const index_t B = op.rows;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -240,25 +264,26 @@ struct FusedPass {
       count[r] = over_lanes<4>(count[r], Plus());
       if (row[r] >= B) continue;
       const index_t slot = index_t(part) * B + row[r];
-      if (lane % 4 == 0 && first_column == 0) {
+      const index_t sum = (index_t(part) * want.accumulators + side.plane) * B + row[r];
+      if (ACC && lane % 4 == 0 && first_column == 0) out.mass[sum] = mass[r];
+      if (lane % 4 == 0 && first_column == 0 && side.plane == 0) {
         out.peak[slot] = peak[r];
         out.count[slot] = count[r];
         if (FULL && out.index != nullptr) out.index[slot] = index[r];
 #pragma unroll
         for (int e = 0; e < E; ++e) {
-          if (e >= op.want.exponents) break;  // a full pass is made for as many as there can be
-          const index_t at = (index_t(part) * op.want.exponents + e) * B + row[r];
+          if (e >= want.exponents) break;  // a full pass is made for as many as there can be
+          const index_t at = (index_t(part) * want.exponents + e) * B + row[r];
           out.total[at] = total[e][r];
           if (FULL && out.moment != nullptr) out.moment[at] = moment[e][r];
         }
-        if (ACC) out.mass[slot] = mass[r];
       }
       if constexpr (ACC) {
 #pragma unroll
         for (int d = 0; d < WIDTH / 8; ++d) {
           const int col = first_column + d * 8 + lane % 4 * 2;
           if (col < op.dim)
-            *reinterpret_cast<float2*>(out.acc + slot * op.dim + col) =
+            *reinterpret_cast<float2*>(out.acc + sum * op.dim + col) =
                 make_float2(o[d][2 * r], o[d][2 * r + 1]);
         }
       }

@@ -1,6 +1,7 @@
 // The weighted InfoNCE from the sums of its passes: losses, statistics, gradients of a unit loss,
 // and their product with the upstream gradient. One block a row.
 #include "device/info_nce_row.cuh"
+#include "device/row_dot.cuh"
 #include "device/segment.cuh"
 #include "device/ticket.cuh"
 
@@ -8,22 +9,10 @@ namespace sede_cuda {
 
 constexpr int kRowThreads = 128, kRowWarps = kRowThreads / 32;
 
-// s+, the same to the bit wherever it is asked for.
-__device__ __forceinline__ float dot(const Matrix& a, const Matrix& b, index_t row) {
-  float sum = 0.f;
-#pragma unroll 1
-  for (index_t d = threadIdx.x; d < a.cols; d += kRowThreads)
-    sum = fmaf(element(a, row, d), element(b, row, d), sum);
-  return over_block<kRowWarps>(sum, Plus());
-}
-
-__device__ __forceinline__ void limits(const InfoNceLimits& op) {
-  const index_t row = blockIdx.x, side = blockIdx.y, B = gridDim.x;
-  const float s = dot(op.query[side], op.key[side], row);
-  if (threadIdx.x != 0) return;
-  const float margin =
-      op.margin_at == nullptr ? op.margin : float(number_at(op.margin_at, op.margin_dtype));
-  op.limit[side * B + row] = s + margin;
+__device__ __forceinline__ void limits(const Limits& op) {
+  const index_t row = blockIdx.x;
+  const float s = row_dot<kRowThreads>(op.query, op.key, row);
+  if (threadIdx.x == 0) op.limit[row] = s + number_of(op.margin);
 }
 
 // A segment that may not be there, and its exponents in the caller's order, which is the kernel's.
@@ -49,6 +38,44 @@ __device__ __forceinline__ RowSums sum_of(const Segment& a, const Segment& b) {
   return found;
 }
 
+// The mean of a focused loss, by the block that ends last: every row's loss decides the weights of all.
+// Bases are relative to the largest one, before the power: they may be subnormal or 0 where the share
+// of a row is still well defined.
+__device__ __forceinline__ void focus(const InfoNceFinish& op) {
+  if (!last_block(op.slots)) return;
+  const index_t B = op.rows;
+  double reduced = 0.;
+#pragma unroll 1
+  for (int n = 0; n < op.sides; ++n) {
+    float* weights = op.table + (n * kTable + kWeight) * B;  // no other block wrote there
+    float most = 0.f;
+#pragma unroll 4
+    for (index_t row = threadIdx.x; row < B; row += kRowThreads) {
+      const float loss = __int_as_float(atomicAdd(op.slots + 1 + n * B + row, 0));
+      weights[row] = loss;
+      most = fmaxf(most, -expm1f(-loss));
+    }
+    most = over_block<kRowWarps>(most, Larger());
+    most = most == 0.f ? 1.f : most;
+    double total = 0., weighted = 0.;
+    for (index_t row = threadIdx.x; row < B; row += kRowThreads) {
+      const float loss = weights[row];
+      const float weight = focused(loss, most, op.focus);
+      weights[row] = weight;
+      total += weight;
+      weighted += double(weight) * loss;
+    }
+    total = over_block<kRowWarps>(total, Plus());
+    weighted = over_block<kRowWarps>(weighted, Plus());
+    total = total == 0. ? 1. : total;
+    const double each = inverse(total);  // of at least 1
+    reduced += weighted * each;
+    const float share = op.scale * float(each);
+    for (index_t row = threadIdx.x; row < B; row += kRowThreads) weights[row] *= share;
+  }
+  if (threadIdx.x == 0) *op.loss = float(reduced) * op.scale;
+}
+
 __device__ __forceinline__ void finish(const InfoNceFinish& op) {
   __shared__ PartWeights of_bank, of_further, none;
   const index_t row = blockIdx.x, B = op.rows, D = op.dim;
@@ -62,7 +89,7 @@ __device__ __forceinline__ void finish(const InfoNceFinish& op) {
 #pragma unroll 1
   for (int n = 0; n < op.sides; ++n) {
     const InfoNceSide& side = op.side[n];
-    const float s = dot(side.query, side.key, row);
+    const float s = row_dot<kRowThreads>(side.query, side.key, row);
     const Segment bank = segment(side.bank, op.want, bases, row, B, side.bank_scaled != 0, of_bank);
     const Segment more = segment(side.bank_further, op.further, further_bases, row, B,
                                  side.bank_scaled != 0, of_further);
@@ -75,10 +102,12 @@ __device__ __forceinline__ void finish(const InfoNceFinish& op) {
     RowSums sums = sum_of(bank, others), extra;
     if (op.rule.further) extra = sum_of(more, more_others);
     const RowLoss found = row_loss(op.rule, op.want.exponents == 2, it, beta, s, sums, extra);
-    const float weight =
-        op.scale * (op.rule.focus == 0.f ? 1.f : focused(found.loss, 1.f, op.rule.focus));
+    float weight = op.focus == 0.f ? op.scale : 1.f;
+    if (op.rule.focus != 0.f) weight *= focused(found.loss, 1.f, op.rule.focus);
     weighted += found.loss * weight;
     if (threadIdx.x == 0) {
+      if (op.focus != 0.f)
+        atomicExch(op.slots + 1 + n * B + row, __float_as_int(found.loss));
       const bool higher = others.top() > bank.top() || others.unknown;
       const float table[kTable] = {
           found.loss, weight, s, found.log_negatives, higher ? others.top() : bank.top(),
@@ -86,7 +115,8 @@ __device__ __forceinline__ void finish(const InfoNceFinish& op) {
           sums.lse[0], sums.lse[1], found.lse[0] * weight, found.lse[1] * weight,
           extra.lse[0], extra.lse[1], found.extra[0] * weight, found.extra[1] * weight};
 #pragma unroll
-      for (int i = 0; i < kTable; ++i) op.table[(n * kTable + i) * B + row] = table[i];
+      for (int i = 0; i < kTable; ++i)
+        if (i != kWeight || op.focus == 0.f) op.table[(n * kTable + i) * B + row] = table[i];
       if (op.count != nullptr) op.count[n * B + row] = bank.count + others.count;
       if (op.index != nullptr) op.index[n * B + row] = higher ? -1 : bank.index;
     }
@@ -112,16 +142,22 @@ __device__ __forceinline__ void finish(const InfoNceFinish& op) {
     }
     __syncthreads();  // the other side's take their place
   }
-  if (op.loss == nullptr) return;
-  if (op.reduced)
+  if (op.focus != 0.f)
+    focus(op);
+  else if (op.reduced)
     add_up<kRowWarps>(op.loss, op.slots, weighted);
   else if (threadIdx.x == 0)
     op.loss[row] = weighted;
 }
 
+// What the rows of the table and of the gradient are still to be weighted by.
+__device__ __forceinline__ float row_weight(const InfoNceScale& op, int n, index_t row) {
+  return op.focused ? op.table[(n * kTable + kWeight) * op.rows + row] : 1.f;
+}
+
 __device__ __forceinline__ void scaled_row(const InfoNceScale& op, int n) {
   const index_t row = blockIdx.x, B = op.rows, D = op.dim;
-  const float upstream = op.upstream[row * op.step];
+  const float upstream = op.upstream[row * op.step] * row_weight(op, n, row);
   const float toward = upstream * op.table[(n * kTable + kPositiveGrad) * B + row];
   for (index_t d = threadIdx.x; d < D; d += kRowThreads) {
     const index_t at = row * D + d, ours = (n * B + row) * D + d;
@@ -147,7 +183,7 @@ __device__ __forceinline__ void scale(const InfoNceScale& op) {
   for (int n = 0; n < op.sides; ++n) {
     const float* table = op.table + n * kTable * B;
     for (index_t row = threadIdx.x; row < B; row += kRowThreads) {
-      const double upstream = op.upstream[row * op.step];
+      const double upstream = double(op.upstream[row * op.step]) * row_weight(op, n, row);
       by_tau += upstream * table[kTemperatureGrad * B + row];
       by_beta += upstream * table[kHardnessGrad * B + row];
     }
@@ -159,60 +195,17 @@ __device__ __forceinline__ void scale(const InfoNceScale& op) {
   if (op.to_hardness != nullptr) *op.to_hardness = float(by_beta);
 }
 
-// Every block sums all losses, in one order. Bases are relative to the largest one, before the
-// power: they may be subnormal or 0 where the share of a row is still well defined.
-__device__ __forceinline__ void focus(const InfoNceFocus& op) {
-  constexpr int WARPS = kFocusThreads / 32;
-  const index_t B = op.rows, D = op.dim;
-  double reduced = 0.;
-  for (int n = 0; n < op.sides; ++n) {
-    float* table = op.table + n * kTable * B;
-    float most = 0.f;
-    for (index_t row = threadIdx.x; row < B; row += kFocusThreads)
-      most = fmaxf(most, -expm1f(-table[kLoss * B + row]));
-    most = over_block<WARPS>(most, Larger());
-    most = most == 0.f ? 1.f : most;
-    double total = 0., weighted = 0.;
-    for (index_t row = threadIdx.x; row < B; row += kFocusThreads) {
-      const float loss = table[kLoss * B + row];
-      const double weight = focused(loss, most, op.focus);
-      total += weight;
-      weighted += weight * loss;
-    }
-    total = over_block<WARPS>(total, Plus());
-    weighted = over_block<WARPS>(weighted, Plus());
-    total = total == 0. ? 1. : total;
-    reduced += weighted / total;
-    for (index_t row = blockIdx.x; row < B; row += gridDim.x) {
-      const float weight =
-          focused(table[kLoss * B + row], most, op.focus) * (op.scale / float(total));
-      const int i = threadIdx.x;
-      const bool derivative = (i >= kPositiveGrad && i < kLse) ||
-                              (i >= kLseGrad && i < kExtraLse) || (i >= kExtraGrad && i < kTable);
-      if (i == kWeight) table[i * B + row] = weight;
-      if (derivative) table[i * B + row] *= weight;
-      if (op.grad == nullptr) continue;
-      for (index_t d = threadIdx.x; d < D; d += kFocusThreads)
-        op.grad[(n * B + row) * D + d] *= weight;
-    }
-  }
-  if (blockIdx.x == 0 && threadIdx.x == 0) *op.loss = float(reduced) * op.scale;
-}
-
 }  // namespace sede_cuda
 
 using namespace sede_cuda;
 
 extern "C" __global__ void __launch_bounds__(kRowThreads)
-    info_nce_limits(const __grid_constant__ InfoNceLimits op) {
+    info_nce_limits(const __grid_constant__ Limits op) {
   limits(op);
 }
-extern "C" __global__ void __launch_bounds__(kRowThreads)
+extern "C" __global__ void __launch_bounds__(kRowThreads, 8)
     info_nce_finish(const __grid_constant__ InfoNceFinish op) {
   finish(op);
-}
-extern "C" __global__ void __launch_bounds__(kFocusThreads) info_nce_focus(InfoNceFocus op) {
-  focus(op);
 }
 extern "C" __global__ void __launch_bounds__(kRowThreads)
     info_nce_scale(const __grid_constant__ InfoNceScale op) {

@@ -27,15 +27,6 @@ struct InfoNceSide {
   int bank_scaled;  // see Finish
 };
 
-// Largest similarities that count: s+ + margin.
-struct InfoNceLimits {
-  Matrix query[2], key[2];
-  float margin;
-  const void* margin_at;  // null: the number
-  int margin_dtype;
-  float* limit;  // [sides, B]
-};
-
 struct InfoNceFinish {
   InfoNceSide side[2];
   int sides;
@@ -45,22 +36,14 @@ struct InfoNceFinish {
   const unsigned char* batch_at;  // whether the batch counts, or null: it does
   float scale;                    // of every row's weight
   int reduced;       // the loss is the sum over rows; else loss[row]
-  float* loss;       // null: it is written elsewhere
+  float focus;       // of a mean whose weights every row's loss decides; they are left to the backward
+  float* loss;
   float* table;      // [sides, kTable, B]
   float* grad;       // [sides, B, D] or null
   index_t* count;    // [sides, B] or null
   index_t* index;    // [sides, B] or null
-  int* slots;        // [1 + B], the first one 0 and left so
+  int* slots;        // [1 + sides B], the first one 0 and left so
 };
-
-// The weights of a focused mean, which every row's loss decides.
-struct InfoNceFocus {
-  int sides;
-  index_t rows, dim;
-  float focus, scale;
-  float *table, *grad, *loss;
-};
-constexpr int kFocusThreads = 256;
 
 // Gradients: what the forward left, times the upstream gradient.
 struct InfoNceScale {
@@ -69,6 +52,7 @@ struct InfoNceScale {
   int sides;
   index_t rows, dim;
   const float *table, *grad;                 // of the forward
+  int focused;                               // their rows are still to be weighted
   const float *added_query, *added_key;      // [sides, B, D] through in-batch negatives, or null
   Matrix query[2];
   void *to_query[2], *to_key[2];             // [B, D], or null: nobody asks

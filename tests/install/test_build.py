@@ -97,6 +97,22 @@ def test_a_demanded_build_of_cuda_names_the_wheels(python: Python) -> None:
     assert "`pip install nvidia-cuda-nvcc " in done.stderr or "cmake not found" in done.stderr
 
 
+@pytest.mark.parametrize("wanted", ["", "8.0;9.0"])
+def test_a_build_forgets_the_architectures_of_an_earlier_one(
+    python: Python, tmp_path: Path, wanted: str
+) -> None:
+    programs = {"nvcc": "", "cmake": 'echo "error: $*" >&2; exit 1'}
+    for name, does in programs.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{does}\n")
+        program.chmod(0o755)
+    done = python("setup.py", "-q", "build_ext", SEDE_BUILD_CPU="0", SEDE_BUILD_CUDA="1",
+                  SEDE_CUDA_ARCHS=wanted, PATH=str(tmp_path), CUDA_HOME="")  # fmt: skip
+    assert done.returncode != 0
+    option = f"-DSEDE_CUDA_ARCHS={wanted}" if wanted else "-USEDE_CUDA_ARCHS"
+    assert option in done.stderr.split(), done.stderr
+
+
 def test_an_unknown_choice_is_refused(python: Python, tree: Path) -> None:
     done = python("setup.py", "-q", "build_ext", SEDE_BUILD_CPU="maybe")
     assert done.returncode != 0

@@ -104,11 +104,17 @@ __device__ __forceinline__ float ratio(float a, float b) {
 __device__ __forceinline__ double number_at(const void* at, int dtype) {
   return dtype == f64 ? *static_cast<const double*>(at) : double(*static_cast<const float*>(at));
 }
+__device__ __forceinline__ float number_of(const Number& of) {
+  return of.at == nullptr ? of.value : float(number_at(of.at, of.dtype));
+}
+// 1 / x to 2^-44.
+__device__ __forceinline__ double inverse(double x) {
+  const double seed = double(reciprocal_seed(float(x)));
+  return fma(seed, fma(-x, seed, 1.), seed);
+}
 __device__ __forceinline__ double inverse_of(const Scalars& of) {
   if (of.temperature == nullptr) return of.inverse;
-  const double tau = number_at(of.temperature, of.temperature_dtype);
-  const double seed = double(reciprocal_seed(float(tau)));
-  return fma(seed, fma(-tau, seed, 1.), seed);  // to 2^-44
+  return inverse(number_at(of.temperature, of.temperature_dtype));
 }
 __device__ __forceinline__ double hardness_of(const Scalars& of) {
   return of.beta == nullptr ? of.hardness : number_at(of.beta, of.beta_dtype);

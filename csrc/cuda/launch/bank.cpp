@@ -55,61 +55,103 @@ bool vectors(const Matrix& m) {
          reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0;
 }
 
-// The fused pass reads rows of 16-bit elements as vectors of 16 bytes and keeps one sum of rows.
-bool fusable(const std::vector<BankSide>& sides, const Want& want) {
-  for (const BankSide& side : sides) {
-    const bool half = side.query.dtype == bf16 || side.query.dtype == f16;
-    if (!half || side.bank.dtype != side.query.dtype) return false;
-    if (!vectors(side.query) || !vectors(side.bank)) return false;
-    const BankSide& first = sides[0];
-    if (side.query.dtype != first.query.dtype || side.bank.rows != first.bank.rows ||
-        side.bank.row_stride != first.bank.row_stride ||
-        side.query.row_stride != first.query.row_stride)
-      return false;
-  }
-  const Matrix& bank = sides[0].bank;
-  return bank.cols > 0 && bank.cols % 8 == 0 && bank.cols <= kWidestFused &&
-         want.accumulators <= 1 && want.exponents >= 1 && bank.rows < kMostIndexed &&
-         sides[0].query.rows < kMostIndexed;
+bool limited(const BankSide& side) {
+  return side.match.limit != nullptr || side.key.data != nullptr;
 }
 
-std::vector<Partial> fused_pass(const std::vector<BankSide>& sides, const Want& want,
-                                Scratch& scratch, Stream stream) {
-  if (hopper_serves(sides, want)) return hopper_pass(sides, want, scratch, stream);
+// The limits of a side that has a margin, in memory.
+const float* limits(const BankSide& side, const Number& margin, Scratch& scratch, Stream stream) {
+  if (side.key.data == nullptr) return side.match.limit;
+  const Limits op{side.query, side.key, margin, scratch.take<float>(side.query.rows)};
+  if (!scratch.counting())
+    launch(Image::info_nce, "info_nce_limits", {grid_size(side.query.rows)}, kThreads, 0, stream,
+           &op);
+  return op.limit;
+}
+
+bool any_further(const Passes& passes) {
+  for (const BankSide& side : passes.sides)
+    if (side.further) return true;
+  return false;
+}
+
+// Passes that one launch can serve.
+bool alike(const Passes& passes, const BankSide& a, const BankSide& b) {
+  return a.query.dtype == b.query.dtype && a.bank.rows == b.bank.rows &&
+         a.bank.row_stride == b.bank.row_stride && a.query.row_stride == b.query.row_stride &&
+         (passes.of(a).accumulators > 0) == (passes.of(b).accumulators > 0);
+}
+
+// The fused pass reads rows of 16-bit elements as vectors of 16 bytes.
+bool fusable(const Passes& passes) {
+  for (const BankSide& side : passes.sides) {
+    const bool half = side.query.dtype == bf16 || side.query.dtype == f16;
+    if (!half || side.bank.dtype != side.query.dtype || !alike(passes, side, passes.sides[0]))
+      return false;
+    if (!vectors(side.query) || !vectors(side.bank)) return false;
+    if (side.key.data != nullptr && (!vectors(side.key) || side.key.dtype != side.query.dtype))
+      return false;
+    if (passes.of(side).exponents < 1) return false;
+  }
+  const Matrix& bank = passes.sides[0].bank;
+  return bank.cols > 0 && bank.cols % 8 == 0 && bank.cols <= kWidestFused &&
+         bank.rows < kMostIndexed && passes.sides[0].query.rows < kMostIndexed;
+}
+
+std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream stream) {
+  const std::vector<BankSide>& sides = passes.sides;
+  if (!any_further(passes) && hopper_serves(sides, passes.want)) {
+    std::vector<BankSide> limited_sides = sides;
+    for (BankSide& side : limited_sides)
+      side.match.limit = limits(side, passes.margin, scratch, stream);
+    return hopper_pass(limited_sides, passes.want, scratch, stream);
+  }
   const index_t B = sides[0].query.rows, K = sides[0].bank.rows, D = sides[0].bank.cols;
   const int padded = D <= 64 ? 64 : D <= 128 ? 128 : D <= 256 ? 256 : 512;
-  const bool limited =
-      sides[0].match.limit != nullptr || sides[sides.size() - 1].match.limit != nullptr;
-  const bool full = want.moments || want.hardest || limited || want.exponents > 2;
-  const bool sums_rows = want.accumulators > 0;
-  const int columns = fused_columns(padded, full ? kExponents : want.exponents, sums_rows);
+  const bool sums_rows = passes.of(sides[0]).accumulators > 0;
+  bool full = false;
+  int exponents = 1, planes = 0;
+  for (const BankSide& side : sides) {
+    const Want& want = passes.of(side);
+    full = full || want.moments || want.hardest || want.exponents > 2 ||
+           limited(side);
+    exponents = std::max(exponents, want.exponents);
+    planes += std::max(1, want.accumulators);
+  }
+  const int columns = fused_columns(padded, full ? kExponents : exponents, sums_rows);
   const index_t row_blocks = blocks(B, kFusedRows), tiles = blocks(K, columns);
   const index_t wanted = index_t(multiprocessors()) * kBlocksPerProcessor;
   const index_t most = std::max<index_t>(1, std::min<index_t>(kMostParts, tiles / kFewestTiles));
-  const index_t split = blocks(wanted, row_blocks * index_t(sides.size()));
+  const index_t split = blocks(wanted, row_blocks * planes);
   const index_t tiles_per_part = blocks(tiles, std::min(split, most));
   const int parts = int(blocks(tiles, tiles_per_part));
 
-  const char* kind = !sums_rows ? "_lse" : full ? "_full" : want.exponents == 2 ? "_two" : "_one";
+  const char* kind = !sums_rows ? "_lse" : full ? "_full" : exponents == 2 ? "_two" : "_one";
   Fused op{};
-  op.want = want;
+  op.want = passes.want;
+  op.further = passes.further;
+  op.margin = passes.margin;
   op.rows = B;
   op.bank_rows = K;
   op.dim = int(D);
   op.query_stride = sides[0].query.row_stride;
   op.bank_stride = sides[0].bank.row_stride;
   op.tiles_per_part = int(tiles_per_part);
-  op.fixed = has_fixed_peak(sides[0], want);
+  op.fixed = has_fixed_peak(sides[0], passes.want);
   std::vector<Partial> found;
-  for (size_t i = 0; i < sides.size(); ++i) {
-    found.push_back(partial(scratch, parts, B, D, want));
-    op.side[i] = {sides[i].query.data, sides[i].bank.data, sides[i].match, found[i]};
+  int z = 0;
+  for (const BankSide& side : sides) {
+    found.push_back(partial(scratch, parts, B, D, passes.of(side)));
+    for (int plane = 0; plane < std::max(1, passes.of(side).accumulators); ++plane)
+      op.side[z++] = {side.query.data,     side.bank.data, side.match,    found.back(),
+                      plane,               side.further,   side.key.data, side.key.row_stride,
+                      limited(side)};
   }
   if (scratch.counting()) return found;
   const unsigned shared = unsigned((kFusedRows + 2 * columns) * padded * 2 + 2 * columns * 8);
   const std::string name = suffix(sides[0].query.dtype) + kind + "_" + std::to_string(padded);
   launch(Image::fused, "fused" + name,
-         {grid_size(row_blocks), unsigned(parts), unsigned(sides.size())},
+         {grid_size(row_blocks), unsigned(parts), unsigned(planes)},
          unsigned(32 * kFusedWarps * fused_groups(padded, sums_rows)), shared, stream, &op);
   return found;
 }
@@ -127,19 +169,30 @@ void similarities(const Matrix& query, const Matrix& chunk, const float* scale, 
   launch(Image::chunk, "similarities" + suffix(operand), grid, kThreads, 0, stream, &op);
 }
 
-void accumulate(const Accumulate& op, int operand, Stream stream) {
-  if (op.rows.rows == 0) return;  // rows of no columns
-  const Grid grid{grid_size(blocks(op.rows.rows, kTile)),
-                  grid_size(blocks(op.weights.rows, kTile))};
+void accumulate(const std::vector<Accumulate>& all, int operand, Stream stream) {
+  Accumulations op{};
+  index_t rows = 0, cols = 0;
+  for (size_t n = 0; n < all.size(); ++n) {
+    op.of[n] = all[n];
+    rows = std::max(rows, all[n].weights.rows);
+    cols = std::max(cols, all[n].rows.rows);
+  }
+  if (rows == 0 || cols == 0) return;  // nothing is summed, or rows of no columns
+  const Grid grid{grid_size(blocks(cols, kTile)), grid_size(blocks(rows, kTile)),
+                  unsigned(all.size())};
   launch(Image::chunk, "accumulate" + suffix(operand), grid, kThreads, 0, stream, &op);
 }
 
-Partial chunked_pass(const BankSide& side, const Want& want, Scratch& scratch, Stream stream) {
+Partial chunked_pass(const Passes& passes, const BankSide& side, Scratch& scratch,
+                     Stream stream) {
+  const Want& want = passes.of(side);
   const index_t B = side.query.rows, K = side.bank.rows, D = side.query.cols;
   const index_t C = chunk_columns(B, K), A = want.accumulators;
   const int operand = operand_of(side.query, side.bank);
   const Partial sums = partial(scratch, 1, B, D, want);
   const index_t kept = scratch.used();
+  Match match = side.match;
+  match.limit = limits(side, passes.margin, scratch, stream);
   float* s = scratch.take<float>(B * C);
   char* weights = scratch.take<char>(A * B * C * operand_bytes(operand));
   float* shrink = scratch.take<float>(A * B);
@@ -150,17 +203,17 @@ Partial chunked_pass(const BankSide& side, const Want& want, Scratch& scratch, S
     const Matrix chunk = rows_from(side.bank, first, cols);
     const float* scale = side.row_scale == nullptr ? nullptr : side.row_scale + first;
     similarities(side.query, chunk, scale, s, operand, stream);
-    const Weigh weigh{s, scale, B, cols, K, first, side.match, want, sums, shrink, weights,
-                      first == 0};
+    const Weigh weigh{s, scale, B, cols, K, first, match, want, sums, shrink, weights, first == 0};
     launch(Image::chunk, "weigh" + suffix(operand), {grid_size(B)}, kThreads, 0, stream, &weigh);
-    const bool ids = side.match.bank_ids != nullptr && !side.match.in_batch;
+    const bool ids = match.bank_ids != nullptr && !match.in_batch;
+    std::vector<Accumulate> rows;
     for (index_t a = 0; a < A; ++a) {
       const Matrix weight{weights + a * B * cols * operand_bytes(operand), B, cols, cols, 1,
                           operand};
-      accumulate({weight, transposed(chunk), ids ? side.match.bank_ids + first : nullptr,
-                  shrink + a * B, sums.acc + a * B * D, first == 0},
-                 operand, stream);
+      rows.push_back({weight, transposed(chunk), ids ? match.bank_ids + first : nullptr,
+                      shrink + a * B, sums.acc + a * B * D, first == 0});
     }
+    accumulate(rows, operand, stream);
   }
   return sums;
 }
@@ -191,46 +244,65 @@ void set_chunk(index_t elements, index_t columns) {
   smallest_chunk = columns;
 }
 
-std::vector<Partial> bank_pass(const std::vector<BankSide>& sides, const Want& want,
-                               Scratch& scratch, Stream stream) {
-  if (fusable(sides, want)) return fused_pass(sides, want, scratch, stream);
-  std::vector<Partial> found;
-  for (const BankSide& side : sides)
-    found.push_back(fusable({side}, want) ? fused_pass({side}, want, scratch, stream)[0]
-                                          : chunked_pass(side, want, scratch, stream));
+std::vector<Partial> bank_pass(const Passes& passes, Scratch& scratch, Stream stream) {
+  const std::vector<BankSide>& sides = passes.sides;
+  std::vector<Partial> found(sides.size());
+  std::vector<bool> done(sides.size());
+  for (size_t i = 0; i < sides.size(); ++i) {
+    if (done[i]) continue;
+    Passes group{{}, passes.want, passes.further, passes.margin};
+    std::vector<size_t> members;
+    for (size_t j = i; j < sides.size(); ++j)
+      if (!done[j] && alike(passes, sides[i], sides[j])) {
+        group.sides.push_back(sides[j]);
+        members.push_back(j);
+      }
+    const bool fused = fusable(group);
+    const std::vector<Partial> parts =
+        fused ? fused_pass(group, scratch, stream) : std::vector<Partial>();
+    for (size_t n = 0; n < members.size(); ++n) {
+      found[members[n]] = fused ? parts[n] : chunked_pass(passes, group.sides[n], scratch, stream);
+      done[members[n]] = true;
+    }
+  }
   return found;
 }
 
 index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, void* memory,
                  Stream stream) {
   Scratch scratch(memory);
-  const std::vector<Partial> found = bank_pass(sides, want, scratch, stream);
+  const std::vector<Partial> found = bank_pass({sides, want, {}, {}}, scratch, stream);
   if (!scratch.counting())
     for (size_t i = 0; i < sides.size(); ++i) finish(sides[i], want, found[i], stream);
   return scratch.most();
 }
 
 void batch_lse_backward(const BatchGradient& op, Scratch& scratch, Stream stream) {
-  const index_t B = op.query.rows, C = chunk_columns(B, B), kept = scratch.used();
-  const int operand = operand_of(op.query, op.key);
-  float* s = scratch.take<float>(B * C);
-  char* weights = scratch.take<char>(B * C * operand_bytes(operand));
+  Gradients step = op.of;
+  const index_t B = step.rows, C = chunk_columns(B, B), kept = scratch.used();
+  int operand = operand_of(step.side[0].query, step.side[0].key);
+  for (int n = 1; n < op.sides; ++n)
+    if (operand_of(step.side[n].query, step.side[n].key) != operand) operand = f32;
+  for (int n = 0; n < op.sides; ++n)
+    step.side[n].weights = scratch.take<char>(B * C * operand_bytes(operand));
   scratch.release(kept);
   if (scratch.counting()) return;
-  for (index_t first = 0; first < B; first += C) {
-    const index_t cols = std::min(C, B - first);
-    const Matrix chunk = rows_from(op.key, first, cols);
-    similarities(op.query, chunk, nullptr, s, operand, stream);
-    const Gradients step{s, op.lse, op.grad, B, cols, first, op.match, op.want, op.upstream,
-                         op.step, op.batch, weights};
-    launch(Image::chunk, "gradients" + suffix(operand), {grid_size(B)}, kThreads, 0, stream, &step);
-    const Matrix weight{weights, B, cols, cols, 1, operand};
-    accumulate({weight, transposed(chunk), nullptr, nullptr, op.query_grad,
-                op.fresh && first == 0},
-               operand, stream);
-    accumulate({transposed(weight), transposed(op.query), nullptr, nullptr,
-                op.key_grad + first * op.key.cols, op.fresh},
-               operand, stream);
+  for (step.first = 0; step.first < B; step.first += C) {
+    const index_t cols = std::min(C, B - step.first);
+    std::vector<Accumulate> rows;
+    for (int n = 0; n < op.sides; ++n) {
+      const GradientSide& side = op.of.side[n];
+      const Matrix chunk = step.side[n].key = rows_from(side.key, step.first, cols);
+      const Matrix weight{step.side[n].weights, B, cols, cols, 1, operand};
+      rows.push_back({weight, transposed(chunk), nullptr, nullptr, op.query_grad[n],
+                      step.first == 0});
+      rows.push_back({transposed(weight), transposed(side.query), nullptr, nullptr,
+                      op.key_grad[n] + step.first * side.key.cols, true});
+    }
+    const Grid grid{grid_size(blocks(cols, kTile)), grid_size(blocks(B, kTile)),
+                    unsigned(op.sides)};
+    launch(Image::chunk, "gradients" + suffix(operand), grid, kThreads, 0, stream, &step);
+    accumulate(rows, operand, stream);
   }
 }
 

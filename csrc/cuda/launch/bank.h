@@ -38,6 +38,17 @@ struct BankSide {
   const float* row_scale;  // of an int8 bank
   Match match;
   Sums out;
+  bool further = false;  // is searched for what `further` of Passes wants
+  Matrix key = {};       // the limits are s+ + margin of these; or of no address
+};
+
+// Passes over banks; those of one shape share a launch.
+struct Passes {
+  std::vector<BankSide> sides;
+  Want want, further;
+  Number margin;
+
+  const Want& of(const BankSide& side) const { return side.further ? further : want; }
 };
 
 // Memory for what a pass of so many parts finds.
@@ -46,10 +57,8 @@ Partial partial(Scratch& scratch, int parts, index_t rows, index_t dim, const Wa
 // Whether a pass need not look for the largest similarity.
 bool has_fixed_peak(const BankSide& side, const Want& want);
 
-// Parts of the pass over each bank; two of one shape share a launch. Launches nothing while the
-// scratch is only counted.
-std::vector<Partial> bank_pass(const std::vector<BankSide>& sides, const Want& want,
-                               Scratch& scratch, Stream stream);
+// Parts of the pass over each bank. Launches nothing while the scratch is only counted.
+std::vector<Partial> bank_pass(const Passes& passes, Scratch& scratch, Stream stream);
 
 // The pass over one or two banks of one shape. Returns the bytes of scratch it needs, and runs when
 // it gets them.
@@ -59,18 +68,14 @@ index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, void* scr
 // How many similarities go to memory at a time, but of at least so many columns. For tests.
 void set_chunk(index_t elements, index_t columns);
 
+// One or two sides' gradients through the keys of the batch, of one dtype.
 struct BatchGradient {
-  Matrix query, key;
-  Match match;
-  Want want;
-  const float *lse, *grad;
-  float *query_grad, *key_grad;
-  const float* upstream = nullptr;  // these three as in Gradients
-  index_t step = 0;
-  const unsigned char* batch = nullptr;
-  bool fresh = true;  // whether the gradients hold nothing yet
+  Gradients of;  // of all keys; where the weights go is left to the pass
+  int sides;
+  float *query_grad[2], *key_grad[2];
 };
 
+// Two launches a chunk of keys.
 void batch_lse_backward(const BatchGradient& op, Scratch& scratch, Stream stream);
 
 index_t hardest(const Matrix& query, const Matrix& bank, const float* row_scale,

@@ -15,18 +15,12 @@ struct LossSide {
   const float* limit;  // [B] largest similarity of a negative, or null; a margin gives others
 };
 
-struct LossMargin {
-  bool there;
-  float number;
-  const void* at;  // null: the number
-  int dtype;
-};
-
 struct Loss {
   std::vector<LossSide> sides;  // one or two of as many rows
   InfoNceRule rule;
   Scalars scalars;
-  LossMargin margin;
+  bool limited;  // by the margin
+  Number margin;
   int exponents, accumulators, select;
   bool moments, hardest, in_batch, mean, reduced, unit_length;
   const unsigned char* batch_at;

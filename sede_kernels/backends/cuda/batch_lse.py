@@ -32,7 +32,7 @@ def batch_lse_backward(
     grad_scales: Tensor,
     match: Match,
 ) -> SideGradients:
-    """See ``sede_kernels.ops.batch_lse``. Four launches a chunk of keys."""
+    """See ``sede_kernels.ops.batch_lse``. Two launches a chunk of keys."""
     rows, exponents = query.shape[0], scales.shape[0]
     found = SideGradients(
         torch.empty(query.shape, dtype=torch.float32, device=query.device),

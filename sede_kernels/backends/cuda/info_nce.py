@@ -1,7 +1,6 @@
 """The weighted InfoNCE: the passes over bank and batch, a launch to finish, one for the gradients.
 
-A margin takes one more launch before the passes, a focused mean one more to finish; in-batch
-negatives take four in the backward for each side and chunk of keys.
+In-batch negatives take a pass more, and in the backward two launches a chunk of keys.
 """
 
 from functools import cache
@@ -74,10 +73,11 @@ def info_nce(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule
         out.loss.zero_()
         return out
     call = _native.Call(query.device)
+    slots = query.shape[0] * (1 if other is None else 2)
     call.run(
         _native.module().info_nce,
         *_arguments(call, side, other, scalars, rule),
-        (*(call.result(value) for value in out[:5]), call.result(tickets(query, query.shape[0]))),
+        (*(call.result(value) for value in out[:5]), call.result(tickets(query, slots))),
     )
     return out
 

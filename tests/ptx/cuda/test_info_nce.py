@@ -85,7 +85,7 @@ def test_launches_of_a_criterion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEDE_BACKEND", "cuda")
     query = unit(6, 64, 11).to(BF16).requires_grad_()
     text, other = unit(6, 64, 12).to(BF16), unit(6, 64, 13).to(BF16)
-    for in_batch, most in ((False, (2, 1)), (True, (3, 9))):
+    for in_batch, most in ((False, (2, 1)), (True, (3, 3))):
         criterion = SEDELoss(size=20, dim=64, dtype=BF16, in_batch_negatives=in_batch)
         criterion.enqueue(text, other, ids=torch.arange(6) + 50)
         call = lambda c=criterion: c(query, text, other, text, ids=torch.arange(6))  # noqa: E731
@@ -94,15 +94,72 @@ def test_launches_of_a_criterion(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (forward, backward) == most
 
 
-@pytest.mark.parametrize(
-    ("options", "most"), [({"margin": 0.3}, 3), ({"positive_focus": 1.0}, 3)], ids=str
-)
-def test_what_takes_one_launch_more(options: dict[str, float], most: int) -> None:
-    query, key, bank = (unit(n, 64, n).to(BF16) for n in (9, 9, 80))
-    forward, _ = launches(
-        lambda: functional.weighted_info_nce(query, key, bank, backend="cuda", **options)
+#: Each of them once took launches of its own.
+ALONE: dict[str, dict[str, Any]] = {
+    "margin": {"margin": 0.1},
+    "focus": {"positive_focus": 1.0},
+    "positives": {"false_negatives": "positive"},
+    "attached": {"detach_weights": False},
+    "all": {"margin": 0.1, "positive_focus": 2.0, "false_negatives": "positive",
+            "detach_weights": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dim", [64, 256, 512])
+@pytest.mark.parametrize("name", ALONE)
+def test_no_option_takes_a_launch_more(name: str, dim: int) -> None:
+    found = []
+    for backend, to in (("cuda", BF16), ("reference", torch.float64)):
+        query, key, bank = (unit(n, dim, n).to(BF16).to(to) for n in (19, 19, 200))
+        query.requires_grad_(), key.requires_grad_()
+        forward, loss = launches(
+            lambda q=query, k=key, m=bank, name=backend, o=ALONE[name]: (
+                functional.weighted_info_nce(
+                    q, k, m, hardness=3.0, query_ids=ids(19, 3), bank_ids=ids(200, 4),
+                    backend=name, **o,
+                )
+            )
+        )  # fmt: skip
+        backward, grads = launches(lambda x=loss, of=(query, key): torch.autograd.grad(x, of))
+        assert (forward, backward) == ((2, 1) if backend == "cuda" else (0, 0))
+        found.append((loss.detach(), *grads))
+    for value, truth in zip(*found, strict=True):
+        assert_close(name, value, truth, FLOORS[BF16])
+
+
+def test_launches_in_chunks_of_two_weighted_sums() -> None:
+    """fp32 with attached weights: similarities, weights, both sums at once, and the end."""
+    query, key, bank = (unit(n, 64, n) for n in (9, 9, 80))
+    query.requires_grad_()
+    forward, loss = launches(
+        lambda: functional.weighted_info_nce(
+            query, key, bank, hardness=3.0, detach_weights=False, backend="cuda"
+        )
     )
-    assert forward == most
+    backward, _ = launches(loss.backward)
+    assert (forward, backward) == (4, 1)
+
+
+@pytest.mark.parametrize("dtypes", [(BF16, BF16), (BF16, F32), (F32, F32)], ids=str)
+def test_a_batch_with_every_option(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """Two directions, keys of two dtypes, more rows than a tile; two launches for the batch."""
+    found, options = [], {"hardness": 3.0, "in_batch_negatives": True, **ALONE["all"]}
+    for backend in ("cuda", "reference"):
+        leaves = [
+            unit(70, 64, n).to(kept).to(torch.float64 if backend == "reference" else kept)
+            for n, kept in enumerate((dtypes[0], dtypes[0], dtypes[0], dtypes[1]))
+        ]
+        banks = [unit(80, 64, n).to(dtypes[0]).to(leaves[0].dtype) for n in (7, 8)]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        loss = functional.symmetric_info_nce(
+            *leaves, *banks, ids=ids(70, 5), backend=backend, **options,
+        )  # fmt: skip
+        backward, grads = launches(lambda x=loss, of=leaves: torch.autograd.grad(x, of))
+        assert backward == (3 if backend == "cuda" else 0)
+        found.append((loss.detach(), *grads))
+    for value, truth in zip(*found, strict=True):
+        assert_close("batch", value, truth, FLOORS[dtypes[0]])
 
 
 def test_banks_of_two_sizes() -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 FILES = (
-    "bank_lse_pair", "enqueue", "enqueue_fragments", "erase", "hardest", "info_nce", "public",
+    "bank_lse", "bank_lse_pair", "enqueue", "enqueue_fragments", "erase", "hardest", "info_nce", "public",
     "score_info_nce", "selection", "two_sums",
 )  # fmt: skip
 #: Tests of Triton's own host code: its launches, its tables, its name.
 OF_TRITON = (
+    "test_a_fixed_maximum_reaches_the_kernel_only_where_it_is_safe",
     "test_a_bounded_temperature_that_learns_has_the_fixed_maximum",
     "test_auto_takes_triton_for_cuda_tensors_only",
     "test_an_explicit_request_that_cannot_be_met_raises",

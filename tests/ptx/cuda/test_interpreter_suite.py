@@ -10,8 +10,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 FILES = (
-    "bank_lse", "bank_lse_pair", "enqueue", "enqueue_fragments", "erase", "hardest", "info_nce", "public",
-    "score_info_nce", "selection", "two_sums",
+    "bank_lse", "bank_lse_pair", "enqueue", "enqueue_fragments", "erase", "hardest", "info_nce",
+    "public", "score_info_nce", "selection", "two_sums",
 )  # fmt: skip
 #: Tests of Triton's own host code: its launches, its tables, its name.
 OF_TRITON = (

@@ -170,7 +170,7 @@ using namespace sede_cuda;
   }
 #define SEDE_STEPS(name, T)                                   \
   SEDE_STEP(similarities, T, Similarities, name, kThreads, 4) \
-  SEDE_STEP(weigh, T, Weigh, name, kThreads)                  \
+  SEDE_STEP(weigh, T, Weigh, name, kThreads, 4)               \
   SEDE_STEP(accumulate, T, Accumulations, name, kThreads, 4)  \
   SEDE_STEP(gradients, T, Gradients, name, kThreads)
 

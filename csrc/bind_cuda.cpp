@@ -32,7 +32,7 @@ using SetsTuple = std::tuple<Address, index_t, index_t, index_t, index_t, index_
 
 index_t call_bank_lse(Address stream, const std::vector<SideTuple>& sides, Address scales,
                       const std::vector<int>& order, int accumulators, bool moments, bool hardest,
-                      bool unit_length, Address scratch) {
+                      bool unit_length, bool tf32, Address scratch) {
   const char* name = "bank_lse";
   require(sides.size() == 1 || sides.size() == 2, name, "there must be one or two banks");
   require(order.size() <= kExponents, name, "there are too many exponents");
@@ -60,7 +60,7 @@ index_t call_bank_lse(Address stream, const std::vector<SideTuple>& sides, Addre
                 side.query.dtype == banks[0].query.dtype,
             name, "the two banks differ");
   }
-  return sede_cuda::bank_lse(banks, want, pointer<void>(scratch), pointer<void>(stream));
+  return sede_cuda::bank_lse(banks, want, tf32, pointer<void>(scratch), pointer<void>(stream));
 }
 
 index_t call_batch_lse_backward(Address stream, const MatrixTuple& query, const MatrixTuple& key,

@@ -68,9 +68,11 @@ Loss loss_of(const char* name, const std::vector<LossSideTuple>& sides,
 // out: loss, table, query gradient, negatives, index of the hardest, slots
 index_t call_info_nce(Address stream, const std::vector<LossSideTuple>& sides,
                       const std::array<NumberTuple, 3>& numbers, Address batch,
-                      const RuleTuple& rule, const std::array<Address, 6>& out, Address memory) {
+                      const RuleTuple& rule, const std::array<Address, 6>& out, bool tf32,
+                      Address memory) {
   const char* name = "info_nce";
-  const Loss loss = loss_of(name, sides, numbers, batch, rule);
+  Loss loss = loss_of(name, sides, numbers, batch, rule);
+  loss.tf32 = tf32;
   require(out[0] != 0 && out[1] != 0 && out[5] != 0, name, "a result has no address");
   require(loss.accumulators == 0 || out[2] != 0, name, "there is no memory for the gradient");
   const LossResults to{pointer<float>(out[0]),   pointer<float>(out[1]),   pointer<float>(out[2]),

@@ -103,7 +103,8 @@ struct Side {
 constexpr int kFusedSides = 8;
 
 // Rows of a tile of the fused pass: as many as leave registers for O and shared memory for tiles.
-constexpr int fused_columns(int dim, int exponents, bool sums_rows) {
+constexpr int fused_columns(int dim, int exponents, bool sums_rows, int bytes) {
+  if (bytes == 4 && dim > 128) return 16;  // of an element
   return dim <= 128 ? 64 : dim > 256 || (exponents > 1 && sums_rows) ? 16 : 32;
 }
 // Groups of warps that have the same queries and other columns of O.

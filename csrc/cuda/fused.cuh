@@ -1,4 +1,5 @@
-// One pass over a bank of 16-bit rows of at most 512 columns: attention with K = V.
+// One pass over a bank: attention with K = V. Rows of 16 bits have at most 512 columns, those of fp32,
+// which are rounded to tf32, at most 256.
 //
 // A block holds ROWS queries and walks its part of the bank in tiles of COLS rows, two of them in
 // shared memory. The same tile gives S = Q M^T and, transposed by ldmatrix, O += P M; the registers
@@ -18,10 +19,10 @@ namespace sede_cuda {
 template <class T, int D, int WARPS, int E, bool FULL, bool ACC>
 struct FusedPass {
   static constexpr int GROUPS = fused_groups(D, ACC), WIDTH = D / GROUPS;
-  static constexpr int ROWS = 16 * WARPS, COLS = fused_columns(D, E, ACC);
+  static constexpr int ROWS = 16 * WARPS, COLS = fused_columns(D, E, ACC, sizeof(T));
   static constexpr int THREADS = 32 * WARPS * GROUPS;
-  static constexpr int CHUNKS = D / 8;  // of 16 bytes
-  static constexpr int ROW_BYTES = D * 2;
+  static constexpr int VECTOR = 16 / sizeof(T), CHUNKS = D / VECTOR;  // of 16 bytes
+  static constexpr int ROW_BYTES = D * sizeof(T);
   // Queries, two tiles of the bank, two tiles of its ids.
   static constexpr int SHARED = ROWS * ROW_BYTES + 2 * COLS * ROW_BYTES + 2 * COLS * 8;
 
@@ -41,8 +42,8 @@ struct FusedPass {
     for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
       const int r = i / CHUNKS, c = i % CHUNKS;
       const index_t row = first_row + r;
-      const bool inside = row < op.rows && c * 8 < op.dim;
-      copy16(at(queries, r, c), inside ? query + row * op.query_stride + c * 8 : query,
+      const bool inside = row < op.rows && c * VECTOR < op.dim;
+      copy16(at(queries, r, c), inside ? query + row * op.query_stride + c * VECTOR : query,
              inside ? 16 : 0);
     }
   }
@@ -56,9 +57,10 @@ struct FusedPass {
     for (int i = threadIdx.x; i < COLS * CHUNKS; i += THREADS) {
       const int r = i / CHUNKS, c = i % CHUNKS;
       const index_t row = first + r;
-      bool inside = row < op.bank_rows && c * 8 < op.dim;
+      bool inside = row < op.bank_rows && c * VECTOR < op.dim;
       if (inside && ids != nullptr && !side.match.in_batch) inside = ids[row] != kEmpty;
-      copy16(at(to, r, c), inside ? bank + row * op.bank_stride + c * 8 : bank, inside ? 16 : 0);
+      copy16(at(to, r, c), inside ? bank + row * op.bank_stride + c * VECTOR : bank,
+             inside ? 16 : 0);
     }
     if (ids != nullptr && threadIdx.x < COLS) {
       const index_t row = first + threadIdx.x;
@@ -69,7 +71,7 @@ struct FusedPass {
 
   __device__ __forceinline__ void run() {
     const int warp = threadIdx.x / 32 % WARPS, lane = threadIdx.x % 32, part = blockIdx.y;
-    const int first_chunk = int(threadIdx.x) / (32 * WARPS) * WIDTH / 8;  // of this warp's O
+    const int first_chunk = int(threadIdx.x) / (32 * WARPS) * WIDTH / VECTOR;  // of this warp's O
     const Match& match = side.match;
     const Want& want = side.further ? op.further : op.want;
     const bool row_ids = match.query_ids != nullptr, col_ids = match.bank_ids != nullptr;
@@ -116,13 +118,15 @@ struct FusedPass {
 
       float s[COLS / 8][4] = {};
 #pragma unroll 4
-      for (int k = 0; k < D / 16; ++k) {
+      for (int k = 0; k < ROW_BYTES / 32; ++k) {
         unsigned a[4];
         ldmatrix(a, at(queries, warp * 16 + lane % 16, k * 2 + lane / 16));
+        round_operand<T>(a);
 #pragma unroll
         for (int n = 0; n < COLS / 16; ++n) {
           unsigned b[4];
           ldmatrix(b, at(now, n * 16 + lane % 8 + lane / 16 * 8, k * 2 + lane / 8 % 2));
+          round_operand<T>(b);
           mma<T>(s[2 * n], a, b[0], b[1]);
           mma<T>(s[2 * n + 1], a, b[2], b[3]);
         }
@@ -193,7 +197,9 @@ struct FusedPass {
 #pragma unroll
           for (int i = 0; i < 4; ++i)
             v[i] = add(v[i], c2[0], base[0][i / 2], total[0][i / 2], moment[0][i / 2]);
-          if constexpr (ACC) {
+          if constexpr (ACC && sizeof(T) == 4) {
+            add_rows(v, mass, o, now, n * 16 + h * 8, first_chunk, !FULL || some);
+          } else if constexpr (ACC) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
               p[2 * h + r] = pack<T>(v[2 * r], v[2 * r + 1]);
@@ -201,7 +207,7 @@ struct FusedPass {
             }
           }
         }
-        if constexpr (ACC) {
+        if constexpr (ACC && sizeof(T) == 2) {
           if (FULL && !some) continue;
 #pragma unroll
           for (int d = 0; d < WIDTH / 16; ++d) {
@@ -216,7 +222,26 @@ struct FusedPass {
       __syncthreads();  // the next copy takes this tile's place
     }
     await_copies<0>();
-    write(part, row, first_chunk * 8, peak, total, mass, moment, count, index, o);
+    write(part, row, first_chunk * VECTOR, peak, total, mass, moment, count, index, o);
+  }
+
+  // O += P M of eight rows of a tile in tf32. A lane has columns 2t and 2t + 1 of P where the product
+  // wants t and t + 4: it takes rows of M in the same order.
+  __device__ __forceinline__ void add_rows(const float* v, float (&mass)[2],
+                                           float (&o)[ACC ? WIDTH / 8 : 1][4], unsigned tile,
+                                           int first, int first_chunk, bool some) {
+    const int lane = threadIdx.x % 32, row = first + lane % 4 * 2, column = lane / 4;
+    const unsigned p[4] = {tf32(v[0]), tf32(v[2]), tf32(v[1]), tf32(v[3])};
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      mass[r] += __uint_as_float(p[r]) + __uint_as_float(p[2 + r]);
+    if (!some) return;
+#pragma unroll
+    for (int d = 0; d < WIDTH / 8; ++d) {
+      const int chunk = first_chunk + d * 2 + column / 4, byte = column % 4 * 4;
+      mma<T>(o[d], p, tf32(load_shared(at(tile, row, chunk) + byte)),
+             tf32(load_shared(at(tile, row + 1, chunk) + byte)));
+    }
   }
 
   // s+ + margin of the rows of this lane: four lanes have a row.

@@ -18,6 +18,18 @@ __device__ __forceinline__ float dot_of_8(const T* a, const T* b) {
   return sum;
 }
 
+template <>
+__device__ __forceinline__ float dot_of_8<float>(const float* a, const float* b) {
+  float sum = 0.f;
+#pragma unroll
+  for (int first = 0; first < 8; first += 4) {
+    const float4 x = *reinterpret_cast<const float4*>(a + first);
+    const float4 y = *reinterpret_cast<const float4*>(b + first);
+    sum = fmaf(x.w, y.w, fmaf(x.z, y.z, fmaf(x.y, y.y, fmaf(x.x, y.x, sum))));
+  }
+  return sum;
+}
+
 // Of rows of any dtype and stride, by a block of THREADS threads; every thread gets it.
 template <int THREADS>
 __device__ __forceinline__ float row_dot(const Matrix& a, const Matrix& b, index_t row) {

@@ -13,7 +13,7 @@ constexpr unsigned kThreads = 128;
 // Similarities of a chunk in memory, and the fewest columns of one.
 index_t chunk_elements = index_t(1) << 22, smallest_chunk = 1024;
 constexpr int kBlocksPerProcessor = 2, kFewestTiles = 4;
-constexpr int kWidestFused = 512;
+constexpr int kWidestFused = 512, kWidestTf32 = 256;
 constexpr index_t kMostIndexed = (index_t(1) << 31) - 2 * kTile;  // a fused pass counts in int
 
 index_t blocks(index_t size, index_t block) { return (size + block - 1) / block; }
@@ -51,7 +51,7 @@ void finish(const BankSide& side, const Want& want, const Partial& from, Stream 
 }
 
 bool vectors(const Matrix& m) {
-  return m.col_stride == 1 && m.row_stride % 8 == 0 &&
+  return m.col_stride == 1 && m.row_stride * (m.dtype == f32 ? 4 : 2) % 16 == 0 &&
          reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0;
 }
 
@@ -82,11 +82,12 @@ bool alike(const Passes& passes, const BankSide& a, const BankSide& b) {
          (passes.of(a).accumulators > 0) == (passes.of(b).accumulators > 0);
 }
 
-// The fused pass reads rows of 16-bit elements as vectors of 16 bytes.
+// The fused pass reads rows of 16-bit elements, or of fp32 where tf32 is allowed, as vectors.
 bool fusable(const Passes& passes) {
   for (const BankSide& side : passes.sides) {
     const bool half = side.query.dtype == bf16 || side.query.dtype == f16;
-    if (!half || side.bank.dtype != side.query.dtype || !alike(passes, side, passes.sides[0]))
+    if (!half && !(passes.tf32 && side.query.dtype == f32)) return false;
+    if (side.bank.dtype != side.query.dtype || !alike(passes, side, passes.sides[0]))
       return false;
     if (!vectors(side.query) || !vectors(side.bank)) return false;
     if (side.key.data != nullptr && (!vectors(side.key) || side.key.dtype != side.query.dtype))
@@ -94,7 +95,8 @@ bool fusable(const Passes& passes) {
     if (passes.of(side).exponents < 1) return false;
   }
   const Matrix& bank = passes.sides[0].bank;
-  return bank.cols > 0 && bank.cols % 8 == 0 && bank.cols <= kWidestFused &&
+  const int widest = bank.dtype == f32 ? kWidestTf32 : kWidestFused;
+  return bank.cols > 0 && bank.cols % 8 == 0 && bank.cols <= widest &&
          bank.rows < kMostIndexed && passes.sides[0].query.rows < kMostIndexed;
 }
 
@@ -118,7 +120,8 @@ std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream s
     exponents = std::max(exponents, want.exponents);
     planes += std::max(1, want.accumulators);
   }
-  const int columns = fused_columns(padded, full ? kExponents : exponents, sums_rows);
+  const int bytes = sides[0].query.dtype == f32 ? 4 : 2;
+  const int columns = fused_columns(padded, full ? kExponents : exponents, sums_rows, bytes);
   const index_t row_blocks = blocks(B, kFusedRows), tiles = blocks(K, columns);
   const index_t wanted = index_t(multiprocessors()) * kBlocksPerProcessor;
   const index_t most = std::max<index_t>(1, std::min<index_t>(kMostParts, tiles / kFewestTiles));
@@ -148,9 +151,10 @@ std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream s
                       limited(side)};
   }
   if (scratch.counting()) return found;
-  const unsigned shared = unsigned((kFusedRows + 2 * columns) * padded * 2 + 2 * columns * 8);
-  const std::string name = suffix(sides[0].query.dtype) + kind + "_" + std::to_string(padded);
-  launch(Image::fused, "fused" + name,
+  const unsigned shared = unsigned((kFusedRows + 2 * columns) * padded * bytes + 2 * columns * 8);
+  const std::string operand = bytes == 4 ? "_tf32" : suffix(sides[0].query.dtype);
+  const std::string name = operand + kind + "_" + std::to_string(padded);
+  launch(bytes == 4 ? Image::fused_tf32 : Image::fused, "fused" + name,
          {grid_size(row_blocks), unsigned(parts), unsigned(planes)},
          unsigned(32 * kFusedWarps * fused_groups(padded, sums_rows)), shared, stream, &op);
   return found;
@@ -250,7 +254,7 @@ std::vector<Partial> bank_pass(const Passes& passes, Scratch& scratch, Stream st
   std::vector<bool> done(sides.size());
   for (size_t i = 0; i < sides.size(); ++i) {
     if (done[i]) continue;
-    Passes group{{}, passes.want, passes.further, passes.margin};
+    Passes group{{}, passes.want, passes.further, passes.margin, passes.tf32};
     std::vector<size_t> members;
     for (size_t j = i; j < sides.size(); ++j)
       if (!done[j] && alike(passes, sides[i], sides[j])) {
@@ -268,10 +272,10 @@ std::vector<Partial> bank_pass(const Passes& passes, Scratch& scratch, Stream st
   return found;
 }
 
-index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, void* memory,
+index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, bool tf32, void* memory,
                  Stream stream) {
   Scratch scratch(memory);
-  const std::vector<Partial> found = bank_pass({sides, want, {}, {}}, scratch, stream);
+  const std::vector<Partial> found = bank_pass({sides, want, {}, {}, tf32}, scratch, stream);
   if (!scratch.counting())
     for (size_t i = 0; i < sides.size(); ++i) finish(sides[i], want, found[i], stream);
   return scratch.most();

@@ -47,6 +47,7 @@ struct Passes {
   std::vector<BankSide> sides;
   Want want, further;
   Number margin;
+  bool tf32;  // fp32 may be multiplied in tf32
 
   const Want& of(const BankSide& side) const { return side.further ? further : want; }
 };
@@ -62,7 +63,7 @@ std::vector<Partial> bank_pass(const Passes& passes, Scratch& scratch, Stream st
 
 // The pass over one or two banks of one shape. Returns the bytes of scratch it needs, and runs when
 // it gets them.
-index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, void* scratch,
+index_t bank_lse(const std::vector<BankSide>& sides, const Want& want, bool tf32, void* scratch,
                  Stream stream);
 
 // How many similarities go to memory at a time, but of at least so many columns. For tests.

@@ -25,6 +25,7 @@ enum class Image {
   chunk,
   finish,
   fused,
+  fused_tf32,
   hopper,
   hardest,
   enqueue,

@@ -32,7 +32,7 @@ struct Segment {
 // A bank without rows has no parts.
 void search(const Loss& loss, const Segment& segment, InfoNceSide* to, Scratch& scratch,
             Stream stream) {
-  Passes passes{{}, segment.want, segment.further, loss.margin};
+  Passes passes{{}, segment.want, segment.further, loss.margin, loss.tf32};
   std::vector<Partial*> places;
   for (int further = 0; further < (loss.rule.further != 0 ? 2 : 1); ++further)
     for (size_t n = 0; n < loss.sides.size(); ++n) {

@@ -22,7 +22,7 @@ struct Loss {
   bool limited;  // by the margin
   Number margin;
   int exponents, accumulators, select;
-  bool moments, hardest, in_batch, mean, reduced, unit_length;
+  bool moments, hardest, in_batch, mean, reduced, unit_length, tf32;
   const unsigned char* batch_at;
 };
 

@@ -58,6 +58,11 @@ def _import() -> ModuleType | str:
         return f"its native module does not load: {error}"
 
 
+def tf32() -> bool:
+    """Whether fp32 may be multiplied in tf32: torch's own setting for matrix products."""
+    return torch.get_float32_matmul_precision() != "highest"
+
+
 def missing_reason() -> str | None:
     """Why there is no native module, or None."""
     loaded = _import()

@@ -37,8 +37,8 @@ def sums(
 ) -> Sums:
     """The pass of query (B, D) over one bank, or of query (2, B, D) over two of one shape.
 
-    Two launches where the rows are 16-bit vectors of at most 512 columns with at most one weighted
-    sum; else three launches a chunk and one at the end.
+    Two launches where the rows are 16-bit vectors of at most 512 columns, or of 256 in tf32;
+    else three launches a chunk and one at the end.
     """
     exponents = scales.shape[0]
     if query.shape[-2] == 0 or banks[0].rows.shape[0] == 0:
@@ -61,6 +61,7 @@ def sums(
         want.moments,
         want.hardest,
         want.unit_length,
+        _native.tf32(),
     )
     return found
 

@@ -78,6 +78,7 @@ def info_nce(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule
         _native.module().info_nce,
         *_arguments(call, side, other, scalars, rule),
         (*(call.result(value) for value in out[:5]), call.result(tickets(query, slots))),
+        _native.tf32(),
     )
     return out
 

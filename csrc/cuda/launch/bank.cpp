@@ -111,7 +111,7 @@ std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream s
   const index_t B = sides[0].query.rows, K = sides[0].bank.rows, D = sides[0].bank.cols;
   const int padded = D <= 64 ? 64 : D <= 128 ? 128 : D <= 256 ? 256 : 512;
   const bool sums_rows = passes.of(sides[0]).accumulators > 0;
-  bool full = false;
+  bool full = sides[0].query.dtype == f32;  // there is no other kernel in tf32
   int exponents = 1, planes = 0;
   for (const BankSide& side : sides) {
     const Want& want = passes.of(side);

@@ -146,6 +146,39 @@ def test_the_least_lead_of_given_scores_is_a_target():
     assert met is False
 
 
+def test_in_batch_losses_of_64_rows_and_more_are_a_target():
+    found = [
+        record(
+            op="info_nce_batch", mode=BOTH, sizes={"B": size, "D": 256}, implementation=name,
+            median_ms=ms,
+        )
+        for size, eager in ((8, 0.5), (64, 1.2), (512, 1.1))
+        for name, ms in (("sede cpu", 1.0), ("eager", eager))
+    ]  # fmt: skip
+    listed = {title: (text, met) for title, _, text, met in targets.rows(found)}
+    assert listed["in-batch negatives alone, B ≥ 64, least lead"] == (
+        "1.10 x eager: info_nce_batch fp32, B 512, D 256",
+        True,
+    )
+
+
+def test_peak_and_attention_are_targets():
+    sizes = {"B": 128, "K": 65536, "D": 256}
+    share = {"mode": BOTH, "fraction_of_limit": 0.84}
+    found = [
+        record(dtype="bf16", sizes=sizes, implementation="sede cpu", median_ms=1.0, **share),
+        record(dtype="fp32", sizes=sizes, implementation="sede cpu", median_ms=2.0, **share),
+    ]
+    for name, ms in (("sede cpu", 1.0), ("attention V=K", 1.2)):
+        small = {"B": 128, "K": 4096, "D": 256}
+        found.append(record(sizes=small, implementation=name, median_ms=ms, **share))
+    listed = {title: (text, met) for title, _, text, met in targets.rows(found)}
+    text, met = listed["InfoNCE bf16, B 128, K 65,536, D 256"]
+    assert text.startswith("2.00 x our fp32, 84.0 % of bf16 peak")
+    assert met is False
+    assert listed["InfoNCE fp32, B 128, K 4,096, D 256"] == ("1.20 x attention V=K", True)
+
+
 def test_the_documented_targets_are_those_of_the_committed_records():
     listed = subprocess.run(
         ["git", "ls-files", "-z", "records/bench/amd-epyc-2-cores/*.jsonl"],

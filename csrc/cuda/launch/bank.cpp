@@ -102,7 +102,8 @@ bool fusable(const Passes& passes) {
 
 std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream stream) {
   const std::vector<BankSide>& sides = passes.sides;
-  if (!any_further(passes) && hopper_serves(sides, passes.want)) {
+  const bool one_sum = passes.want.accumulators <= 1 && !any_further(passes);
+  if (one_sum && hopper_serves(sides, passes.want)) {
     std::vector<BankSide> limited_sides = sides;
     for (BankSide& side : limited_sides)
       side.match.limit = limits(side, passes.margin, scratch, stream);

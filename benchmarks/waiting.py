@@ -32,15 +32,13 @@ _READ = 16 << 20
 
 def corpus(folder: Path, images: int, regions: int = REGIONS, width: int = WIDTH) -> Path:
     """The corpus, made where it is not there; one caption an image. Returns its feature file."""
-    features = folder / "train_ims.npy"
-    if features.exists():
+    features, last = folder / "train_ims.npy", folder / "train_caps.txt"
+    if last.exists():
         return features
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(0)
     for part, count in (("dev", 20), ("test", 20), ("train", images)):
-        lines = [f"a {part} dog, number {n} of {count}, on a hill" for n in range(count)]
-        (folder / f"{part}_caps.txt").write_text("\n".join(lines) + "\n")
-        made = folder / f"{part}_ims.partial"
+        made = folder / f"{part}_ims.npy"
         shape = (count, regions, width)
         out = np.lib.format.open_memmap(made, mode="w+", dtype=np.float32, shape=shape)
         block = draw.standard_normal((min(_CHUNK, count), regions, width), dtype=np.float32)
@@ -49,7 +47,8 @@ def corpus(folder: Path, images: int, regions: int = REGIONS, width: int = WIDTH
             out[rows] = block[: rows.stop - start]
         out.flush()
         del out
-        made.rename(folder / f"{part}_ims.npy")
+        lines = [f"a {part} dog, number {n} of {count}, on a hill" for n in range(count)]
+        write_text(folder / f"{part}_caps.txt", "\n".join(lines) + "\n")
     return features
 
 

@@ -80,6 +80,15 @@ def _shapes(
     )
 
 
+@lru_cache(maxsize=256)
+def _parts(
+    dtype: torch.dtype, rows: int, dim: int, sides: int, rule: InfoNCERule, kept: int
+) -> tuple[list[tuple[Tensor, bool]], tuple[bool | float | int, ...]]:
+    """``_shapes``, each with whether it holds elements, and the rule as native code takes it."""
+    like = _shapes(dtype, rows, dim, sides, rule, kept)
+    return [(one, one.numel() > 0) for one in like], _rule(rule)
+
+
 def _like(side: Side, other: Side | None, rule: InfoNCERule) -> InfoNCE:
     """Tensors of the shapes of the results, to be made alike."""
     query = side.query
@@ -97,8 +106,12 @@ def info_nce_at_once(
     side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule
 ) -> InfoNCE:
     """``info_nce`` past the op: a result without elements is one that other calls have too."""
-    like, make = _like(side, other, rule), torch.empty_like
-    out = InfoNCE(*[make(one) if one.numel() else one for one in like])
+    query, make = side.query, torch.empty_like
+    kept = batch_lse_kept(query, side.positive) if rule.keep and rule.in_batch else 0
+    like, code = _parts(query.dtype, *query.shape, 1 if other is None else 2, rule, kept)
+    out = InfoNCE(*[make(one) if holds else one for one, holds in like])
+    if _native.module().info_nce(code, scalars, side, other, out):
+        return out
     return into(out, side, other, scalars, rule)
 
 

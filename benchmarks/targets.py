@@ -107,7 +107,8 @@ def _bank_rows(found: _Found) -> Iterable[tuple[str, list[Part]]]:
         wide = _ours(found.case("info_nce", BOTH, "fp32", B=batch, K=slots, D=dim))
         group = found.case("info_nce", BOTH, "bf16", B=batch, K=slots, D=dim)
         half, other = _ours(group), _best_other(group)
-        gain = wide["median_ms"] / half["median_ms"] if wide and half else None
+        alike = wide and half and wide["threads"] == half["threads"]
+        gain = wide["median_ms"] / half["median_ms"] if wide and half and alike else None
         parts = [
             Part(gain, 1.7, "our fp32"),
             Part(_fraction(group), 0.85, "of bf16 peak", percent=True),

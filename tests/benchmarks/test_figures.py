@@ -177,6 +177,9 @@ def test_peak_and_attention_are_targets():
     assert text.startswith("2.00 x our fp32, 84.0 % of bf16 peak")
     assert met is False
     assert listed["InfoNCE fp32, B 128, K 4,096, D 256"] == ("1.20 x attention V=K", True)
+    found[1]["threads"] += 1
+    listed = {title: text for title, _, text, _ in targets.rows(found)}
+    assert listed["InfoNCE bf16, B 128, K 65,536, D 256"].startswith("our fp32: not run, 84.0 %")
 
 
 def test_the_documented_targets_are_those_of_the_committed_records():

@@ -177,7 +177,7 @@ void shift_address(Warp& w, const Instruction& in, u32 mask) {
 void add_base(Warp& w, const Instruction& in, u32 mask) {  // local and parameters: b is the base
   const u64 *a = w.at<u64>(in.a), *b = w.at<u64>(in.b);
   u64* d = w.at<u64>(in.d);
-  each_lane(mask, [&](u32 l) { d[l] = a[l] < (u64(1) << 32) ? a[l] + b[l] : a[l]; });
+  each_lane(mask, [&](u32 l) { d[l] = a[l] < OFFSETS ? a[l] + b[l] : a[l]; });
 }
 
 }  // namespace

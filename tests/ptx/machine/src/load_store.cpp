@@ -22,7 +22,7 @@ void load_lanes(Warp& w, const Instruction& in, u32 mask) {
   each_lane(mask, [&](u32 l) {
     u64 address = address_at(w, in.a, in.offset, l);
     if (in.space == Space::SHARED) address = u32(address);
-    if (in.space == Space::PARAM && address < (u64(1) << 32))
+    if (in.space == Space::PARAM && address < OFFSETS)
       address += reinterpret_cast<u64>(w.block->parameters);
     load(w, in, l, address, bytes, buffer, in.space);
     for (u32 i = 0; i < in.v[0].count; i++) {

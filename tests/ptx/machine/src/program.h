@@ -13,6 +13,7 @@ namespace ptx {
 constexpr u32 LANES = 32, WHOLE_WARP = 0xffffffffu;
 constexpr u32 SHARED_BASE = 1024;                  // first valid shared address
 constexpr u64 SHARED_WINDOW = 0x4000000000000000;  // generic address of shared address 0
+constexpr u64 OFFSETS = 1 << 22;  // smaller numbers are offsets: no memory of a process lies there
 constexpr u32 NO_SLOT = 0xffffffffu;
 constexpr u32 SLOT_ALIGNMENT = 64;
 

@@ -88,8 +88,8 @@ void check_read(Warp& w, const Instruction& in, u32 lane, u32 address, u32 bytes
                   flight_name(flight)));
 }
 
-// Two numbers that one sum may give in two orders of its additions. Where it cancels, they differ by
-// the rounding of its terms: up to that of a term of 1. A subnormal is an integer rather.
+// Two numbers that one sum may give in two orders of its additions. Where it cancels, they differ
+// by the rounding of its terms: up to that of a term of 1. A subnormal is an integer rather.
 bool rounded_apart(u32 x, u32 y) {
   const float a = float_of(x), b = float_of(y);
   if (a == 0.0f || b == 0.0f) {

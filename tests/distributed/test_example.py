@@ -128,6 +128,7 @@ def test_it_goes_on_with_one_process(unbroken: tuple, tmp_path: Path) -> None:
         assert float(value) == pytest.approx(float(expected[step][0]), rel=1e-4), step
 
 
+@pytest.mark.long
 def test_torchrun_starts_a_killed_rank_again(unbroken: tuple, tmp_path: Path) -> None:
     """One rank, so that none waits for another in gloo's own connect."""
     shutil.copytree(unbroken[0] / "step000020", tmp_path / "step000020")

@@ -139,12 +139,14 @@ def test_a_loss_that_is_no_number_ends_all(folder: Path, two: list) -> None:
     assert runs.log(folder / "lost") == []
 
 
+@pytest.mark.long
 def test_a_rank_that_skips_a_step_is_missed(tmp_path: Path) -> None:
     found = run_ranks({"absent": runs.absent}, 2, tmp_path, seconds=2)
     assert found[0]["absent"].startswith("UserError: rank 0 of 2 lost another rank, which died")
     assert found[1]["absent"] == "skipped"
 
 
+@pytest.mark.long
 def test_an_error_on_one_rank_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     """The second rank does not find the data."""
     port, out = free_port(), tmp_path / "run"

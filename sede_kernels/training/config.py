@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import importlib
 import json
 import math
 import sys
@@ -307,12 +308,14 @@ def _kind_of(value: object) -> str:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The table of a TOML file of settings."""
-    if sys.version_info < (3, 11):
-        raise UserError("--config needs Python 3.11 or later, which reads TOML; use flags.")
-    import tomllib
+    name = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        toml = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError("--config needs tomli: run `pip install tomli`, or use flags.") from error
 
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        values = toml.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"there is no settings file {path}.") from error
     except (ValueError, RecursionError) as error:

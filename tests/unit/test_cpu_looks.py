@@ -162,3 +162,17 @@ def test_an_exchange_of_another_kind_is_refused() -> None:
             _native.module().set_exchange("no capsule")
     finally:
         _native.module().set_exchange(OFFERED)
+
+
+def test_a_loss_first_seen_in_inference_mode_can_be_learned_from_later() -> None:
+    query, positive, rows = (unit(n, 19).float() for n in (13, 13, 29))
+    with torch.inference_mode():  # of a shape that no other test has: what calls share is made here
+        seen = weighted_info_nce(query, positive, rows)
+    wanted = None
+    for backend in ("reference", "cpu"):
+        learned = positive.clone().requires_grad_()
+        loss = weighted_info_nce(query, learned, rows, backend=backend)
+        loss.backward()
+        torch.testing.assert_close(seen, loss.detach())
+        wanted = learned.grad if wanted is None else wanted
+        torch.testing.assert_close(learned.grad, wanted)

@@ -73,11 +73,12 @@ def _shapes(
     dtype: torch.dtype, rows: int, dim: int, sides: int, rule: InfoNCERule, kept: int
 ) -> InfoNCE:
     """Tensors of one element, expanded to the shapes of the results: to be made alike."""
-    query = torch.empty(1, 1, dtype=dtype, device="meta").expand(rows, dim)
-    like = InfoNCE.empty(query, sides, rule, kept)
-    return InfoNCE(
-        *(torch.empty((), dtype=part.dtype, device="cpu").expand(part.shape) for part in like)
-    )
+    with torch.inference_mode(False):  # other calls have them too, and save them for a backward
+        query = torch.empty(1, 1, dtype=dtype, device="meta").expand(rows, dim)
+        like = InfoNCE.empty(query, sides, rule, kept)
+        return InfoNCE(
+            *(torch.empty((), dtype=part.dtype, device="cpu").expand(part.shape) for part in like)
+        )
 
 
 @lru_cache(maxsize=256)

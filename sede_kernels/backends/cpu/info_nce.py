@@ -90,16 +90,19 @@ def _parts(
     return [(one, one.numel() > 0) for one in like], _rule(rule)
 
 
-def _like(side: Side, other: Side | None, rule: InfoNCERule) -> InfoNCE:
-    """Tensors of the shapes of the results, to be made alike."""
+def _like(
+    side: Side, other: Side | None, rule: InfoNCERule
+) -> tuple[list[tuple[Tensor, bool]], tuple[bool | float | int, ...]]:
+    """``_parts`` of a call."""
     query = side.query
     kept = batch_lse_kept(query, side.positive) if rule.keep and rule.in_batch else 0
-    return _shapes(query.dtype, *query.shape, 1 if other is None else 2, rule, kept)
+    return _parts(query.dtype, *query.shape, 1 if other is None else 2, rule, kept)
 
 
 def info_nce(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule) -> InfoNCE:
     """See ``sede_kernels.ops.info_nce``. One call; the passes take the time."""
-    out = InfoNCE(*map(torch.empty_like, _like(side, other, rule)))
+    like, _ = _like(side, other, rule)
+    out = InfoNCE(*[torch.empty_like(one) for one, _ in like])
     return into(out, side, other, scalars, rule)
 
 
@@ -107,9 +110,8 @@ def info_nce_at_once(
     side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule
 ) -> InfoNCE:
     """``info_nce`` past the op: a result without elements is one that other calls have too."""
-    query, make = side.query, torch.empty_like
-    kept = batch_lse_kept(query, side.positive) if rule.keep and rule.in_batch else 0
-    like, code = _parts(query.dtype, *query.shape, 1 if other is None else 2, rule, kept)
+    make = torch.empty_like
+    like, code = _like(side, other, rule)
     out = InfoNCE(*[make(one) if holds else one for one, holds in like])
     if _native.module().info_nce(code, scalars, side, other, out):
         return out

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import re
+import sys
 
 import pytest
 
 from sede_kernels.cli import main
 from sede_kernels.training import demo
-from sede_kernels.training.config import TrainConfig, check_switches, from_mapping
+from sede_kernels.training.config import TrainConfig, check_switches, from_mapping, read_toml
 from sede_kernels.training.files import UserError
 
 from .conftest import TINY, read_log, refused
@@ -225,3 +226,10 @@ def test_bounds_hold_for_dataclass_values_too():
     with pytest.raises(UserError, match="seed must be at most 9223372036854775807"):
         TrainConfig(seed=2**63)
     assert TrainConfig(seed=2**63 - 1, grad_clip=1e300).grad_clip == 1e300
+
+
+def test_without_a_reader_of_toml_the_error_names_it(monkeypatch, tmp_path):
+    for name in ("tomllib", "tomli"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match="run `pip install tomli`"):
+        read_toml(tmp_path / "settings.toml")

@@ -1,6 +1,6 @@
 # Everything a contributor runs; see CONTRIBUTING.md.
 PYTHON ?= python
-SANITIZERS ?= address undefined thread
+SANITIZERS ?= address,undefined thread
 CLANG ?= clang++-19
 DOCS_TOOLS := $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
 

@@ -32,6 +32,12 @@ DEPRECATED = (
         since="0.2",
         gone_in="0.3",
     ),
+    Deprecation(
+        "sede_kernels.training.cli",
+        "sede_kernels.cli",
+        since="0.2",
+        gone_in="0.3",
+    ),
 )
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from tests.property import cases
 
 SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
-EXAMPLES = {"quick": 25, "ci": 500, "long": 20_000}
+EXAMPLES = {"quick": 25, "ci": 250, "long": 20_000}
 if cases.INTERPRETING:
     EXAMPLES = {"quick": 8, "ci": 8, "long": 300}
 for name, examples in EXAMPLES.items():

@@ -48,19 +48,30 @@ def test_the_warning_names_the_line_that_wrote_the_name() -> None:
         warn_deprecated("no such entry")
 
 
-def test_the_former_name_of_the_compiler_report_is_the_report() -> None:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    name = "sede_kernels.backends.triton.report"
+FORMER_MODULES = [
+    ("sede_kernels.training.cli", "sede_kernels.cli", "sede_kernels.cli", "usage: sede "),
+    (
+        "sede_kernels.backends.triton.report",
+        "sede_kernels.backends.triton.compile_report",
+        "sede_kernels.backends.triton.compile_report.report",
+        "usage: python -m sede_kernels.backends.triton.compile_report",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "instead", "module", "usage"), FORMER_MODULES)
+def test_the_former_name_of_a_module_is_the_module(name, instead, module, usage) -> None:
+    if "triton" in name:
+        pytest.importorskip("triton", reason="Triton is not installed")
     sys.modules.pop(name, None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         former = importlib.import_module(name)
-    assert former is importlib.import_module("sede_kernels.backends.triton.compile_report.report")
+    assert former is importlib.import_module(module)
     assert [str(w.message) for w in caught if name in str(w.message)] == [
-        f"{name} is deprecated since 0.2 and gone in 0.3: "
-        "use sede_kernels.backends.triton.compile_report."
+        f"{name} is deprecated since 0.2 and gone in 0.3: use {instead}."
     ]
     words = [sys.executable, "-m", name, "--help"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert "usage: python -m sede_kernels.backends.triton.compile_report" in done.stdout
+    assert usage in done.stdout
     assert f"DeprecationWarning: {name} is deprecated" in done.stderr

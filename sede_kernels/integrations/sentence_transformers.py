@@ -112,13 +112,6 @@ class MultipleNegativesRankingLoss(WarmUp):
         super().__init__(start_step)
         if not isinstance(model, nn.Module):
             raise TypeError(f"{NAME}: model must be a SentenceTransformer, got {model!r:.60}.")
-        given: Any = "cos_sim" if similarity_fct is None else similarity_fct
-        named = getattr(given, "__name__", given)
-        if named not in SIMILARITIES and not callable(similarity_fct):
-            raise ValueError(
-                f"{NAME}: similarity_fct must be util.cos_sim, util.dot_score or a function of two "
-                f"matrices, got {similarity_fct!r}."
-            )
         if "query_to_doc" not in directions or not set(directions) <= set(DIRECTIONS):
             raise ValueError(
                 f"{NAME}: directions must be some of {', '.join(DIRECTIONS)}, the first among "
@@ -133,9 +126,8 @@ class MultipleNegativesRankingLoss(WarmUp):
         check_choice(NAME, "hardness_mode", hardness_mode, HARDNESS_MODES)
         self.model = model
         self.scale = check_real(NAME, "scale", scale, above=0.0)
-        #: Name of the host's similarity, or of a function of your own.
-        self.similarity = named if isinstance(named, str) else type(given).__name__
         self.similarity_fct = similarity_fct
+        self._check_similarity()
         self._step = Step()
         self.gather_across_devices = check_switch(
             NAME, "gather_across_devices", gather_across_devices
@@ -149,11 +141,7 @@ class MultipleNegativesRankingLoss(WarmUp):
         width = self._width(model) if dim is None and bank_size else dim
         size, width = check_bank_settings(NAME, bank_size, width, bank_dtype)
         self.sharded = check_switch(NAME, "sharded", sharded)
-        if self.sharded and not (size and self._by_product):
-            raise ValueError(
-                f"{NAME}: sharded=True needs a bank and util.cos_sim or util.dot_score, got "
-                f"bank_size={bank_size} and {self.similarity}."
-            )
+        self._check_shards(size)
         if size:
             kind = ShardedMemoryBank if self.sharded else MemoryBank
             self.bank = kind(size, width, dtype=bank_dtype, normalize=False)
@@ -201,6 +189,8 @@ class MultipleNegativesRankingLoss(WarmUp):
         """The same from embeddings (B, D), one tensor a column: anchors, positives, negatives."""
         if len(embeddings) < 2:
             raise ValueError(f"{NAME}: needs anchors and positives, got {len(embeddings)} column.")
+        self._check_similarity()
+        self._check_shards(0 if self.bank is None else self.bank.rows.shape[0])
         self._step.begin(self._token())
         query = embeddings[0]
         check_features(NAME, "sentence_embedding", query, (None, None))
@@ -244,6 +234,29 @@ class MultipleNegativesRankingLoss(WarmUp):
         """Whether a wrapper has cut the embeddings below the width of the bank."""
         bank = self.bank
         return bank is not None and self._step.repeats and query.shape[1] < bank.rows.shape[1]
+
+    @property
+    def similarity(self) -> str:
+        """Name of the host's similarity, or of a function of your own; follows ``similarity_fct``."""
+        given: Any = "cos_sim" if self.similarity_fct is None else self.similarity_fct
+        named = getattr(given, "__name__", given)
+        return named if isinstance(named, str) else type(given).__name__
+
+    def _check_shards(self, size: int) -> None:
+        if self.sharded and not (size and self._by_product):
+            raise ValueError(
+                f"{NAME}: sharded=True needs a bank and util.cos_sim or util.dot_score, got "
+                f"bank_size={size} and {self.similarity}."
+            )
+
+    def _check_similarity(self) -> None:
+        """Whether ``similarity_fct``, which may be assigned at any time, can be computed."""
+        given = self.similarity_fct
+        if not self._by_product and not callable(given):
+            raise ValueError(
+                f"{NAME}: similarity_fct must be util.cos_sim, util.dot_score or a function of two "
+                f"matrices, got {given!r}."
+            )
 
     @property
     def _by_product(self) -> bool:

@@ -10,7 +10,15 @@ import sys
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
-EXTRAS = ("open-clip", "sentence-transformers", "metric-learning", "lightly")
+EXTRAS = (
+    "open-clip",
+    "sentence-transformers",
+    "metric-learning",
+    "lightly",
+    "transformers",
+    "lightning",
+    "accelerate",
+)
 
 
 def requirement(versions: str, extra: str) -> str:

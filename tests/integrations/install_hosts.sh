@@ -5,7 +5,7 @@
 set -euo pipefail
 
 python -m pip install --quiet \
-  transformers==5.23.0 scikit-learn==1.9.1 safetensors regex ftfy pyyaml \
+  transformers==5.24.0 scikit-learn==1.9.1 safetensors regex ftfy pyyaml \
   pandas==3.1.1 braceexpand==0.1.7 datasets==5.2.0
 
 python -m pip install --quiet --no-deps \
@@ -14,7 +14,7 @@ python -m pip install --quiet --no-deps \
   sentence-transformers==6.2.0 \
   pytorch-metric-learning==2.9.0 \
   lightly==1.6.0 lightly-utils==0.0.2 \
-  accelerate==1.12.0 \
+  accelerate==1.15.0 \
   webdataset==1.0.2 \
   pylate==1.6.0 \
   pytorch-lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sede_kernels.distributed import Batches
+from sede_kernels.integrations import sentence_transformers as twins
 from sede_kernels.integrations.sentence_transformers import MultipleNegativesRankingLoss
 from tests.conftest import unit
 from tests.integrations.conftest import part_of_sentence_transformers, preprocess
@@ -277,6 +279,61 @@ def test_a_similarity_of_the_user_s_own(host: ModuleType) -> None:
     again = ours.compute_loss_from_embeddings(columns)
     torch.testing.assert_close(again, F.cross_entropy(2.0 * logits, torch.arange(6)))
     assert ours.get_config_dict()["similarity_fct"] == "manhattan"
+
+
+class Cosine(nn.Module):
+    """A similarity that is a module."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return F.cosine_similarity(left[:, None], right[None], dim=2)
+
+
+def test_a_similarity_that_is_assigned_later_is_the_one_computed(host: ModuleType) -> None:
+    columns = [unit(6, 8).mul(2.0), unit(6, 8)]
+
+    def twin(similarity_fct: object = None, **settings: object) -> MultipleNegativesRankingLoss:
+        return MultipleNegativesRankingLoss(
+            nn.Identity(), 2.0, similarity_fct=similarity_fct, dim=8, **settings
+        )
+
+    loss = twin()
+    values = []
+    for chosen in (manhattan, Cosine(), None):
+        loss.similarity_fct = chosen
+        values.append(loss.compute_loss_from_embeddings(columns))
+        torch.testing.assert_close(values[-1], twin(chosen).compute_loss_from_embeddings(columns))
+    assert values[0] != pytest.approx(values[1].item(), rel=0.1)
+    torch.testing.assert_close(values[1], values[2])
+    for wrong in (twin(), twin(bank_size=4, sharded=True)):
+        wrong.similarity_fct = manhattan if wrong.sharded else "manhattan"
+        with pytest.raises(ValueError, match="dot_score"):
+            wrong.compute_loss_from_embeddings(columns)
+
+
+def test_the_cached_loss_on_the_second_of_two_ranks(
+    cached: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks with one batch: the mean over a rank's rows is that over the doubled batch."""
+
+    class Doubled(Batches):
+        def gather(self, rows: Tensor) -> Tensor:
+            return torch.cat([rows, rows])
+
+    settings = {
+        "directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"),
+        "hardness_mode": "all_negatives",
+        "hardness_strength": 5.0,
+    }
+    columns = [[unit(4, 8)] for _ in range(3)]
+    kind, model = cached.CachedMultipleNegativesRankingLoss, nn.Identity()
+    doubled = [[torch.cat(column * 2)] for column in columns]
+    want = kind(model, **settings, mini_batch_size=3).calculate_loss(doubled)
+    monkeypatch.setattr(
+        twins, "batches", lambda rows, ids, name: Doubled([len(rows)] * 2, 1, None, True)
+    )
+    for size in (2, 3, 4):
+        rank = kind(model, **settings, mini_batch_size=size, gather_across_devices=True)
+        torch.testing.assert_close(rank.calculate_loss(columns), want)
 
 
 def test_like_columns_share_a_forward_as_in_the_host(

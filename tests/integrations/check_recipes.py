@@ -8,11 +8,13 @@ that equals the uninterrupted one bit for bit). Prints one row of the table in t
 """
 
 import argparse
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +26,7 @@ from tests.integrations import recipes
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 2e-5  # fp32 queues beside fp64 models, and MoCo's five printed digits
 
-#: Repository -> its files that a run needs.
+#: Repository -> its files, or folders of them, that a run needs.
 FILES = {
     "SCAN": ["model.py"],
     "BFAN": ["model.py"],
@@ -33,6 +35,7 @@ FILES = {
     "ALBEF": ["models/model_retrieval.py"],
     "BLIP": ["models/blip_retrieval.py"],
     "moco": ["main_moco.py", "moco/builder.py", "moco/loader.py"],
+    "open_clip": ["src"],
 }
 #: Repository -> the runs of ``host_steps`` that go through its recipe.
 RUNS = {
@@ -40,6 +43,8 @@ RUNS = {
     "ALBEF": ["ALBEF", "ALBEF-no-distillation"],
     "BLIP": ["BLIP", "BLIP-one-rank"],
 }
+#: Repository -> its recipe in the docs, where the name is another, and the folder it is for.
+RECIPES = {"open_clip": ("open_clip-4", "src")}
 #: What code of 2017 to 2020 needs on today's torch and on a CPU; no line of a recipe is touched.
 TODAY = (
     (r"(\w+)\.data\[0\]", r"\1.item()"),
@@ -89,10 +94,10 @@ def newest(clone: Path, files: Sequence[str]) -> tuple[str, str]:
 
 
 def export(clone: Path, commit: str, files: Sequence[str], folder: Path) -> None:
-    for file in files:
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(git(clone, "show", f"{commit}:{file}"))
+    command = ["git", "-C", str(clone), "archive", commit, *files]
+    packed = subprocess.run(command, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
 
 
 def modernise(folder: Path) -> None:
@@ -104,8 +109,9 @@ def modernise(folder: Path) -> None:
 
 
 def steps(name: str, folder: Path) -> dict[str, object]:
-    """What ``host_steps`` prints."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.integrations.host_steps", name]
+    """What ``host_steps`` prints, or ``open_clip_steps``."""
+    module, *which = ["open_clip_steps"] if name == "open_clip" else ["host_steps", name]
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.integrations.{module}", *which]
     done = subprocess.run(
         [*command, str(folder)], capture_output=True, text=True, cwd=ROOT, check=False
     )
@@ -122,20 +128,23 @@ def relative(first: Sequence[float], second: Sequence[float]) -> float:
 def check(name: str, clone: Path, folder: Path) -> Result:
     """Three runs of the host; raises where one is not as it should be."""
     commit, date = newest(clone, FILES[name])
-    kinds = {kind: folder / kind for kind in ("host", "empty", "banked")}
-    for kind, place in kinds.items():
-        export(clone, commit, FILES[name], place)
+    recipe, under = RECIPES.get(name, (name, "."))
+    places = {kind: folder / kind / under for kind in ("host", "empty", "banked")}
+    for kind, place in places.items():
+        export(clone, commit, FILES[name], folder / kind)
         if kind != "host":
-            recipes.apply(place, recipes.documented()[name])
+            recipes.apply(place, recipes.documented()[recipe])
         if kind == "empty":
             for path in place.rglob("*.py"):
-                path.write_text(re.sub(r"bank_size=\d+", "bank_size=0", path.read_text()))
-        modernise(place)
+                text = re.sub(r"bank_size=\d+", "bank_size=0", path.read_text())
+                path.write_text(re.sub(r"hardness=[\d.]+", "hardness=0.0", text))
+        if name not in RECIPES:
+            modernise(place)
     worst, resumed = 0.0, True
     for run in RUNS[name]:
-        host, empty, banked = (steps(run, place) for place in kinds.values())
+        host, empty, banked = (steps(run, place) for place in places.values())
         # Queues of the hosts' own cannot be left out: both are full after two steps.
-        first = 0 if "bank_size" in _recipe_text(name) else 2
+        first = 0 if "bank_size" in _recipe_text(recipe) else 2
         worst = max(worst, relative(host["losses"][first:], empty["losses"][first:]))
         if not all(abs(loss) < 1e6 for loss in banked["losses"]):
             raise SystemExit(f"{run}: the losses with a bank are {banked['losses']}.")

@@ -1,7 +1,6 @@
 """open_clip's own trainer with the documented changes: it trains, saves the banks and resumes."""
 
 import importlib
-import json
 import logging
 import shutil
 import sys
@@ -16,30 +15,7 @@ from torch import Tensor
 from sede_kernels.integrations import open_clip as twin
 from sede_kernels.integrations.open_clip import ClipLoss, create_loss, load_loss
 from tests.integrations import recipes
-
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {
-        "image_size": 16,
-        "layers": 1,
-        "width": 32,
-        "patch_size": 8,
-        "head_width": 16,
-    },
-    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
-ARGUMENTS = {
-    "model": "sede-tiny",
-    "dataset-type": "synthetic",
-    "train-num-samples": 12,
-    "batch-size": 4,
-    "workers": 0,
-    "lr": 1e-2,
-    "warmup": 1,
-    "precision": "fp32",
-    "device": "cpu",
-    "lr-scheduler": "const",
-}
+from tests.integrations.open_clip_steps import add_model, differing, logged, train, vary
 
 
 @pytest.fixture
@@ -63,35 +39,29 @@ def trainer(open_clip: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     source = Path(importlib.import_module("open_clip_train").__file__).parent
     shutil.copytree(source, tmp_path / "open_clip_train")
     recipes.apply(tmp_path, recipes.documented()["open_clip-3.3"])
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "sede-tiny.json").write_text(json.dumps(TINY))
-    open_clip.add_model_config(tmp_path / "configs")
+    add_model(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == "open_clip_train"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
+    vary(importlib.import_module("open_clip_train.data"))
     return importlib.import_module("open_clip_train.main")
 
 
 def test_documented_lines_train_and_resume_in_the_host_s_main(
     trainer: ModuleType, tmp_path: Path
 ) -> None:
-    def run(name: str, epochs: int, **more: str) -> dict[str, object]:
-        chosen = {**ARGUMENTS, "logs": tmp_path / "logs", "name": name, "epochs": epochs, **more}
-        trainer.main([text for key, value in chosen.items() for text in (f"--{key}", str(value))])
-        path = tmp_path / "logs" / name / "checkpoints" / f"epoch_{epochs}.pt"
-        return {"path": str(path), **torch.load(path)}
-
     assert Path(trainer.__file__).parent.parent == tmp_path
-    straight = run("straight", 2)
-    half = run("half", 1)
-    resumed = run("resumed", 2, resume=half["path"])
+    logs = tmp_path / "logs"
+    straight = train(trainer, logs, "straight", 2)
+    half = train(trainer, logs, "half", 1)
+    resumed = train(trainer, logs, "resumed", 2, resume=half["path"])
     assert straight["loss"]["text_bank.rows"].shape == (65536, 16)
     assert int(half["loss"]["text_bank.count"]) == 12
     assert int(resumed["loss"]["text_bank.count"]) == 24
-    for part in ("loss", "state_dict"):
-        assert straight[part].keys() == resumed[part].keys()
-        for key, value in straight[part].items():
-            assert torch.equal(resumed[part][key], value), key
+    assert not differing(straight, resumed)
+    losses = logged(logs, "straight")
+    assert losses == logged(logs, "half") + logged(logs, "resumed")
+    assert len(set(losses)) == 6
 
 
 def test_loss_of_version_4_arguments(open_clip: ModuleType) -> None:

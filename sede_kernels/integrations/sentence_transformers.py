@@ -237,7 +237,7 @@ class MultipleNegativesRankingLoss(WarmUp):
 
     @property
     def similarity(self) -> str:
-        """Name of the host's similarity, or of a function of your own; follows ``similarity_fct``."""
+        """Name of the host's similarity, or of your own; follows ``similarity_fct``."""
         given: Any = "cos_sim" if self.similarity_fct is None else self.similarity_fct
         named = getattr(given, "__name__", given)
         return named if isinstance(named, str) else type(given).__name__

@@ -64,15 +64,11 @@ def test_every_row_and_every_kernel_ran(done, architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_errors_are_not_larger_than_recorded(done, architecture):
+def test_errors_are_not_larger_than_recorded_and_instructions_as_many(done, architecture):
     lines = [json.loads(line) for line in done[architecture].stdout.splitlines()]
-    version = lines[0]["triton"]
-    kept = {record.key_of(x): x for x in record.load(record.FOLDER) if x["triton"] == version}
-    if not kept:
-        pytest.skip(f"there is no record of Triton {version}")
-    for line in lines:
-        key = record.key_of(line)
-        assert record.worse(line["errors"], kept[key]["errors"]) == [], key
+    if not record.of_version(lines[0]["triton"]):
+        pytest.skip(f"there is no record of Triton {lines[0]['triton']}")
+    assert record.differences(lines) == []
 
 
 def test_a_larger_error_is_told():
@@ -81,6 +77,13 @@ def test_a_larger_error_is_told():
     assert len(record.worse({"loss": [3e-6, 1e-5]}, recorded)) == 1
     assert len(record.worse({"loss": [1e-6, 3e-5]}, recorded)) == 1
     assert len(record.worse({"loss": [float("nan"), float("inf")]}, recorded)) == 2
+
+
+def test_other_kernels_and_another_number_of_instructions_are_told():
+    recorded = {"kernels": {"a": "x", "b": "x"}, "warp_instructions": 459_652}
+    assert record.changed({**recorded, "warp_instructions": 459_700}, recorded) == []
+    assert len(record.changed({**recorded, "warp_instructions": 587_904}, recorded)) == 1
+    assert len(record.changed({**recorded, "kernels": {"a": "x"}}, recorded)) == 1
 
 
 @pytest.mark.parametrize(

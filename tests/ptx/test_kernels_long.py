@@ -3,6 +3,7 @@
 ``pytest -m ptx_long tests/ptx`` takes about an hour on two cores.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.ptx_long
 ROOT = Path(__file__).parents[2]
 
 
-def run(*command: str) -> None:
+def run(*command: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,
@@ -28,11 +29,13 @@ def run(*command: str) -> None:
         check=False,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
+    return done.stdout
 
 
 @pytest.mark.parametrize("architecture", record.ARCHITECTURES)
 def test_every_entry(architecture):
-    run("tests.ptx.kernels", "--arch", architecture, "--every")
+    printed = run("tests.ptx.kernels", "--json", "--arch", architecture, "--every").splitlines()
+    assert record.differences([json.loads(line) for line in printed]) == []
 
 
 @pytest.mark.parametrize("architecture", suites.ARCHITECTURES)

@@ -65,3 +65,11 @@ def test_an_older_version_has_the_first_entries_on_fewer_architectures():
     missing = record.missing([older, *lines], "3.1.0")
     assert missing and not [key for key in missing if "sm_89" in key]
     assert len(missing) < len([line for line in lines if line["architecture"] != "sm_89"])
+
+
+def test_a_line_of_kernels_that_the_newest_does_not_run_is_told(tmp_path):
+    newest = [line for line in LINES if line["triton"] == VERSIONS[-1]]
+    older = [{**line, "triton": "3.1.0"} for line in newest[:2]]
+    assert record.elsewhere([*newest, *older], "3.1.0") == []
+    older[0]["kernels"] = {**older[0]["kernels"], "_gone_kernel": "gone"}
+    assert record.elsewhere([*newest, *older], "3.1.0") == [record.key_of(older[0])]

@@ -19,6 +19,8 @@ ARCHITECTURES, OLDER_ARCHITECTURES = ("sm_80", "sm_89", "sm_90"), ("sm_80", "sm_
 #: Starts of the problems that have a line of every older Triton; others may have one.
 OLDER = ("bank_lse", "chunks", "batch_lse", "hardest", "erase", "enqueue bfloat16", "enqueue int8")
 FOLDER = Path(__file__).parents[3] / "records" / "ptx"
+#: Share of the warp instructions by which two runs may differ.
+_COUNT_TOLERANCE = 1e-3
 
 
 @cache
@@ -74,6 +76,20 @@ def worse(errors: dict[str, list[float]], recorded: dict[str, list[float]]) -> l
     ]
 
 
+def changed(line: dict[str, Any], recorded: dict[str, Any]) -> list[str]:
+    """What else a run has that is not in the record: other kernels, more instructions or fewer.
+
+    The machine repeats itself and so does the compiler; other random numbers may take more steps.
+    """
+    now, then = line["warp_instructions"], recorded["warp_instructions"]
+    found = []
+    if line["kernels"] != recorded["kernels"]:
+        found.append(f"kernels {sorted(line['kernels'])}, recorded {sorted(recorded['kernels'])}")
+    if abs(now - then) > _COUNT_TOLERANCE * then:
+        found.append(f"{now} warp instructions, recorded {then}")
+    return found
+
+
 def path_of(folder: Path, version: str) -> Path:
     """The file of a Triton version."""
     return folder / f"triton-{version}.jsonl"
@@ -100,10 +116,10 @@ def write(folder: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(both[key]) + "\n" for key in sorted(both)))
 
 
-def _listed(version: str, newest: bool) -> dict[str, str]:
-    """Key -> problem, for every architecture and entry that a version may have a line of."""
+def _listed(version: str, newest: bool) -> set[str]:
+    """Keys of every architecture and entry that a version has a line of."""
     return {
-        key_of(line_of(Outcome(problem, architecture, entries))): problem.name
+        key_of(line_of(Outcome(problem, architecture, entries)))
         for architecture in (ARCHITECTURES if newest else OLDER_ARCHITECTURES)
         for problem in problems()
         for entries in entries_of(problem, architecture, version)[: None if newest else 1]
@@ -117,23 +133,56 @@ def versions(lines: list[dict[str, Any]]) -> list[str]:
 
 def missing(lines: list[dict[str, Any]], version: str) -> list[str]:
     """What has no line of this version and must have one."""
-    newest = version == versions(lines)[-1]
-    wanted = {
-        key for key, name in _listed(version, newest).items() if newest or name.startswith(OLDER)
-    }
+    wanted = _listed(version, version == versions(lines)[-1])
+    if version != versions(lines)[-1]:
+        wanted = {key for key in wanted if key.startswith(OLDER)}
     return sorted(wanted - {key_of(line) for line in lines if line["triton"] == version})
 
 
 def surplus(lines: list[dict[str, Any]], version: str) -> list[str]:
     """Lines of this version that are of no problem or entry any more."""
     found = {key_of(line) for line in lines if line["triton"] == version}
-    return sorted(found - set(_listed(version, version == versions(lines)[-1])))
+    return sorted(found - _listed(version, version == versions(lines)[-1]))
+
+
+def of_version(version: str) -> dict[str, dict[str, Any]]:
+    """Key -> committed line, of a Triton version."""
+    return {key_of(line): line for line in load(FOLDER) if line["triton"] == version}
+
+
+def differences(lines: list[dict[str, Any]]) -> list[str]:
+    """From the committed record, of lines of a run with one version: ``worse`` and ``changed``."""
+    recorded = of_version(lines[0]["triton"])
+    return [
+        f"{key_of(line)}: {text}"
+        for line in lines
+        for then in [recorded[key_of(line)]]
+        for text in worse(line["errors"], then["errors"]) + changed(line, then)
+    ]
+
+
+def elsewhere(lines: list[dict[str, Any]], version: str) -> list[str]:
+    """Lines of a version whose host launched other kernels than with the newest: made before it."""
+    newest: dict[str, list[dict[str, str]]] = {}
+    for line in lines:
+        if line["triton"] == versions(lines)[-1]:
+            newest.setdefault(f"{line['problem']} {line['architecture']}", []).append(
+                line["kernels"]
+            )
+    return sorted(
+        key_of(line)
+        for line in lines
+        if line["triton"] == version
+        and line["kernels"] not in newest.get(f"{line['problem']} {line['architecture']}", [])
+    )
 
 
 def current(folder: Path) -> set[str]:
     """Keys of the lines of the installed version whose kernels and entries are those of today."""
-    lines = [line for line in load(folder) if line["triton"] == triton.__version__]
-    return {key_of(line) for line in lines if digest(line) == line["digest"]}
+    lines = load(folder)
+    gone = set(elsewhere(lines, triton.__version__))
+    mine = [line for line in lines if line["triton"] == triton.__version__]
+    return {key_of(line) for line in mine if digest(line) == line["digest"]} - gone
 
 
 def prune(folder: Path) -> None:

@@ -25,15 +25,20 @@ def test_last(): note("last")
 """
 
 
-def piece(folder: Path, seconds: float = 0.0) -> int:
-    """One, without the machine."""
+def run(file: str, architecture: str, kept: Path, seconds: float) -> tuple[int, str]:
+    """A piece without the machine, which takes seconds to start."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", folder,
-         "-p", "no:cacheprovider", "-p", "tests.ptx.pieces", folder / "test_some.py"],
-        cwd=suites.ROOT, capture_output=True, check=False,
-        env={**os.environ, pieces.OUTCOMES: str(folder / "outcomes"), pieces.SECONDS: str(seconds)},
+        [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", Path(file).parent,
+         "-p", "no:cacheprovider", "-p", "tests.ptx.pieces", file],
+        cwd=suites.ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONSAFEPATH": "",
+             pieces.OUTCOMES: str(kept), pieces.SECONDS: str(seconds)},
     )  # fmt: skip
-    return done.returncode
+    return done.returncode, done.stdout + done.stderr
+
+
+def piece(folder: Path, seconds: float = 0.0) -> int:
+    return run(str(folder / "test_some.py"), "sm_80", folder / "outcomes", seconds)[0]
 
 
 def outcomes(folder: Path) -> dict[str, str]:
@@ -69,7 +74,8 @@ def test_a_line_cut_off_and_an_empty_file_are_not_complete(tmp_path):
     assert pieces.load(kept) == (["a", "b"], {"a": ended}) and not pieces.complete(kept)
 
 
-def test_pieces_make_the_line_of_the_whole(tmp_path):
+def test_pieces_make_the_line_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "_test", run)
     file, kept = tmp_path / "test_some.py", tmp_path / "outcomes"
     file.write_text(TESTS)
     first = suites.run(str(file), "sm_80", kept, seconds=1e-9)

@@ -22,7 +22,6 @@ def test_left_out(): pass
 WITHOUT = {
     ("tests/gpu/test_accuracy.py", "sm_80"),
     ("tests/interpret/test_cross_attention.py", "sm_80"),
-    ("tests/interpret/test_cross_attention.py", "sm_90"),
     ("tests/interpret/test_cross_attention_pairs.py", "sm_80"),
 }
 

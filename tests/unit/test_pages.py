@@ -62,6 +62,30 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(included), link
 
 
+def uneven(text: str) -> list[str]:
+    """Rows of tables with more cells than their head, or fewer."""
+    found, head = [], None
+    for line in FENCE.sub("", text).splitlines():
+        cells = None
+        if line.startswith("|"):
+            bare = re.sub(r"`[^`]*`", "", line.replace(r"\|", ""))
+            cells = bare.count("|")
+            if head not in (None, cells):
+                found.append(line)
+        head = cells if head is None or cells is None else head
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_row_of_a_table_has_the_cells_of_its_head(page: Path) -> None:
+    assert uneven(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_row_with_another_number_of_cells_is_told() -> None:
+    rows = ["| a | b |", "| --- | --- |", "| `x|y` | 1 \\| 2 |", "| 1 | 2 | 3 |", "| 1 |"]
+    assert uneven("\n".join(["Text.", *rows, "", "| c |", "| --- |"])) == rows[3:]
+
+
 @pytest.mark.parametrize("name", ["banks", "faq"])
 def test_the_examples_of_a_page_run(name: str) -> None:
     page = str(DOCS / f"{name}.md")

@@ -327,10 +327,9 @@ void backward(const InfoNceRule& rule, const InfoNceSide& side, const T* grad, i
   if (rule.in_batch && size > 0) batch_backward(rule, side, grad, grad_step, query, key);
   const Matrix unit{side.query_grad, rows, dim, dim, 1,
                     std::is_same_v<T, float> ? DType::f32 : DType::f64};
-  const bool per_row = grad_step != 0;
-  const ScaleCall<T> to_query{unit,  grad,      per_row, nullptr,
+  const ScaleCall<T> to_query{unit,  grad,      grad_step, nullptr,
                               query, out.query, side.query.dtype};
-  const ScaleCall<T> to_positive{side.query, grad,         per_row,
+  const ScaleCall<T> to_positive{side.query, grad,         grad_step,
                                  table_row<T>(side, kPositiveGrad), key,
                                  out.positive, side.positive.dtype};
   over_rows(rows, dim, [&](index_t begin, index_t end) {

@@ -76,7 +76,8 @@ struct InfoNceGrads {
   void* positive;  // [B][D] in the positive's dtype, or null
 };
 
-// grad: of the loss, [B] (step 1) or one number (step 0). temperature, hardness: one number or null.
+// grad: of the loss, [B], a step apart, or one number (step 0). temperature, hardness: one number or
+// null.
 void info_nce_backward(const InfoNceRule& rule, const std::vector<InfoNceSide>& sides,
                        const void* grad, index_t grad_step, const std::vector<InfoNceGrads>& out,
                        void* temperature, void* hardness);

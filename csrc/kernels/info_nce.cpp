@@ -76,7 +76,7 @@ void scale(const ScaleCall<T>& call, index_t begin, index_t end) {
     with_type(call.out_dtype, static_cast<const void*>(call.out), [&](auto* typed) {
       auto* out = const_cast<std::remove_const_t<std::remove_pointer_t<decltype(typed)>>*>(typed);
       for (index_t i = begin; i < end; ++i) {
-        const T grad = call.grad[call.grad_per_row ? i : 0];
+        const T grad = call.grad[i * call.grad_step];
         scale_row(call.weight ? grad * call.weight[i] : grad, rows + i * m.row_stride,
                   m.col_stride, call.added ? call.added + i * m.cols : nullptr, out + i * m.cols,
                   m.cols);

@@ -22,7 +22,7 @@ template <class T>
 struct ScaleCall {
   Matrix rows;        // [B][D]
   const T* grad;      // [B], or one for all rows
-  bool grad_per_row;
+  index_t grad_step;  // between rows; 0: one for all
   const T* weight;    // [B] or null: 1
   const T* added;     // [B][D] or null
   void* out;          // [B][D], contiguous

@@ -37,7 +37,7 @@ from sede_kernels.backends.registry import (
     serving,
 )
 from sede_kernels.ops._op import Saved, op
-from sede_kernels.ops.transforms import SPARE, apply_of, returned
+from sede_kernels.ops.transforms import SPARE, apply_of, is_batched, returned
 from sede_kernels.types import (
     InfoNCE,
     InfoNCEGradients,
@@ -178,9 +178,12 @@ class _Loss(torch.autograd.Function):
             other = Side(other_query, other_positive, *bank, other_ids, other_limit)
         needs = ctx.needs_input_grad[1:]
         scalars = Scalars(tau, beta, most, temperature, hardness, margin, batch)
-        grads = function_of(name, "info_nce_backward")(
-            grad.resolve_neg(), table, query_grad, kept, side, other, scalars, rule, needs, SPARE
-        )
+        saved = table, query_grad, kept, side, other, scalars, rule
+        if is_batched(grad):
+            grads = info_nce_backward(grad, *saved, tuple(map(int, needs)), name)
+        else:
+            run = function_of(name, "info_nce_backward")
+            grads = run(grad.resolve_neg(), *saved, needs, SPARE)
         return None, *returned("info_nce", grads, needs, grad, learned[:6])
 
 

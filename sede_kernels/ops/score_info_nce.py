@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sede_kernels.backends.registry import function_of, serving
 from sede_kernels.ops._op import Saved, op
-from sede_kernels.ops.transforms import SPARE, apply_of, returned
+from sede_kernels.ops.transforms import SPARE, apply_of, is_batched, returned
 from sede_kernels.score_types import ScoreGradients, ScoreLoss, Scores
 from sede_kernels.types import InfoNCERule, Scalars
 
@@ -88,9 +88,12 @@ class _Loss(torch.autograd.Function):
         given = Scores(scores, positive, valid, ids, key_ids)
         scalars = Scalars(tau, beta, most, temperature, hardness, margin, batch)
         needs = ctx.needs_input_grad[1:]
-        grads = function_of(name, "score_info_nce_backward")(
-            grad.resolve_neg(), table, given, scalars, rule, needs, SPARE
-        )
+        if is_batched(grad):
+            saved = table, given, scalars, rule
+            grads = score_info_nce_backward(grad, *saved, tuple(map(int, needs)), name)
+        else:
+            run = function_of(name, "score_info_nce_backward")
+            grads = run(grad.resolve_neg(), table, given, scalars, rule, needs, SPARE)
         learned = scores, positive, temperature, hardness
         return None, *returned("score_info_nce", grads, needs, grad, learned)
 

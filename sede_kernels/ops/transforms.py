@@ -52,6 +52,7 @@ def check_transforms(name: str, *inputs: object) -> None:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def goes_directly(tensors: Sequence[Tensor | None]) -> bool:
@@ -59,13 +60,16 @@ def goes_directly(tensors: Sequence[Tensor | None]) -> bool:
 
     Only where nothing but autograd looks on: no compiler or tracer, no transform, no dispatch mode
     and no profiler. Subclasses, tensors without data and those whose sign waits to be applied (the
-    imaginary part of a conjugate) take the dispatcher too.
+    imaginary part of a conjugate) take the dispatcher too, and so do many gradients at once
+    (``is_grads_batched``), which an op has as its first tensor.
     """
     if torch.compiler.is_compiling():
         return False
     for tensor in tensors:
         if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_meta or tensor.is_neg()):
             return False
+    if tensors[0] is not None and is_batched(tensors[0]):
+        return False
     return only_autograd_looks_on()
 
 

@@ -3,6 +3,7 @@
 
 #include "kernels/cross_attention_api.h"
 #include "kernels/cross_attention_pairs_api.h"
+#include "kernels/late_interaction_api.h"
 
 namespace sede {
 
@@ -16,5 +17,9 @@ void cross_attention_backward(const CrossAttention& op, index_t blocks);
 // The similarity of chosen pairs, from the fragments on.
 void cross_attention_pairs(const CrossAttentionPairs& op);
 void cross_attention_pairs_backward(const CrossAttentionPairs& op);
+
+// Late interaction: what follows the product of the sides, and its gradients.
+void nearest(const Nearest& op);
+void nearest_backward(const NearestBackward& op);
 
 }  // namespace sede

@@ -6,6 +6,7 @@
 #include "cross_attention_api.h"
 #include "cross_attention_pairs_api.h"
 #include "info_nce_api.h"
+#include "late_interaction_api.h"
 #include "ranks_api.h"
 #include "score_info_nce_api.h"
 
@@ -59,6 +60,7 @@ struct Kernels {
   const EraseOps* erase;
   const CrossOps* cross;
   const CrossAttentionPairsOps* cross_attention_pairs;
+  const NearestOps* nearest;
   const InfoNceOps<float>* info_nce_f32;
   const InfoNceOps<double>* info_nce_f64;
   const ScoreOps* score_info_nce;
@@ -79,6 +81,7 @@ extern const EnqueueOps enqueue_ops;
 extern const EraseOps erase_ops;
 extern const CrossOps cross_attention_ops;
 extern const CrossAttentionPairsOps cross_attention_pairs_ops;
+extern const NearestOps nearest_ops;
 extern const InfoNceOps<float> info_nce_f32;
 extern const InfoNceOps<double> info_nce_f64;
 extern const ScoreOps score_ops;

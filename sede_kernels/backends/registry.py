@@ -42,6 +42,7 @@ FILES = {
     "cross_attention_pairs": "cross_attention_pairs",
     "cross_attention_pairs_backward": "cross_attention_pairs",
     "late_interaction": "late_interaction",
+    "late_interaction_kept": "late_interaction",
     "late_interaction_backward": "late_interaction",
     "late_interaction_pairs": "late_interaction",
     "late_interaction_pairs_backward": "late_interaction",

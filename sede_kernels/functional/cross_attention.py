@@ -226,7 +226,8 @@ def cross_attention_similarity(
     if isinstance(how, LateInteraction):
         if chosen == "reference":
             return reference_late.late_interaction(*sides, *how).to(result_dtype(regions))
-        return ops.late_interaction.late_interaction(sides, how, chosen)
+        keep = will_learn(sides)
+        return ops.late_interaction.late_interaction(sides, how, keep, chosen).similarity
     if chosen == "reference":
         plain = reference.cross_attention_similarity(
             regions, words, **reference_keywords(sides, how)
@@ -234,8 +235,12 @@ def cross_attention_similarity(
         return plain.to(result_dtype(regions))
     if requested(chosen) != "triton" and _few(regions, words, direction):
         return _side_by_side(sides, how, chosen)
-    keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
-    return ops.cross_attention.cross_attention(sides, how, keep, chosen).similarity
+    return ops.cross_attention.cross_attention(sides, how, will_learn(sides), chosen).similarity
+
+
+def will_learn(sides: Fragments) -> bool:
+    """Whether a backward may be asked for."""
+    return torch.is_grad_enabled() and (sides.regions.requires_grad or sides.words.requires_grad)
 
 
 def _few(regions: Tensor, words: Tensor, direction: str) -> bool:

@@ -9,6 +9,7 @@ from sede_kernels.functional.cross_attention import (
     EraseSettings,
     check_call,
     reference_keywords,
+    will_learn,
 )
 from sede_kernels.types import LateInteraction, result_dtype
 
@@ -99,7 +100,8 @@ def cross_attention_pairs(
     if isinstance(how, LateInteraction):
         if chosen == "reference":
             return reference_late.late_interaction_pairs(*sides, *how).to(result_dtype(regions))
-        return ops.late_interaction.late_interaction_pairs(sides, how, chosen)
+        keep = will_learn(sides)
+        return ops.late_interaction.late_interaction_pairs(sides, how, keep, chosen).similarity
     if chosen == "reference":
         plain = reference.cross_attention_pairs(regions, words, **reference_keywords(sides, how))
         return plain.to(result_dtype(regions))

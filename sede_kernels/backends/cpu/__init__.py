@@ -10,7 +10,7 @@ from sede_kernels.backends.cpu._native import unavailable_reason as unavailable_
 
 _DTYPES = frozenset((*_native.DTYPE_CODES, torch.int64, torch.bool))
 # Computed in fp32; fp64 calls are for the torch backend.
-_SINGLE_PRECISION_OPS = ("erase", "cross_attention")
+_SINGLE_PRECISION_OPS = ("erase", "cross_attention", "late_interaction")
 
 
 def unsupported_reason(op: str, *tensors: Tensor, **options: Any) -> str | None:

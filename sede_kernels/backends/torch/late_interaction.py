@@ -13,7 +13,7 @@ from sede_kernels.backends.torch.cross_attention_block import (
     aggregated_backward,
     valid_sets,
 )
-from sede_kernels.types import Fragments, LateInteraction, SideGradients, Wanted
+from sede_kernels.types import Attended, Fragments, LateInteraction, SideGradients, Wanted
 
 _BLOCK_ELEMENTS = 1 << 21  # of S
 
@@ -82,18 +82,24 @@ def _block(source: _Sets, query: _Sets, p: slice, q: slice) -> tuple[Tensor, _Be
     return s, _Best.of(s, source.valid[p], query.valid[q].unsqueeze(0))
 
 
-def late_interaction(sides: Fragments, how: LateInteraction) -> Tensor:
+def late_interaction_kept(regions: Tensor, words: Tensor, direction: str) -> int:
+    """Elements that the forward keeps: none, the backward computes S again."""
+    return 0
+
+
+def late_interaction(sides: Fragments, how: LateInteraction, keep: bool) -> Attended:
     """See ``sede_kernels.ops.late_interaction``. S lives in memory one block at a time."""
     with torch.autocast(sides.regions.device.type, enabled=False):
         source, query = _sides(sides, how.direction)
         out = source.rows.new_zeros((source.rows.shape[0], query.rows.shape[0]))
         for p, q in _tiles(source, query):
             out[p, q] = _block(source, query, p, q)[1].similarity(how)
-        return out.T.contiguous() if how.direction == "i2t" else out
+        out = out.T.contiguous() if how.direction == "i2t" else out
+        return Attended(out, out.new_empty(0))
 
 
 def late_interaction_backward(
-    grad: Tensor, sides: Fragments, how: LateInteraction, wanted: Wanted
+    grad: Tensor, kept: Tensor, sides: Fragments, how: LateInteraction, wanted: Wanted
 ) -> SideGradients:
     """See ``sede_kernels.ops.late_interaction``."""
     swap = how.direction == "i2t"
@@ -146,17 +152,18 @@ class _Pairs:
         return grad if side.shape[1] == self.shape[1] else grad.sum(dim=1, keepdim=True)
 
 
-def late_interaction_pairs(sides: Fragments, how: LateInteraction) -> Tensor:
+def late_interaction_pairs(sides: Fragments, how: LateInteraction, keep: bool) -> Attended:
     """See ``sede_kernels.ops.late_interaction``."""
     with torch.autocast(sides.regions.device.type, enabled=False):
         pairs = _Pairs(sides, how.direction)
-        if pairs.nothing:
-            return pairs.source.rows.new_zeros(pairs.shape)
-        return pairs.best()[1].similarity(how).view(pairs.shape)
+        out = pairs.source.rows.new_zeros(pairs.shape)
+        if not pairs.nothing:
+            out = pairs.best()[1].similarity(how).view(pairs.shape)
+        return Attended(out, out.new_empty(0))
 
 
 def late_interaction_pairs_backward(
-    grad: Tensor, sides: Fragments, how: LateInteraction, wanted: Wanted
+    grad: Tensor, kept: Tensor, sides: Fragments, how: LateInteraction, wanted: Wanted
 ) -> SideGradients:
     """See ``sede_kernels.ops.late_interaction``."""
     with torch.autocast(sides.regions.device.type, enabled=False):

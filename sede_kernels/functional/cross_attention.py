@@ -175,7 +175,7 @@ def cross_attention_similarity(
             with the sources, without any norm, and ``smoothing`` and ``erase`` are refused. With
             ``aggregate="sum"`` that is late interaction (ColBERT's MaxSim) of words as queries and
             regions as documents. The first of equal sources gets the gradient; a NaN makes its
-            pairs NaN. Backends ``auto``, ``reference`` and ``torch`` serve it.
+            pairs NaN. Backends ``auto``, ``reference``, ``torch`` and ``cpu`` serve it.
         backend: ``auto``, ``reference``, ``torch``, ``cpu``, ``triton`` or ``cuda``.
 
     Returns:
@@ -192,7 +192,9 @@ def cross_attention_similarity(
         is bounded for any B and C. The backward of the CPU kernels keeps an S of up to 64 MB and
         computes a larger one again, as the other backends always do; a side that needs no gradient
         costs it nothing. On a CPU few pairs (at most 16, or 6 sets of either side) are computed as
-        by :func:`cross_attention_pairs`, and so is a pair in which attended vectors cancel.
+        by :func:`cross_attention_pairs`, and so is a pair in which attended vectors cancel. With
+        ``attention="max"`` the CPU kernels keep a score and an index for each query fragment and
+        source set, up to 64 MB of them, and the backward is O(BCLD) (t2i).
 
     Gradients:
         regions and words; the erasing mask is a constant.

@@ -45,7 +45,8 @@ def cross_attention_pairs(
         aggregate: ``lse``, ``mean``, ``max`` or ``sum``.
         aggregate_scale: lambda_lse > 0, used by ``lse`` only.
         erase: None, a rule name without threshold, or an ``AttentionErase``.
-        attention: ``softmax``, or ``max`` for late interaction, by ``reference`` and ``torch``.
+        attention: ``softmax``, or ``max`` for late interaction, by ``reference``, ``torch`` and
+            ``cpu``.
         backend: ``auto``, ``reference``, ``torch``, ``cpu`` or ``triton``.
 
     Returns:

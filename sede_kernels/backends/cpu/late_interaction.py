@@ -31,7 +31,7 @@ class _Side(NamedTuple):
 
     values: Tensor  # (n, D) fp32, D a multiple of 16
     begin: Tensor  # (sets,) int64: the first of each set
-    count: Tensor  # (sets,) int64
+    sizes: Tensor  # (sets,) int64: fragments of each
     place: Tensor | None  # (n,) int64: where each lies among (sets, F); None: there
 
     @classmethod
@@ -56,7 +56,7 @@ class _Side(NamedTuple):
 
     def spread(self, packed: Tensor, most: int) -> Tensor:
         """(P, n) of some values of each fragment as (P, sets, F), 0 where there is none."""
-        shape = (packed.shape[0], self.count.shape[0], most)
+        shape = (packed.shape[0], self.sizes.shape[0], most)
         if self.place is None:
             return packed.view(shape)
         found = _native.zeros(shape[0], shape[1] * shape[2])
@@ -100,7 +100,7 @@ class _Problem:
         self.source = _Side.of(sources, counts, pack=work >= _PACKED_WORK)
         self.query = _Side.of(queries, lengths, pack=work >= _PACKED_WORK)
         self.valid = (
-            torch.arange(self.query_most, device="cpu") < self.query.count[:, None]
+            torch.arange(self.query_most, device="cpu") < self.query.sizes[:, None]
         ).unsqueeze(0)
         self.columns = self.query.values.shape[0]
         self.kept = _Kept(kept, self.sets, self.columns)
@@ -123,7 +123,7 @@ class _Problem:
 
     def _nearest(self, first: int, end: int, score: Tensor, source: Tensor) -> None:
         """Fill the scores and sources of some sets."""
-        begins, counts = self.source.begin, self.source.count
+        begins, counts = self.source.begin, self.source.sizes
         ends = (begins + counts).tolist()
         starts = begins.tolist()
         longest = max(int(counts[first:end].max()), 1)
@@ -147,7 +147,7 @@ class _Problem:
 
     def present(self, first: int, end: int) -> Tensor:
         """(sets, queries): pairs of which neither side is empty."""
-        return (self.source.count[first:end, None] > 0) & (self.query.count > 0)
+        return (self.source.sizes[first:end, None] > 0) & (self.query.sizes > 0)
 
 
 def nearest(
@@ -186,7 +186,7 @@ def late_interaction(sides: Fragments, how: LateInteraction, keep: bool) -> Atte
         kept = _native.empty(size)
         problem = _Problem(sides, how, kept)
         problem.kept.clear()
-        out = _native.zeros(problem.sets, problem.query.count.shape[0])
+        out = _native.zeros(problem.sets, problem.query.sizes.shape[0])
         for first, end, score, _ in problem.parts(ready=False):
             spread = problem.query.spread(score, problem.query_most)
             found = aggregated(spread, problem.valid, how)
@@ -214,13 +214,13 @@ def late_interaction_backward(
             _backward(
                 (1, end - first, problem.columns),
                 problem.source._replace(
-                    begin=problem.source.begin[first:end], count=problem.source.count[first:end]
+                    begin=problem.source.begin[first:end], sizes=problem.source.sizes[first:end]
                 ),
                 problem.query.values,
                 (share, source),
                 (d_source, d_query),
             )
-        shapes = (problem.sets, problem.source_most), (len(problem.query.count), problem.query_most)
+        shapes = (problem.sets, problem.source_most), (len(problem.query.sizes), problem.query_most)
         found = [
             _native.empty(0) if d is None else _in_sets(side, d, shape, problem.dim)
             for side, d, shape in zip(
@@ -250,7 +250,7 @@ def _backward(
         *sizes,
         queries.shape[1],
         source.begin.data_ptr(),
-        source.count.data_ptr(),
+        source.sizes.data_ptr(),
         source.values.data_ptr(),
         queries.data_ptr(),
         *(tensor.data_ptr() for tensor in shares),
@@ -277,8 +277,8 @@ class _Pairs:
         self.columns = self.query_most * (1 if alone else queries.shape[1])
         self.source = _flat(sources, counts)
         self.query = _flat(queries, lengths)
-        some = (self.source.count > 0).view(sources.shape[:2]).expand(B, N).reshape(B * N, 1)
-        of_query = self.query.count.view(queries.shape[:2]).expand(B, N).reshape(B * N, 1, 1)
+        some = (self.source.sizes > 0).view(sources.shape[:2]).expand(B, N).reshape(B * N, 1)
+        of_query = self.query.sizes.view(queries.shape[:2]).expand(B, N).reshape(B * N, 1, 1)
         self.valid = torch.arange(self.query_most, device="cpu") < of_query
         self.present = some & (of_query.squeeze(2) > 0)
         self.kept = _Kept(kept, self.groups * self.per_group, self.columns)
@@ -306,7 +306,7 @@ class _Pairs:
                 some = rows[g : g + groups, t * R : (t + sets) * R]
                 s = torch.bmm(some, queries[g : g + groups]).flatten(0, 1)
                 first = g * T + t
-                count = self.source.count[first : first + s.shape[0] // R]
+                count = self.source.sizes[first : first + s.shape[0] // R]
                 begin = torch.arange(len(count), device="cpu") * R
                 nearest(s, begin, count, score[first:], source[first:], self.columns)
         return score, source

@@ -13,6 +13,7 @@
 #include "device/mma.cuh"
 #include "device/reduce.cuh"
 #include "device/row_dot.cuh"
+#include "device/row_out.cuh"
 
 namespace sede_cuda {
 
@@ -95,7 +96,7 @@ struct FusedPass {
     float c2[E];
 #pragma unroll
     for (int e = 0; e < E; ++e) c2[e] = exponents[E > 1 && e < 2 ? e ^ side.plane : e];
-    if (FULL && side.key != nullptr) limits_of_rows(row, limit);
+    if (FULL && side.key != nullptr) limits_of_rows<T>(op, side, row, limit);
 
     float o[ACC ? WIDTH / 8 : 1][4] = {};
     // Similarities are at most 1, and so is the peak. The widest tile has no register for it.
@@ -244,21 +245,6 @@ struct FusedPass {
     }
   }
 
-  // s+ + margin of the rows of this lane: four lanes have a row.
-  __device__ __forceinline__ void limits_of_rows(const int (&row)[2], float (&limit)[2]) {
-    const float margin = number_of(op.margin);
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const index_t at = min(row[r], int(op.rows) - 1);
-      const T* query = static_cast<const T*>(side.query) + at * op.query_stride;
-      const T* key = static_cast<const T*>(side.key) + at * side.key_stride;
-      float sum = 0.f;
-#pragma unroll 2
-      for (int c = threadIdx.x % 4; c < op.dim / 8; c += 4) sum += dot_of_8(query + c * 8, key + c * 8);
-      limit[r] = over_lanes<4>(sum, Plus()) + margin;
-    }
-  }
-
   // The weight of s, which joins the sums.
   static __device__ __forceinline__ float add(float s, float c2, float base, float& total,
                                               float& moment) {
@@ -291,18 +277,8 @@ struct FusedPass {
       const index_t slot = index_t(part) * B + row[r];
       const index_t sum = (index_t(part) * want.accumulators + side.plane) * B + row[r];
       if (ACC && lane % 4 == 0 && first_column == 0) out.mass[sum] = mass[r];
-      if (lane % 4 == 0 && first_column == 0 && side.plane == 0) {
-        out.peak[slot] = peak[r];
-        out.count[slot] = count[r];
-        if (FULL && out.index != nullptr) out.index[slot] = index[r];
-#pragma unroll
-        for (int e = 0; e < E; ++e) {
-          if (e >= want.exponents) break;  // a full pass is made for as many as there can be
-          const index_t at = (index_t(part) * want.exponents + e) * B + row[r];
-          out.total[at] = total[e][r];
-          if (FULL && out.moment != nullptr) out.moment[at] = moment[e][r];
-        }
-      }
+      if (lane % 4 == 0 && first_column == 0 && side.plane == 0)
+        write_sums<FULL>(out, want.exponents, part, B, row[r], r, peak, count, index, total, moment);
       if constexpr (ACC) {
 #pragma unroll
         for (int d = 0; d < WIDTH / 8; ++d) {

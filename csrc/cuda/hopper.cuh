@@ -9,6 +9,7 @@
 
 #include "device/columns.cuh"
 #include "device/mbarrier.cuh"
+#include "device/row_dot.cuh"
 #include "device/row_sums.cuh"
 #include "device/wgmma.cuh"
 
@@ -29,6 +30,7 @@ struct HopperBlock {
   // Barriers: the queries are there; a tile is there; its columns are settled; its place is free.
   unsigned asked, full, ready, empty;
   int first_row, begin, end;  // tiles [begin, end), at least one
+  float* limits;              // of the queries: the largest similarities that count
 
   __device__ __forceinline__ unsigned tile(const Place& at) const {
     return ring + at.stage * Rows::BYTES;
@@ -95,6 +97,22 @@ struct HopperBlock {
     wgmma_commit();
   }
 
+  // Those of this warp's rows, once, in shared memory: the loop has no register for them.
+  __device__ __forceinline__ void find_limits(int first) const {
+    const int row[2] = {first, first + 8};
+    float limit[2];
+    if (side.key != nullptr) {
+      limits_of_rows<T>(op, side, row, limit);
+    } else {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) limit[r] = side.match.limit[min(row[r], int(op.rows) - 1)];
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      if (threadIdx.x % 4 == 0) limits[row[r] - first_row] = limit[r];
+    __syncwarp();
+  }
+
   // This warp has read all that it needs of a tile.
   __device__ __forceinline__ void release(const Place& at) const {
     __syncwarp();
@@ -107,7 +125,8 @@ struct HopperBlock {
     // Of this warpgroup. By a shuffle the assembler knows that it is one number for a warp.
     unsigned rows = queries + __shfl_sync(kAllLanes, warp / 4, 0) * Rows::BYTES;
     const int first = first_row + warp * 16 + lane / 4;
-    const RowMatch match(side.match, first, op.rows);
+    if (side.limited) find_limits(first);
+    const RowMatch match(side.match, side.limited ? limits : nullptr, first, op.rows);
     RowSums<E, FULL> sums(op.want, op.fixed != 0);
     float s[32], o[ACC ? D / 2 : 1] = {};
     Place now;
@@ -129,7 +148,6 @@ struct HopperBlock {
         hold(o);
         hold(p);
         hold(s);
-
         wgmma_fence();
         issue_scores(s, rows, tile(now));
         issue_output(o, p, tile(before));
@@ -169,7 +187,7 @@ __device__ __forceinline__ void hopper(const HopperPass& pass) {
   using Block = HopperBlock<T, D, E, FULL, ACC>;
   extern __shared__ unsigned char memory[];
   __shared__ __align__(8) unsigned long long barriers[3 * Block::STAGES + 1];
-  __shared__ float exponents[E];
+  __shared__ float exponents[E], limits[kHopperQueries];
   const Fused& op = pass.pass;
   const int side = blockIdx.z, warp = threadIdx.x / 32;
   const int tiles = int((op.bank_rows + kHopperRows - 1) / kHopperRows);
@@ -194,7 +212,8 @@ __device__ __forceinline__ void hopper(const HopperPass& pass) {
                     ready + Block::STAGES * 8,
                     int(blockIdx.x) * kHopperQueries,
                     begin,
-                    min(begin + op.tiles_per_part, tiles)};
+                    min(begin + op.tiles_per_part, tiles),
+                    limits};
   load_bases(op.want, exponents);
   if (threadIdx.x == 0) block.init_barriers();
   __syncthreads();

@@ -51,12 +51,14 @@ struct ColumnIds {
 // Which of a thread's accumulators of S count: 16 of each of its two rows.
 struct RowMatch {
   const Match& match;
-  int first, last;  // rows beyond the last one are as the last one
-  unsigned low[2];  // the low words of their ids
-  bool compares;    // whether a column of the row's own id is none of its negatives
+  const float* limits;  // of the block's rows in shared memory, or null
+  int first, last;      // rows beyond the last one are as the last one
+  unsigned low[2];      // the low words of their ids
+  bool compares;        // whether a column of the row's own id is none of its negatives
 
-  __device__ __forceinline__ RowMatch(const Match& of, int first_row, index_t rows)
-      : match(of), first(first_row), last(int(rows) - 1), low{} {
+  __device__ __forceinline__ RowMatch(const Match& of, const float* limits_of_block, int first_row,
+                                      index_t rows)
+      : match(of), limits(limits_of_block), first(first_row), last(int(rows) - 1), low{} {
     compares = match.select == sede_cuda::mask && match.query_ids != nullptr &&
                match.bank_ids != nullptr;
 #pragma unroll
@@ -84,8 +86,9 @@ struct RowMatch {
     count[0] += 16;
     count[1] += 16;
     if (some) leave_out(s, columns, counts, count);
-    if (match.limit != nullptr) {
-      const float limit[2] = {match.limit[row(0)], match.limit[row(1)]};
+    if (limits != nullptr) {
+      const unsigned in_block = unsigned(first) % kHopperQueries;
+      const float limit[2] = {limits[in_block], limits[in_block + 8]};
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
         const bool in = s[i] <= limit[row_of(i)];

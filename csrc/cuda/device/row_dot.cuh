@@ -30,6 +30,23 @@ __device__ __forceinline__ float dot_of_8<float>(const float* a, const float* b)
   return sum;
 }
 
+// s+ + margin of two rows of vectors: four neighbouring lanes have them.
+template <class T>
+__device__ __forceinline__ void limits_of_rows(const Fused& op, const Side& side,
+                                               const int (&row)[2], float (&limit)[2]) {
+  const float margin = number_of(op.margin);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const index_t at = min(row[r], int(op.rows) - 1);
+    const T* query = static_cast<const T*>(side.query) + at * op.query_stride;
+    const T* key = static_cast<const T*>(side.key) + at * side.key_stride;
+    float sum = 0.f;
+#pragma unroll 2
+    for (int c = threadIdx.x % 4; c < op.dim / 8; c += 4) sum += dot_of_8(query + c * 8, key + c * 8);
+    limit[r] = over_lanes<4>(sum, Plus()) + margin;
+  }
+}
+
 // Of rows of any dtype and stride, by a block of THREADS threads; every thread gets it.
 template <int THREADS>
 __device__ __forceinline__ float row_dot(const Matrix& a, const Matrix& b, index_t row) {

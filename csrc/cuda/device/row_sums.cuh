@@ -6,6 +6,7 @@
 #include <climits>
 
 #include "reduce.cuh"
+#include "row_out.cuh"
 
 namespace sede_cuda {
 
@@ -114,16 +115,7 @@ struct RowSums {
       if (row >= rows) continue;
       const index_t slot = index_t(part) * rows + row;
       if (lane % 4 == 0) {
-        to.peak[slot] = peak[r];
-        to.count[slot] = count[r];
-        if (FULL && to.index != nullptr) to.index[slot] = index[r];
-#pragma unroll
-        for (int e = 0; e < E; ++e) {
-          if (e >= want.exponents) break;
-          const index_t at = (index_t(part) * want.exponents + e) * rows + row;
-          to.total[at] = total[e][r];
-          if (FULL && to.moment != nullptr) to.moment[at] = moment[e][r];
-        }
+        write_sums<FULL>(to, want.exponents, part, rows, row, r, peak, count, index, total, moment);
         if (N > 1) to.mass[slot] = mass[r];
       }
       if constexpr (N > 1) {

@@ -55,10 +55,6 @@ bool vectors(const Matrix& m) {
          reinterpret_cast<std::uintptr_t>(m.data) % 16 == 0;
 }
 
-bool limited(const BankSide& side) {
-  return side.match.limit != nullptr || side.key.data != nullptr;
-}
-
 // The limits of a side that has a margin, in memory.
 const float* limits(const BankSide& side, const Number& margin, Scratch& scratch, Stream stream) {
   if (side.key.data == nullptr) return side.match.limit;
@@ -103,12 +99,7 @@ bool fusable(const Passes& passes) {
 std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream stream) {
   const std::vector<BankSide>& sides = passes.sides;
   const bool one_sum = passes.want.accumulators <= 1 && !any_further(passes);
-  if (one_sum && hopper_serves(sides, passes.want)) {
-    std::vector<BankSide> limited_sides = sides;
-    for (BankSide& side : limited_sides)
-      side.match.limit = limits(side, passes.margin, scratch, stream);
-    return hopper_pass(limited_sides, passes.want, scratch, stream);
-  }
+  if (one_sum && hopper_serves(sides, passes.want)) return hopper_pass(passes, scratch, stream);
   const index_t B = sides[0].query.rows, K = sides[0].bank.rows, D = sides[0].bank.cols;
   const int padded = D <= 64 ? 64 : D <= 128 ? 128 : D <= 256 ? 256 : 512;
   const bool sums_rows = passes.of(sides[0]).accumulators > 0;
@@ -116,8 +107,7 @@ std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream s
   int exponents = 1, planes = 0;
   for (const BankSide& side : sides) {
     const Want& want = passes.of(side);
-    full = full || want.moments || want.hardest || want.exponents > 2 ||
-           limited(side);
+    full = full || want.moments || want.hardest || want.exponents > 2 || side.limited();
     exponents = std::max(exponents, want.exponents);
     planes += std::max(1, want.accumulators);
   }
@@ -149,7 +139,7 @@ std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream s
     for (int plane = 0; plane < std::max(1, passes.of(side).accumulators); ++plane)
       op.side[z++] = {side.query.data,     side.bank.data, side.match,    found.back(),
                       plane,               side.further,   side.key.data, side.key.row_stride,
-                      limited(side)};
+                      side.limited()};
   }
   if (scratch.counting()) return found;
   const unsigned shared = unsigned((kFusedRows + 2 * columns) * padded * bytes + 2 * columns * 8);

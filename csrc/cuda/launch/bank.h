@@ -40,6 +40,8 @@ struct BankSide {
   Sums out;
   bool further = false;  // is searched for what `further` of Passes wants
   Matrix key = {};       // the limits are s+ + margin of these; or of no address
+
+  bool limited() const { return match.limit != nullptr || key.data != nullptr; }
 };
 
 // Passes over banks; those of one shape share a launch.

@@ -45,8 +45,9 @@ bool hopper_serves(const std::vector<BankSide>& sides, const Want& want) {
          has_code(Image::hopper) && capability() == kCapability;
 }
 
-std::vector<Partial> hopper_pass(const std::vector<BankSide>& sides, const Want& want,
-                                 Scratch& scratch, Stream stream) {
+std::vector<Partial> hopper_pass(const Passes& passes, Scratch& scratch, Stream stream) {
+  const std::vector<BankSide>& sides = passes.sides;
+  const Want& want = passes.want;
   const index_t B = sides[0].query.rows, K = sides[0].bank.rows, D = sides[0].bank.cols;
   const int padded = D <= 64 ? 64 : D <= 128 ? 128 : 256;
   const index_t row_blocks = blocks(B, kHopperQueries), tiles = blocks(K, kHopperRows);
@@ -57,15 +58,19 @@ std::vector<Partial> hopper_pass(const std::vector<BankSide>& sides, const Want&
 
   HopperPass op{};
   op.pass.want = want;
+  op.pass.margin = passes.margin;
   op.pass.rows = B;
   op.pass.bank_rows = K;
+  op.pass.query_stride = sides[0].query.row_stride;
   op.pass.dim = int(D);
   op.pass.tiles_per_part = int(tiles_per_part);
   op.pass.fixed = has_fixed_peak(sides[0], want);
   std::vector<Partial> found;
   for (size_t i = 0; i < sides.size(); ++i) {
+    const BankSide& side = sides[i];
     found.push_back(partial(scratch, parts, B, D, want));
-    op.pass.side[i] = {nullptr, nullptr, sides[i].match, found[i]};
+    op.pass.side[i] = {side.query.data, nullptr, side.match, found.back(), 0, 0,
+                       side.key.data, side.key.row_stride, side.limited()};
   }
   if (scratch.counting()) return found;
   for (size_t i = 0; i < sides.size(); ++i) {

@@ -9,8 +9,7 @@ namespace sede_cuda {
 bool hopper_serves(const std::vector<BankSide>& sides, const Want& want);
 
 // Parts of the pass over each bank, in one launch.
-std::vector<Partial> hopper_pass(const std::vector<BankSide>& sides, const Want& want,
-                                 Scratch& scratch, Stream stream);
+std::vector<Partial> hopper_pass(const Passes& passes, Scratch& scratch, Stream stream);
 
 // Whether calls may take it. For tests.
 void set_hopper(bool allowed);

@@ -205,6 +205,7 @@ def test_what_it_does_not_serve_takes_the_other_path() -> None:
     strided = torch.empty(200, 65, dtype=BF16)[:, :64].copy_(rows.bank.rows)
     for change, kernel in (
         (Problem(9, 200, 320, BF16), "fused_bf16_one_512"),
+        (Problem(9, 200, 512, BF16), "fused_bf16_one_512"),
         (Problem(9, 200, 64, BF16, select="positive"), "fused_bf16_one_64"),
     ):
         check(change, ONE, 1, kernel)
@@ -239,6 +240,40 @@ def test_a_loss_and_its_gradient() -> None:
     assert abs(loss.item() - exact.item()) <= 4e-3 * exact.item()
     error = (query.grad.double() - truth.grad).norm() / truth.grad.norm()
     assert float(error) <= 1e-2
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize(
+    ("dim", "stats"), [(64, False), (64, True), (256, False)], ids=["64", "stats", "256"]
+)
+def test_a_margin_is_found_in_the_pass(dim: int, stats: bool) -> None:
+    """Two banks and the batch, more queries than a block has, keys of another stride."""
+    found = []
+    for backend, to in (("cuda", BF16), ("reference", torch.float64)):
+        leaves = [Problem(150, 1, dim, BF16, seed=n).query.to(to) for n in range(2)]
+        keys = [torch.cat([leaf.roll(1, 0), leaf], 1)[:, :dim] for leaf in reversed(leaves)]
+        banks = [Problem(1, 200, dim, BF16, ids=False, seed=n).bank.rows.to(to) for n in (5, 6)]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        before = cuda.report()[0]
+        loss = sede_kernels.symmetric_info_nce(
+            *leaves, *keys, *banks, margin=0.05, ids=torch.arange(150) % 9, hardness=2.0,
+            in_batch_negatives=True, return_stats=stats, backend=backend,
+        )  # fmt: skip
+        kinds = ("stats" if stats else "lse", "full" if stats else "two")
+        if backend == "cuda":
+            passes = cuda.launched(before)
+            assert sorted(passes) == sorted(
+                [*(f"hopper_bf16_{kind}_{dim}" for kind in kinds), "info_nce_finish"]
+            )
+        total, extra = loss if stats else (loss, ())
+        grads = torch.autograd.grad(total, leaves)
+        found.append((total.detach(), *grads, *(value for side in extra for value in side)))
+    for value, truth in zip(*found, strict=True):
+        if value.is_floating_point():
+            assert_close("margin", value, truth, 8e-3)
+        else:
+            assert torch.equal(value, truth)
 
 
 @pytest.mark.usefixtures("hopper")

@@ -38,6 +38,7 @@ _SIGNATURES = {
         [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_uint32, _NUMBERS, ctypes.c_int],
     ),
     "ptx_cuda_forget": (None, []),
+    "ptx_cuda_stand_in": (None, [ctypes.c_char_p, ctypes.c_void_p]),
     "ptx_cuda_buffer": (None, [_LONG, _LONG, ctypes.c_uint32, ctypes.c_char_p]),
     "ptx_cuda_report": (ctypes.c_int, [ctypes.POINTER(_LONG), *_TEXT]),
 }

@@ -85,6 +85,11 @@ class Module:
         if getattr(self, "_handle", None):
             self._machine.ptx_free(self._handle)
 
+    @property
+    def handle(self) -> int:
+        """What the C interface knows it by."""
+        return int(self._handle)
+
     def parameters(self, name: str) -> list[tuple[int, int]]:
         """Bytes and offset of every parameter of a kernel."""
         most = 512

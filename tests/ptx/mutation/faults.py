@@ -96,11 +96,11 @@ class Fault:
         return "\n".join(lines) + "\n"
 
 
-def faults_of(text: str, executed: set[int]) -> Iterator[Fault]:
+def faults_of(text: str, executed: set[int], kinds: tuple[Kind, ...] = KINDS) -> Iterator[Fault]:
     """Every fault in the executed lines; lines count from 1."""
     for number, line in enumerate(text.splitlines(), 1):
         if number in executed:
-            for kind in KINDS:
+            for kind in kinds:
                 after = kind.changed(line)
                 if after is not None:
                     yield Fault(kind, number, line.strip(), after)

@@ -16,7 +16,7 @@ from tests.ptx.kernels.execute import entries_of, execute, problems
 from tests.ptx.kernels.problem import Problem
 from tests.ptx.kernels.record import line_of, worse
 from tests.ptx.machine import driver
-from tests.ptx.mutation.faults import GROUPS, Fault, faults_of
+from tests.ptx.mutation.faults import GROUPS, KINDS, Fault, Kind, faults_of
 
 ARCHITECTURES = ("sm_80", "sm_90")
 #: Problems whose kernels get faults: quick ones.
@@ -48,7 +48,8 @@ class Target:
 Drawn = tuple[Target, Fault]
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Of a text; its first twelve digits are in the table."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -64,7 +65,7 @@ def targets(problem: Problem, architecture: str, entries: Entries) -> tuple[list
     texts: dict[str, tuple[str, str]] = {}
 
     def seen(name: str, text: str) -> str:
-        texts[_digest(text)] = name, text
+        texts[digest(text)] = name, text
         return text
 
     driver.state.rewrite = seen
@@ -82,14 +83,20 @@ def targets(problem: Problem, architecture: str, entries: Entries) -> tuple[list
     return found, line_of(outcome)["errors"]
 
 
-def drawn(name: str, architecture: str, found: list[Target], count: int) -> list[Drawn]:
+def drawn(
+    name: str,
+    architecture: str,
+    found: list[Target],
+    count: int,
+    of: tuple[Kind, ...] = KINDS,
+) -> list[Drawn]:
     """As many faults of every group as there are, a kind of it at a time."""
     source = random.Random(f"{_SEED} {name} {architecture}")
     by_group: dict[str, dict[str, list[Drawn]]] = {}
     for group in GROUPS:
         by_group[group] = defaultdict(list)
     for target in found:
-        for fault in faults_of(target.text, set(target.executed)):
+        for fault in faults_of(target.text, set(target.executed), of):
             by_group[fault.kind.group][fault.kind.name].append((target, fault))
     chosen: list[Drawn] = []
     while len(chosen) < count and any(by_group.values()):
@@ -181,7 +188,7 @@ def lines_of(problem: Problem, architecture: str, count: int = EACH) -> Iterator
             "architecture": architecture,
             "triton": triton.__version__,
             "kernel": target.kernel,
-            "text": _digest(target.text)[:12],
+            "text": digest(target.text)[:12],
             "line": fault.line,
             "group": fault.kind.group,
             "kind": fault.kind.name,

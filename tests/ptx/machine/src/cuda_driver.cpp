@@ -1,6 +1,7 @@
 // The few entry points of the CUDA driver that csrc/cuda/launch/driver.cpp asks for. Modules are
 // PTX texts; a launch runs on the machine, and its faults are the text of the error it returns.
 #include <cstring>
+#include <map>
 #include <set>
 
 #include "decode.h"
@@ -51,6 +52,7 @@ struct State {
   std::string error = "no error";
   u64 executed = 0;
   std::vector<std::string> launched;
+  std::map<std::string, void*> stand_ins;  // modules whose kernel of that name runs instead
 };
 
 State& state() {
@@ -102,6 +104,15 @@ void ptx_cuda_configure(int major, int minor, int multiprocessors, u32 most_shar
 void ptx_cuda_forget() { state().buffers.clear(); }
 void ptx_cuda_buffer(u64 base, u64 bytes, u32 flags, const char* name) {
   state().buffers.push_back({base, bytes, flags, name});
+}
+
+// Launches of kernel `name` run that of another module from here on; without a module every kernel
+// is its own again.
+void ptx_cuda_stand_in(const char* name, void* module) {
+  if (module == nullptr)
+    state().stand_ins.clear();
+  else
+    state().stand_ins[name] = module;
 }
 
 // Launches and warp instructions so far, and the kernels that ran, one a line.
@@ -203,7 +214,9 @@ int cuLaunchKernel(void* handle, unsigned x, unsigned y, unsigned z, unsigned th
                    void** arguments, void**) {
   State& s = state();
   if (s.idle) return kSuccess;
-  const Kernel& kernel = *static_cast<Kernel*>(handle);
+  Kernel kernel = *static_cast<Kernel*>(handle);
+  if (const auto other = s.stand_ins.find(kernel.name); other != s.stand_ins.end())
+    kernel.module = other->second;
   if (x == 0 || y == 0 || z == 0 || x > 0x7fffffffu || y > 65535 || z > 65535)
     return failed(kInvalidValue, "a grid of " + std::to_string(x) + " x " + std::to_string(y) +
                                      " x " + std::to_string(z) + " blocks");

@@ -24,3 +24,15 @@ def played() -> Iterator[str]:
     assert backend.unavailable_reason() is None
     yield architecture
     backend.emulate(None)
+
+
+@pytest.fixture
+def many_processors(played: str) -> Iterator[None]:
+    """A bank of 160 tiles then has 40 parts in the kernels of every GPU."""
+    from sede_kernels.backends.cuda import _native
+
+    _native.module().set_hopper(False)
+    cuda.configure(played, cores=40)
+    yield
+    cuda.configure(played)
+    _native.module().set_hopper(True)

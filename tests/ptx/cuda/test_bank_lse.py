@@ -65,6 +65,11 @@ def test_fused_sizes(size: int) -> None:
     check(Problem(3, size, 64, BF16, ids=False), LEAN, 1, launches=2)
 
 
+@pytest.mark.usefixtures("many_processors")
+def test_more_parts_than_a_warp_has_lanes() -> None:
+    check(Problem(3, 160 * 64 - 5, 64, BF16), Want((1, 0), True, True), 3, launches=2)
+
+
 @pytest.mark.parametrize(
     "problem",
     [
@@ -139,6 +144,16 @@ def test_extreme_exponents(dtype: torch.dtype, exponent: float) -> None:
     problem = Problem(9, 150, 64, dtype)
     found = bank_lse(problem.query, problem.bank, torch.tensor([exponent]), problem.match, FULL)
     assert_sums(problem, found, expected(problem, (exponent,), FULL), exponent)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256, 512])
+@pytest.mark.parametrize("exponents", [1, 2])
+def test_a_row_far_above_the_others(dim: int, exponents: int) -> None:
+    """Relative to any lower one its weight is no number in fp16."""
+    problem = Problem(9, 333, dim, F16, ids=False)
+    problem.query, scales = problem.bank.rows[100:109].clone(), (200.0, 150.0)[:exponents]
+    found = bank_lse(problem.query, problem.bank, torch.tensor(scales), problem.match, LEAN)
+    assert_sums(problem, found, expected(problem, scales, LEAN), scales[0])
 
 
 def test_repeats_are_equal_to_the_bit() -> None:

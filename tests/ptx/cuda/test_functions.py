@@ -6,6 +6,7 @@ from torch import Tensor
 
 import sede_kernels
 from sede_kernels import BackendUnavailableError, MemoryBank, functional
+from sede_kernels.backends import registry
 from sede_kernels.types import RingState
 from tests.ptx.cuda.oracle import assert_close, unit
 
@@ -151,6 +152,25 @@ def test_attention_erase(rule: str, threshold: float | None, erase: str, length:
     assert_close("gradient", ours[2], truth[2], 5e-6)
 
 
+@pytest.mark.parametrize("erase", ["low", "high"])
+@pytest.mark.parametrize("length", [300, 1100])
+def test_rows_of_zeros_and_rows_that_are_topped_up(length: int, erase: str) -> None:
+    """By half of their fragments, of equal ones the first."""
+    attention = torch.rand(5, length, generator=torch.Generator().manual_seed(2)).round(decimals=2)
+    attention[1], attention[3] = 0.0, 0.25
+    weight = torch.rand(5, length, generator=torch.Generator().manual_seed(3))
+    found = []
+    for backend in ("cuda", "reference"):
+        a = attention.clone().requires_grad_()
+        out, mask = functional.attention_erase(
+            a, rule="absolute", threshold=0.1, erase=erase, keep_min=length // 2, backend=backend
+        )
+        found.append((mask, out.detach(), *torch.autograd.grad((out * weight).sum(), a)))
+    assert torch.equal(found[0][0], found[1][0])
+    for value, truth in zip(found[0][1:], found[1][1:], strict=True):
+        assert_close("erased", value, truth, 5e-6)
+
+
 def test_bf16_attention_and_no_renormalising() -> None:
     attention = torch.randn(5, 40, generator=torch.Generator().manual_seed(3)).softmax(1).to(BF16)
     ours = functional.attention_erase(attention, renormalize=False, backend="cuda")
@@ -158,11 +178,43 @@ def test_bf16_attention_and_no_renormalising() -> None:
     assert torch.equal(ours[0], truth[0]) and torch.equal(ours[1], truth[1])
 
 
+#: Ops of the registry that this backend leaves to others.
+WITHOUT = {
+    "block_scores", "count_below",
+    "cross_attention", "cross_attention_kept", "cross_attention_backward",
+    "cross_attention_pairs", "cross_attention_pairs_backward",
+    "late_interaction", "late_interaction_backward",
+    "late_interaction_pairs", "late_interaction_pairs_backward",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op", registry.FILES)
+def test_an_op_without_a_kernel_is_refused(op: str) -> None:
+    if op in WITHOUT:
+        with pytest.raises(BackendUnavailableError, match=f"has no {op} kernel"):
+            registry.serving(op, "cuda", torch.zeros(2, 2))
+    else:
+        assert registry.serving(op, "cuda", torch.zeros(2, 2)) == "cuda"
+
+
+@pytest.mark.parametrize("attention", ["softmax", "max"])
+@pytest.mark.parametrize("aligned", [False, True], ids=["all", "pairs"])
+def test_region_word_similarities_are_refused(
+    aligned: bool, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for the backend: the call or the environment."""
+    regions, words = torch.randn(2, 3, 8), torch.randn(2, 4, 8)
+    call = functional.cross_attention_similarity
+    if aligned:
+        call, regions, words = functional.cross_attention_pairs, regions[:, None], words[:, None]
+    with pytest.raises(BackendUnavailableError, match=r"has no \w+ kernel"):
+        call(regions, words, attention=attention, backend="cuda")
+    monkeypatch.setenv("SEDE_BACKEND", "cuda")
+    with pytest.raises(BackendUnavailableError, match=r"has no \w+ kernel"):
+        call(regions, words, attention=attention)
+
+
 def test_what_it_has_no_kernel_for_is_refused() -> None:
-    with pytest.raises(BackendUnavailableError, match="has no cross_attention_pairs kernel"):
-        functional.cross_attention_similarity(
-            torch.randn(2, 3, 8), torch.randn(2, 4, 8), backend="cuda"
-        )
     with pytest.raises(BackendUnavailableError, match=r"has no kernel for torch\.float64"):
         functional.bank_lse(
             unit(2, 8, 1).double(), unit(3, 8, 2).double(), torch.tensor([1.0]), backend="cuda"

@@ -11,8 +11,8 @@ from sede_kernels import MemoryBank, SEDELoss, functional
 from tests.ptx.cuda.oracle import assert_close, unit
 from tests.ptx.machine import cuda
 
-F32, BF16 = torch.float32, torch.bfloat16
-FLOORS = {F32: 5e-6, BF16: 8e-3}
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+FLOORS = {F32: 5e-6, BF16: 8e-3, F16: 1e-3}
 B, K, D = 21, 150, 64
 OPTIONS: dict[str, dict[str, Any]] = {
     "attached": {"hardness": 3.0, "detach_weights": False, "margin": 0.2, "reduction": "sum"},
@@ -127,6 +127,57 @@ def test_no_option_takes_a_launch_more(name: str, dim: int) -> None:
         assert_close(name, value, truth, FLOORS[BF16])
 
 
+@pytest.mark.usefixtures("many_processors")
+def test_a_bank_in_more_parts_than_a_warp_has_lanes() -> None:
+    """Two weighted sums of each part, and their statistics."""
+    found = []
+    for backend, to in (("cuda", BF16), ("reference", torch.float64)):
+        query, key, bank = (unit(n, 64, n).to(BF16).to(to) for n in (3, 3, 160 * 64 - 5))
+        query.requires_grad_()
+        loss, stats = functional.weighted_info_nce(
+            query, key, bank, hardness=3.0, detach_weights=False, return_stats=True,
+            backend=backend,
+        )  # fmt: skip
+        found.append((loss.detach(), *torch.autograd.grad(loss, query), *stats))
+    for value, truth in zip(*found, strict=True):
+        assert_close("parts", value, truth, FLOORS[BF16])
+
+
+def against_reference(
+    query: Tensor, key: Tensor, bank: Tensor | None, floor: float, **options: Any
+) -> None:
+    """The row losses and their gradients."""
+    found = []
+    for backend, to in (("cuda", query.dtype), ("reference", torch.float64)):
+        leaves = [leaf.to(to).requires_grad_() for leaf in (query, key)]
+        loss = functional.weighted_info_nce(
+            *leaves, None if bank is None else bank.to(to), reduction="none", backend=backend,
+            **options,
+        )  # fmt: skip
+        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), leaves)))
+    for value, truth in zip(*found, strict=True):
+        assert_close("rows", value, truth, floor)
+
+
+def test_positives_of_a_batch_at_a_low_temperature() -> None:
+    """e^{s / tau} of the further positives is beyond fp32; gradients have 200^2 roundings of s."""
+    query = unit(12, 64, 1)
+    query[6:] = query[:6]
+    query = query + 0.1 * unit(12, 64, 2)
+    against_reference(
+        query, query.roll(6, 0), None, 1e-3, temperature=0.005, query_ids=torch.arange(12) % 6,
+        in_batch_negatives=True, false_negatives="positive",
+    )  # fmt: skip
+
+
+def test_a_debiased_loss_at_its_floor() -> None:
+    """Rows whose positives take all that the negatives have, and rows whose do not."""
+    query, key, bank = (unit(n, 64, n) for n in (20, 20, 150))
+    key = torch.cat([query[:10], key[10:]])
+    for temperature in (0.1, 0.5):
+        against_reference(query, key, bank, FLOORS[F32], temperature=temperature, tau_plus=0.3)
+
+
 def test_launches_in_chunks_of_two_weighted_sums() -> None:
     """fp32 with attached weights: similarities, weights, both sums at once, and the end."""
     query, key, bank = (unit(n, 64, n) for n in (9, 9, 80))
@@ -140,7 +191,7 @@ def test_launches_in_chunks_of_two_weighted_sums() -> None:
     assert (forward, backward) == (4, 1)
 
 
-@pytest.mark.parametrize("dtypes", [(BF16, BF16), (BF16, F32), (F32, F32)], ids=str)
+@pytest.mark.parametrize("dtypes", [(BF16, BF16), (BF16, F32), (F16, F16), (F32, F32)], ids=str)
 def test_a_batch_with_every_option(dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     """Two directions, keys of two dtypes, more rows than a tile; two launches for the batch."""
     found, options = [], {"hardness": 3.0, "in_batch_negatives": True, **ALONE["all"]}

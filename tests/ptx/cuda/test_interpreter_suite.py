@@ -24,7 +24,20 @@ OF_TRITON = (
     "test_one_launch_serves_both",
     "test_a_call_asks_once_for_the_device_and_once_for_each_product",
 )
+#: Files of which no test is served by this backend.
+WITHOUT = {
+    "cancelling_contexts": "region-word similarity",
+    "cross_attention": "region-word similarity",
+    "cross_attention_pairs": "region-word similarity",
+    "exp": "a function of Triton's kernels alone",
+    "own_process": "starts the other files",
+}
 LEFT_OUT = " and ".join(f"not {name}" for name in OF_TRITON)
+
+
+def test_every_file_is_named() -> None:
+    found = {path.stem.removeprefix("test_") for path in ROOT.glob("tests/interpret/test_*.py")}
+    assert set(FILES) | set(WITHOUT) == found and not set(FILES) & set(WITHOUT)
 
 
 def test_they_pass(played: str) -> None:

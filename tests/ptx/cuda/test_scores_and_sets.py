@@ -70,6 +70,20 @@ def test_rows_of_nothing_and_of_nan() -> None:
     assert nothing == 0
 
 
+def test_a_further_positive_far_along_the_row() -> None:
+    """The only one, among the columns that a thread takes second."""
+    scores = torch.randn(2, 300, generator=torch.Generator().manual_seed(5))
+    names = torch.arange(300) + 10
+    names[200], names[140] = 0, 1
+    given: dict[str, object] = {
+        "query_ids": torch.arange(2), "key_ids": names, "false_negatives": "positive",
+    }  # fmt: skip
+    found = outcome(scores, torch.zeros(2), "cuda", given)
+    truth = outcome(scores.double(), torch.zeros(2).double(), "reference", given)
+    for number, (value, exact) in enumerate(zip(found, truth, strict=True)):
+        assert_close(f"result {number}", value, exact, 5e-6)
+
+
 def ring(dtype: torch.dtype) -> FragmentRing:
     rows, lengths = torch.full((5, 3, 70), 9.0, dtype=dtype), torch.full((5,), 9)
     state = torch.full((5,), -1), torch.tensor(3), torch.tensor(0), torch.tensor(0)

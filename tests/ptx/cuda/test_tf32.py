@@ -58,7 +58,7 @@ def test_tf32_rounds_to_the_nearest_and_only_where_it_fits(
     assert cuda.report()[0] - before == launches
     truth = expected(problem, (20.0,), LEAN)
     assert_close("lse", found.lse, truth.lse, 4e-4 if launches == 2 else 2e-6)
-    assert_close("acc", found.acc, truth.acc, 4e-4 if launches == 2 else 2e-6)
+    assert_close("acc", found.acc, truth.acc, 5e-4 if launches == 2 else 2e-6)
 
 
 def test_a_loss_with_every_option_takes_two_launches(tf32: None) -> None:

@@ -43,7 +43,7 @@ GROUPS = {
     "erase": (r"erase_\w+", ("functions",)),
 }  # fmt: skip
 #: Faults in each.
-EACH = 8
+EACH = 16
 #: A block that runs much longer than any of these does not end.
 _LIMITED = Options(step_limit=3000)
 
@@ -79,8 +79,7 @@ class _First:
     def __init__(self) -> None:
         self.text = ""
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_call(self) -> None:
+    def pytest_runtest_setup(self) -> None:
         cuda.configure(ARCHITECTURE, options=_LIMITED)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

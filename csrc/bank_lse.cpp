@@ -181,12 +181,15 @@ void run(const BankLse& op, const BankLseOut& out, const BankOps<T>& ops) {
 
 }  // namespace
 
+bool takes_pairs(const BankLse& op) {
+  return kernels().bank_bf16->slice && op.query.dtype == DType::bf16 &&
+         (op.bank.dtype == DType::bf16 || op.bank.dtype == DType::i8);
+}
+
 void bank_lse(const BankLse& op, const BankLseOut& out) {
   const Kernels& isa = kernels();
   if (op.query.dtype == DType::f64) return run<double>(op, out, *isa.bank_f64);
-  const bool pairs = isa.bank_bf16->slice && op.query.dtype == DType::bf16 &&
-                     (op.bank.dtype == DType::bf16 || op.bank.dtype == DType::i8);
-  run<float>(op, out, pairs ? *isa.bank_bf16 : *isa.bank_f32);
+  run<float>(op, out, takes_pairs(op) ? *isa.bank_bf16 : *isa.bank_f32);
 }
 
 }  // namespace sede

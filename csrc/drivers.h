@@ -16,6 +16,9 @@ struct BankLseOut {
 
 void bank_lse(const BankLse& op, const BankLseOut& out);
 
+// bf16 queries on a bf16 or int8 bank, where the processor multiplies pairs of bf16 values.
+bool takes_pairs(const BankLse& op);
+
 // The k most similar valid rows of each query, best first, ties to the lowest index; (-inf, -1)
 // where there are fewer. NaN is not similar at all. values [B, k] are float or double, indices [B, k].
 void hardest(const BankLse& op, index_t k, void* values, index_t* indices);

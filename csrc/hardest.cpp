@@ -41,7 +41,8 @@ void run(const BankLse& op, index_t k, T* values, index_t* indices, const BankOp
   }
   const index_t kept = std::min(wanted, longest);
   const index_t capacity = std::min(kept + std::max<index_t>(kept, 16), longest + 1);
-  Buffer packed(round_up(queries, ops.panel) * dim * ops.query_bytes);
+  const index_t packed_row = (dim + ops.group - 1) / ops.group * ops.query_bytes;
+  Buffer packed(round_up(queries, ops.panel) * packed_row);
   Buffer keys(plan.slices * queries * kept * index_t(sizeof(Key)));
   Buffer found(plan.slices * queries * index_t(sizeof(index_t)));
   Buffer bounds(queries * index_t(sizeof(Value)));
@@ -58,7 +59,7 @@ void run(const BankLse& op, index_t k, T* values, index_t* indices, const BankOp
       call.op = &op;
       call.query_begin = task % plan.query_blocks * plan.query_block;
       call.queries = std::min(plan.query_block, queries - call.query_begin);
-      call.packed_query = packed.get() + call.query_begin * dim * ops.query_bytes;
+      call.packed_query = packed.get() + call.query_begin * packed_row;
       call.bank_begin = plan.slice(n, rows).first;
       call.bank_end = plan.slice(n, rows).second;
       call.tiling = plan.tiling;
@@ -102,7 +103,9 @@ void hardest(const BankLse& op, index_t k, void* values, index_t* indices) {
     throw std::length_error("hardest: a bank holds at most 2^32 - 1 rows.");
   if (op.query.dtype == DType::f64)
     return run(op, k, static_cast<double*>(values), indices, *isa.bank_f64, *isa.hardest_f64);
-  run(op, k, static_cast<float*>(values), indices, *isa.bank_f32, *isa.hardest_f32);
+  const bool pairs = takes_pairs(op);
+  run(op, k, static_cast<float*>(values), indices, pairs ? *isa.bank_bf16 : *isa.bank_f32,
+      pairs ? *isa.hardest_bf16 : *isa.hardest_f32);
 }
 
 }  // namespace sede

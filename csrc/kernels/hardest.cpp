@@ -3,7 +3,7 @@
 // one comparison. NaN is no candidate.
 #include "convert.h"
 #include "ordered.h"
-#include "tiles.h"
+#include "pair_operands.h"
 
 namespace sede {
 namespace SEDE_ISA {
@@ -60,10 +60,12 @@ struct Selection {
   using Order = Ordered<T>;
   using Key = typename Order::Key;
   using Value = typename Order::Value;
+  using Scalar = typename Simd<T>::Scalar;
 
   Key* keys;       // [lanes][capacity]
   index_t* sizes;  // [lanes]
   T* floors;       // [lanes]: what a similarity must exceed
+  Scalar* best;    // [lanes]: with k = 1 the row of that similarity, from the slice's first on
   index_t k, capacity;
   Value* bounds;   // [queries] of the call: order of a similarity that k rows of some slice reach
 
@@ -73,6 +75,7 @@ struct Selection {
     carver.take(keys, lanes * capacity);
     carver.take(sizes, lanes);
     carver.take(floors, lanes);
+    carver.take(best, lanes);
   }
 
   void start(Value* shared, index_t queries) {
@@ -80,7 +83,8 @@ struct Selection {
     for (index_t i = 0; i < round_up(queries, kPanel<T>); ++i) {
       sizes[i] = 0;
       floors[i] = -kNegInf<T>;  // nothing for a lane beyond the last query
-      if (i < queries) floors[i] = kNegInf<T>, raise(i);
+      if (i < queries) floors[i] = kNegInf<T>;
+      if (i < queries && k > 1) raise(i);
     }
   }
 
@@ -105,35 +109,53 @@ struct Selection {
     }
   }
 
+  // The best rows become candidates.
+  void take_best(index_t begin, index_t queries) {
+    for (index_t i = 0; i < queries; ++i) {
+      sizes[i] = floors[i] > kNegInf<T>;
+      if (sizes[i]) keys[i * capacity] = Order::key(floors[i], begin + std::uint32_t(best[i]));
+    }
+  }
+
   SEDE_INLINE void push(index_t lane, T value, index_t row) {
     keys[lane * capacity + sizes[lane]] = Order::key(value, row);
     if (++sizes[lane] == capacity) cut(lane);
   }
 };
 
-// Four rows are compared at once: as the floors rise, hardly any passes.
-template <class T>
+// Four rows are compared at once: as the floors rise, hardly any passes. ONE: k is 1, and the row that
+// passes is the best so far.
+template <class T, bool ONE>
 void collect(const Weigher<T>& w, index_t lane, const T* panel, bool filter, Selection<T>& found) {
   using Vec = typename Simd<T>::Vec;
+  using Int = typename Simd<T>::Int;
   constexpr index_t P = kPanel<T>, W = Simd<T>::width, kRows = 4;
   const index_t count = w.tile->count, *source = w.tile->source;
   const float* row_scale = w.op->row_scale;
   for (index_t j = 0; j < count; j += kRows) {
     const index_t rows = count - j < kRows ? count - j : kRows;
-    const Vec floor = load<Vec>(found.floors + lane);
+    Vec floor = load<Vec>(found.floors + lane);
     Vec s[kRows];
     unsigned above[kRows], some = 0;
 #pragma GCC unroll 4
     for (index_t r = 0; r < kRows; ++r) {
       s[r] = load<Vec>(panel + (j + r) * P);
       if (row_scale) s[r] *= T(row_scale[source[r < rows ? j + r : j]]);
-      above[r] = r < rows ? lane_bits((typename Simd<T>::Int)(s[r] > floor)) : 0;
+      above[r] = r < rows ? lane_bits((Int)(s[r] > floor)) : 0;
       some |= above[r];
     }
     if (!some) continue;
+    Int best = ONE ? load<Int>(found.best + lane) : Int{};
     for (index_t r = 0; r < rows; ++r) {
       if (!above[r]) continue;
       const index_t row = source[j + r];
+      if constexpr (ONE) {
+        Int better = s[r] > floor;
+        if (filter) better &= w.valid(lane, row, s[r]);
+        floor = better ? s[r] : floor;
+        best = better ? splat<Int>(typename Simd<T>::Scalar(row - w.bank_begin)) : best;
+        continue;
+      }
       if (filter) above[r] &= lane_bits(w.valid(lane, row, s[r]));
       T lanes[W];
       store(lanes, s[r]);
@@ -142,31 +164,36 @@ void collect(const Weigher<T>& w, index_t lane, const T* panel, bool filter, Sel
         found.push(lane + n, lanes[n], row);
       }
     }
+    if (ONE) store(found.floors + lane, floor), store(found.best + lane, best);
   }
 }
 
-template <class T>
-void slice(const HardestCall<T>& call) {
+// E: elements of the product.
+template <class E>
+void slice(const HardestCall<typename Arithmetic<E>::Sum>& call) {
+  using T = typename Arithmetic<E>::Sum;
   constexpr index_t W = Simd<T>::width, P = kPanel<T>;
   using Key = typename Ordered<T>::Key;
   const BankLse& op = *call.op;
   const index_t queries = call.queries;
   Carver carver{call.scratch};
-  Tiles<T> tiles(carver, op, queries, call.tiling);
+  Tiles<E> tiles(carver, op, queries, call.tiling);
   Selection<T> found(carver, queries, call.k, call.capacity);
   const Weigher<T> w =
       make_weigher(op, tiles.scratch, &tiles.tile, call.query_begin, queries, call.bank_begin);
   T* panel = tiles.scratch.panels[0];
   tiles.start(call.query_begin, call.bank_begin, call.bank_end);
   found.start(call.bounds, queries);
+  const auto collect_lanes = call.k == 1 ? collect<T, true> : collect<T, false>;
   while (tiles.fill()) {
     Ahead ahead = tiles.ahead();
     for (index_t q = 0; q < queries; q += P) {
       tiles.similarities(call.packed_query, q, panel, &ahead);
       for (index_t v = 0; v < P && q + v < queries; v += W)
-        collect(w, q + v, panel + v, w.filters(), found);
+        collect_lanes(w, q + v, panel + v, w.filters(), found);
     }
   }
+  if (call.k == 1) found.take_best(call.bank_begin, queries);
   for (index_t i = 0; i < queries; ++i) {
     if (found.sizes[i] > call.k) found.cut(i);
     call.found[i] = found.sizes[i];
@@ -175,11 +202,11 @@ void slice(const HardestCall<T>& call) {
   }
 }
 
-template <class T>
+template <class E>
 index_t scratch_bytes(const BankLse& op, index_t queries, const Tiling& tiling, index_t capacity) {
   Carver carver{nullptr};
-  const Tiles<T> tiles(carver, op, queries, tiling);
-  const Selection<T> found(carver, queries, 0, capacity);
+  const Tiles<E> tiles(carver, op, queries, tiling);
+  const Selection<typename Arithmetic<E>::Sum> found(carver, queries, 0, capacity);
   return carver.at;
 }
 
@@ -187,6 +214,11 @@ index_t scratch_bytes(const BankLse& op, index_t queries, const Tiling& tiling, 
 
 const HardestOps<float> hardest_f32 = {scratch_bytes<float>, slice<float>};
 const HardestOps<double> hardest_f64 = {scratch_bytes<double>, slice<double>};
+#ifdef SEDE_PAIRS
+const HardestOps<float> hardest_bf16 = {scratch_bytes<Pair>, slice<Pair>};
+#else
+const HardestOps<float> hardest_bf16 = {};
+#endif
 
 }  // namespace SEDE_ISA
 }  // namespace sede

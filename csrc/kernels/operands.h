@@ -61,9 +61,10 @@ struct Operands {
   bool readable;  // columns: the products can take them from the bank itself
 
   // `few`: all queries of the block are taken as rows, in one register tile.
-  Operands(Carver& carver, const Matrix& m, index_t capacity, bool few)
-      : columns(lies_in_columns(m)), writing(0) {
+  Operands(Carver& carver, const BankLse& op, index_t capacity, bool few)
+      : columns(lies_in_columns(op.bank)), writing(0) {
     constexpr index_t W = Simd<E>::width, kPage = 4096;
+    const Matrix& m = op.bank;
     const bool same = m.dtype == (sizeof(E) == 8 ? DType::f64 : DType::f32);
     // Rows a page apart would share cache sets.
     in_place = few && same && m.col_stride == 1 && m.cols % W == 0 &&

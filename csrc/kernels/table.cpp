@@ -44,7 +44,7 @@ __attribute__((noinline)) double fma_loop(index_t rounds) {
 }  // namespace
 
 extern constexpr Kernels kernels = {SEDE_STRING(SEDE_ISA), &bank_f32, &bank_f64, &bank_bf16,
-                                    &hardest_f32, &hardest_f64, &batch_f32, &batch_f64,
+                                    &hardest_f32, &hardest_f64, &hardest_bf16, &batch_f32, &batch_f64,
                                     &enqueue_ops, fma_loop, 2 * kChains * Simd<float>::width,
                                     &erase_ops, &cross_attention_ops, &cross_attention_pairs_ops,
                                     &nearest_ops, &info_nce_f32, &info_nce_f64, &score_ops, &ranks_f32, &ranks_f64};

@@ -52,6 +52,7 @@ struct Kernels {
   const BankOps<float>* bank_bf16;  // all null without bf16 multiply-adds
   const HardestOps<float>* hardest_f32;
   const HardestOps<double>* hardest_f64;
+  const HardestOps<float>* hardest_bf16;  // as bank_bf16
   const BatchOps<float>* batch_f32;
   const BatchOps<double>* batch_f64;
   const EnqueueOps* enqueue;
@@ -75,6 +76,7 @@ extern const BankOps<double> bank_f64;
 extern const BankOps<float> bank_bf16;
 extern const HardestOps<float> hardest_f32;
 extern const HardestOps<double> hardest_f64;
+extern const HardestOps<float> hardest_bf16;
 extern const BatchOps<float> batch_f32;
 extern const BatchOps<double> batch_f64;
 extern const EnqueueOps enqueue_ops;

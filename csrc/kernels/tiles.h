@@ -64,7 +64,7 @@ struct Tiles {
         scratch(carver, call, queries, tiling),
         tile{nullptr, 0, tiling.bank_rows, 0, scratch.source},
         few(carver, queries, steps),
-        operands(carver, call.bank, scratch.capacity, few.count == queries && queries <= kTileRows),
+        operands(carver, call, scratch.capacity, few.count == queries && queries <= kTileRows),
         few_stride(tile_stride<T>(scratch.capacity)),
         coming(tile) {
     carver.take(few_rows, operands.columns ? kFew<E> * few_stride : 0);

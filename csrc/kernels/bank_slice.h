@@ -78,7 +78,7 @@ struct Sums {
     for (index_t j = steps; j < whole_steps; ++j) store((T*)panel + j * P + lane, Vec{});
     lanes_to_rows<Vec>((const T*)panel + lane, P, tiles.few.count, steps, tiles.few_rows, tiles.few_stride);
     dots(dim, tiles.few.count, bank.o, bank.o_row, (const E*)tiles.few_rows, tiles.few_stride,
-         whole_steps, out + lane, lanes, add, ahead);
+         whole_steps, out + lane, lanes, 1, add, ahead);
   }
 
   // Into the caller's rows.

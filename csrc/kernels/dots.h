@@ -63,7 +63,8 @@ SEDE_INLINE void fold_all(V* v) {
 // vector so many lines are fetched of what comes next.
 template <class T, int R, int C, class S = typename Arithmetic<T>::Sum>
 SEDE_INLINE void dot_tile(const T* a, index_t a_row, const T* b, index_t b_row, index_t steps, S* out,
-                          index_t out_row, bool add, Ahead* ahead = nullptr, index_t lines = 0) {
+                          index_t out_row, index_t out_column, bool add, Ahead* ahead = nullptr,
+                          index_t lines = 0) {
   using Math = Arithmetic<T>;
   using Vec = typename Math::Vec;
   using SumVec = typename Math::SumVec;
@@ -90,7 +91,10 @@ SEDE_INLINE void dot_tile(const T* a, index_t a_row, const T* b, index_t b_row, 
   for (int r = 0; r < R; ++r) {
     S* row = out + r * out_row;
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) row[c] = add ? row[c] + lanes[r * C + c] : lanes[r * C + c];
+    for (int c = 0; c < C; ++c) {
+      S& x = row[c * out_column];
+      x = add ? x + lanes[r * C + c] : lanes[r * C + c];
+    }
   }
 }
 
@@ -109,12 +113,14 @@ index_t dot_tiles(index_t rows, index_t columns) {
   return tiles;
 }
 
-// out[r][c] (+)= sum_k a[r][k] b[c][k] for any number of rows and columns. Sums that fill a vector are
+// out[r][c] (+)= sum_k a[r][k] b[c][k] for any number of rows and columns, element (r, c) of out at
+// r out_row + c out_column. Sums that fill a vector are
 // taken at a time, of eight rows at most. Eight rows serve all groups of columns before the next eight
 // are read, where they and the columns fit into L1.
 template <class T, class S>
 void dots(index_t rows, index_t columns, const T* a, index_t a_row, const T* b, index_t b_row,
-          index_t steps, S* out, index_t out_row, bool add, Ahead* ahead = nullptr) {
+          index_t steps, S* out, index_t out_row, index_t out_column, bool add,
+          Ahead* ahead = nullptr) {
   constexpr index_t W = Simd<T>::width, kRows = 8, kBytes = 32 << 10;
   const index_t lines = ahead && ahead->spread ? ahead->lines / ((steps - 1) / W + 1) + 1 : 0;
   index_t first, stop, c;
@@ -124,12 +130,12 @@ void dots(index_t rows, index_t columns, const T* a, index_t a_row, const T* b, 
       index_t r = first;
       for (; r + R <= stop; r += R) {
         if (ahead && lines == 0) ahead->some();
-        dot_tile<T, R, C>(a + r * a_row, a_row, b + c * b_row, b_row, steps, out + r * out_row + c,
-                          out_row, add, ahead, lines);
+        dot_tile<T, R, C>(a + r * a_row, a_row, b + c * b_row, b_row, steps,
+                          out + r * out_row + c * out_column, out_row, out_column, add, ahead, lines);
       }
       for (; r < stop; ++r)
-        dot_tile<T, 1, C>(a + r * a_row, a_row, b + c * b_row, b_row, steps, out + r * out_row + c,
-                          out_row, add);
+        dot_tile<T, 1, C>(a + r * a_row, a_row, b + c * b_row, b_row, steps,
+                          out + r * out_row + c * out_column, out_row, out_column, add);
     }
   };
   const index_t block = (kRows + columns) * steps * index_t(sizeof(T)) <= kBytes ? kRows : rows;

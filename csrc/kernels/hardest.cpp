@@ -168,6 +168,35 @@ void collect(const Weigher<T>& w, index_t lane, const T* panel, bool filter, Sel
   }
 }
 
+// The same of few queries, whose similarities lie as rows: a vector of bank rows is compared at once.
+template <class T, bool ONE>
+void collect_rows(const Weigher<T>& w, index_t query, const T* similar, bool filter, Selection<T>& found) {
+  using Vec = typename Simd<T>::Vec;
+  using Int = typename Simd<T>::Int;
+  constexpr index_t W = Simd<T>::width;
+  const index_t count = w.tile->count, *source = w.tile->source;
+  const float* row_scale = w.op->row_scale;
+  for (index_t j = 0; j < count; j += W) {
+    const index_t rows = count - j < W ? count - j : W;
+    Vec s = load<Vec>(similar + j);
+    if (row_scale)
+      for (index_t r = 0; r < rows; ++r) s[r] *= T(row_scale[source[j + r]]);
+    unsigned above = lane_bits((Int)(s > found.floors[query])) & (~0u >> (32 - rows));
+    if (!above) continue;
+    T lanes[W];
+    store(lanes, s);
+    for (; above; above &= above - 1) {
+      const int n = __builtin_ctz(above);
+      const index_t row = source[j + n], first = query / W * W;
+      if (filter && !(lane_bits(w.valid(first, row, splat<Vec>(lanes[n]))) >> (query - first) & 1)) continue;
+      if constexpr (!ONE)
+        found.push(query, lanes[n], row);
+      else if (lanes[n] > found.floors[query])
+        found.floors[query] = lanes[n], found.best[query] = typename Simd<T>::Scalar(row - w.bank_begin);
+    }
+  }
+}
+
 // E: elements of the product.
 template <class E>
 void slice(const HardestCall<typename Arithmetic<E>::Sum>& call) {
@@ -185,8 +214,15 @@ void slice(const HardestCall<typename Arithmetic<E>::Sum>& call) {
   tiles.start(call.query_begin, call.bank_begin, call.bank_end);
   found.start(call.bounds, queries);
   const auto collect_lanes = call.k == 1 ? collect<T, true> : collect<T, false>;
+  const auto collect_few = call.k == 1 ? collect_rows<T, true> : collect_rows<T, false>;
   while (tiles.fill()) {
     Ahead ahead = tiles.ahead();
+    if (tiles.few_only()) {
+      tiles.few_similarities(&ahead);
+      for (index_t i = 0; i < queries; ++i)
+        collect_few(w, i, tiles.few_rows + i * tiles.few_stride, w.filters(), found);
+      continue;
+    }
     for (index_t q = 0; q < queries; q += P) {
       tiles.similarities(call.packed_query, q, panel, &ahead);
       for (index_t v = 0; v < P && q + v < queries; v += W)

@@ -59,15 +59,16 @@ struct Operands {
   index_t s_row, s_step, o_row;
   bool columns;
   bool readable;  // columns: the products can take them from the bank itself
+  bool lies;      // rows: the tile is read where it lies
 
   // `few`: all queries of the block are taken as rows, in one register tile.
-  Operands(Carver& carver, const BankLse& op, index_t capacity, bool few)
-      : columns(lies_in_columns(op.bank)), writing(0) {
+  Operands(Carver& carver, const BankLse& op, index_t capacity, bool few_)
+      : columns(lies_in_columns(op.bank)), lies(false), writing(0), few(few_) {
     constexpr index_t W = Simd<E>::width, kPage = 4096;
     const Matrix& m = op.bank;
     const bool same = m.dtype == (sizeof(E) == 8 ? DType::f64 : DType::f32);
     // Rows a page apart would share cache sets.
-    in_place = few && same && m.col_stride == 1 && m.cols % W == 0 &&
+    in_place = (few || op.accumulators == 0) && same && m.col_stride == 1 && m.cols % W == 0 &&
                m.row_stride * index_t(sizeof(E)) % kPage != 0;
     readable = columns && same;
     tile_row = tile_stride<E>(columns ? copied_rows(capacity) : m.cols);
@@ -81,7 +82,8 @@ struct Operands {
   void start(const Matrix&) {}
 
   void fill(const Matrix& m, BankTile<E>& tile) {
-    if (in_place && tile.dense()) {
+    lies = in_place && tile.dense() && (few || tile.count % kTileRows == 0);
+    if (lies) {
       s = o = (const E*)m.data + tile.source[0] * m.row_stride;
       s_row = o_row = m.row_stride;
       return;
@@ -120,7 +122,7 @@ struct Operands {
  private:
   E* memory[2];
   int writing;
-  bool in_place;
+  bool few, in_place;
   index_t tile_row;
 };
 

@@ -89,20 +89,22 @@ template <>
 struct Operands<Pair> {
   const Pair *s, *o;
   index_t s_row, s_step, o_row;
-  bool columns, readable;
+  bool columns, readable, lies;
 
-  Operands(Carver& carver, const BankLse& op, index_t capacity, bool few)
+  Operands(Carver& carver, const BankLse& op, index_t capacity, bool few_)
       : columns(lies_in_columns(op.bank)),
         readable(columns && op.bank.dtype == DType::bf16 && op.bank.col_stride % 2 == 0),
         rows(columns ? (op.bank.cols + 1) / 2 * 2 : capacity),
+        lies(false),
         lying(nullptr),
         writing(0),
+        few(few_),
         second(columns || op.accumulators > 0) {
     constexpr index_t kPage = 4096;
     const Matrix& m = op.bank;
     const index_t pairs = (m.cols + 1) / 2;
     // Rows a page apart would share cache sets.
-    in_place = few && !second && m.dtype == DType::bf16 && m.col_stride == 1 && m.cols % kHalves == 0 &&
+    in_place = !second && m.dtype == DType::bf16 && m.col_stride == 1 && m.cols % kHalves == 0 &&
                m.row_stride % 2 == 0 && m.row_stride * 2 % kPage != 0 &&
                std::uintptr_t(m.data) % sizeof(Pair) == 0;
     if (columns) capacity = copied_rows(capacity);
@@ -132,7 +134,8 @@ struct Operands<Pair> {
   }
 
   void fill(const Matrix& m, BankTile<float>& tile) {
-    if (in_place && tile.dense()) {
+    lies = in_place && tile.dense() && (few || tile.count % kTileRows == 0);
+    if (lies) {
       s = (const Pair*)((const Bf16*)m.data + tile.source[0] * m.row_stride);
       s_row = m.row_stride / 2;
       return;
@@ -186,7 +189,7 @@ struct Operands<Pair> {
   index_t rows, along_dim_row, along_bank_row;
   const Bf16* lying;  // or null: the tile was copied
   int writing;
-  bool second, in_place;  // whether there is a second product, and whether rows are read where they lie
+  bool few, second, in_place;  // second: there is a second product
 
   template <class S>
   void fill_part(const S* data, const Matrix& m, const BankTile<float>& tile, index_t from, index_t to) {

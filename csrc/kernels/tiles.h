@@ -10,6 +10,10 @@ namespace {
 // Columns that both products of few queries take at a time: so many runs of memory are read at once.
 constexpr index_t kColumns = 16;
 
+// Rows that are read where they lie are fetched so far ahead: long enough for memory to answer, and
+// little of a slice begins unfetched.
+constexpr index_t kFetchedBytes = 16 << 10;
+
 // Queries as elements: one of D, or a pair.
 template <class E>
 constexpr index_t kGroup = 1;
@@ -64,10 +68,10 @@ struct Tiles {
         scratch(carver, call, queries, tiling),
         tile{nullptr, 0, tiling.bank_rows, 0, scratch.source},
         few(carver, queries, steps),
-        operands(carver, call, scratch.capacity, few.count == queries && queries <= kTileRows),
+        operands(carver, call, scratch.capacity, few_only() && queries <= kTileRows),
         few_stride(tile_stride<T>(scratch.capacity)),
         coming(tile) {
-    carver.take(few_rows, operands.columns ? kFew<E> * few_stride : 0);
+    carver.take(few_rows, kFew<E> * few_stride);
     carver.take(coming.source, operands.columns ? scratch.capacity : 0);
   }
 
@@ -79,8 +83,10 @@ struct Tiles {
     if (operands.columns && !few_alone()) await();
   }
 
-  // All queries of the block are few, and the bank lies as columns: it is read where it lies.
-  bool few_alone() const { return operands.columns && few.count == queries; }
+  // All queries of the block are few.
+  bool few_only() const { return few.count == queries; }
+  // They are, and the bank lies as columns: it is read where it lies.
+  bool few_alone() const { return operands.columns && few_only(); }
 
   // The next tile; false at the end.
   bool fill() {
@@ -121,12 +127,14 @@ struct Tiles {
       return {nullptr, 0, 0, 0, 0, 0, false, more, this, m.cols / (calls + others) + 1};
     }
     if (m.col_stride != 1 || m.row_stride != m.cols) return {};
-    const index_t row = m.cols * bytes_of(m.dtype), lines = (rows * row + 63) / 64;
+    const index_t row = m.cols * bytes_of(m.dtype);
     // Without a second product memory is all that few queries wait for.
-    const bool spread = few.count == queries && op.accumulators == 0;
+    const bool spread = few_only() && op.accumulators == 0;
     const index_t tiles = spread ? dot_tiles<E>(tile.count, few.count) : calls;
-    return {(const char*)m.data + next * row, lines, 0, 0, 0, tiling.bank_rows * row / 64 / tiles + 1,
-            spread, nullptr, nullptr, 0};
+    const index_t from = spread && operands.lies ? tile.source[0] * row + kFetchedBytes : next * row;
+    const index_t left = end * row - from < tiling.bank_rows * row ? end * row - from : tiling.bank_rows * row;
+    return {(const char*)m.data + from, left > 0 ? (left + 63) / 64 : 0, 0, 0, 0,
+            tiling.bank_rows * row / 64 / tiles + 1, spread, nullptr, nullptr, 0};
   }
 
   // Queries of the panel from q on that are taken in vectors.
@@ -156,20 +164,31 @@ struct Tiles {
     const index_t lane = few_lane(q);
     if (lane < 0) return;
     if (operands.columns) {
-      const index_t columns = round_up(tile.count, W);
       if (few_alone())
-        for (index_t d = 0; d == 0 || d < op.bank.cols; d += kColumns)
-          operands.add_similarities(op.bank, d, d + kColumns < op.bank.cols ? d + kColumns : op.bank.cols,
-                                    columns, few.rows, few.stride, few.count, few_rows, few_stride);
+        few_similarities(ahead);
       else
-        product(few.count, columns, few.rows, few.stride, 1, s, operands.s_step, few_rows,
+        product(few.count, round_up(tile.count, W), few.rows, few.stride, 1, s, operands.s_step, few_rows,
                 few_stride, steps, false, ahead);
       transpose<Vec>(few_rows, few_stride, few.count, tile.count, panel + lane, P);
       return;
     }
     for (index_t j = 0; j < tile.count; ++j) store(panel + j * P + lane, Vec{});
     dots(tile.count, few.count, s, operands.s_row, few.rows, few.stride, round_up(steps, W),
-         panel + lane, P, false, ahead);
+         panel + lane, P, 1, false, ahead);
+    if (ahead) ahead->all();
+  }
+
+  // few_rows[i][j] = s of the tile's row j and query i, where all queries are few.
+  void few_similarities(Ahead* ahead) {
+    if (operands.columns) {
+      const index_t dim = op.bank.cols, columns = round_up(tile.count, W);
+      for (index_t d = 0; d == 0 || d < dim; d += kColumns)
+        operands.add_similarities(op.bank, d, d + kColumns < dim ? d + kColumns : dim, columns, few.rows,
+                                  few.stride, few.count, few_rows, few_stride);
+      return;
+    }
+    dots(tile.count, few.count, operands.s, operands.s_row, few.rows, few.stride, round_up(steps, W),
+         few_rows, 1, few_stride, false, ahead);
     if (ahead) ahead->all();
   }
 

@@ -78,7 +78,9 @@ def interleave(
 
     Each variant has run before, in its check, and is called once more outside the clock. Rounds
     are as many as the budget allows, 5 to 60; a variant one call of which would eat more than a
-    tenth of the budget joins the first and later evenly spaced rounds only, at least three.
+    tenth of the budget joins the first and later evenly spaced rounds only, at least three. Each
+    call takes the input set that was used longest ago: no variant finds in a cache what another
+    one has just read.
 
     Args:
         runs: name -> call.
@@ -102,9 +104,11 @@ def interleave(
         rounds = int(min(_MOST, max(_FEWEST, left / quick_round)))
     stride = {name: max(1, rounds // 3) if name in slow else 1 for name in runs}
     samples: dict[str, list[float]] = {name: [] for name in runs}
+    turn = 0
     with _collector_off():
-        for turn in range(rounds):
+        for number in range(rounds):
             for name, run in runs.items():
-                if turn % stride[name] == 0 and not (name in slow and len(samples[name]) >= 3):
-                    samples[name].append(take(run, turn * calls[name], calls[name]))
+                if number % stride[name] == 0 and not (name in slow and len(samples[name]) >= 3):
+                    samples[name].append(take(run, turn, calls[name]))
+                    turn += calls[name]
     return {name: summarize(values) for name, values in samples.items()}

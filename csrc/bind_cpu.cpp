@@ -124,19 +124,24 @@ void batch_lse_backward(const MatrixTuple& query, const MatrixTuple& key, Addres
   sede::batch_lse_backward(op, lse_in, grad_in, query_out, key_out);
 }
 
-// Tensors in: bank is (rows, row_scale, ids). False, and nothing done, where one has to be converted.
+// Tensors in: bank is (rows, row_scale, ids). False, and nothing done, where one has to be converted, or
+// with `plain` where one is of another class or waits for its sign.
 bool hardest(const py::object& query, const py::tuple& bank, const py::object& query_ids, index_t k,
-             const py::object& values, const py::object& indices) {
+             const py::object& values, const py::object& indices, bool plain) {
   const char* name = "hardest";
   sede::BankLse op{};
   require(bank.size() == 3, name, "the bank must be rows, scales and ids");
-  const py::handle rows = PyTuple_GET_ITEM(bank.ptr(), 0), scale = PyTuple_GET_ITEM(bank.ptr(), 1);
+  const py::handle rows = PyTuple_GET_ITEM(bank.ptr(), 0), scale = PyTuple_GET_ITEM(bank.ptr(), 1),
+                   of_rows = PyTuple_GET_ITEM(bank.ptr(), 2);
   const index_t *ids = nullptr, *bank_ids = nullptr;
+  if (plain && !(is_plain(query) && is_plain(rows) && is_plain(scale) && is_plain(of_rows) &&
+                 is_plain(query_ids)))
+    return false;
   if (!is_matrix(query, op.query) || !is_matrix(rows, op.bank) || op.query.cols != op.bank.cols ||
       op.query.dtype == sede::DType::i8 ||
       (op.bank.dtype == sede::DType::i8) == scale.is_none() ||
       !is_vector(scale, int(sede::DType::f32), op.bank.rows, op.row_scale) ||
-      !is_vector(py::handle(PyTuple_GET_ITEM(bank.ptr(), 2)), kInt64, op.bank.rows, bank_ids) ||
+      !is_vector(of_rows, kInt64, op.bank.rows, bank_ids) ||
       !is_vector(query_ids, kInt64, op.query.rows, ids))
     return false;
   op.query_ids = ids, op.bank_ids = bank_ids;
@@ -189,7 +194,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("bank_lse", &bank_lse);
   m.def("batch_lse", &batch_lse);
   m.def("batch_lse_backward", &batch_lse_backward);
-  m.def("hardest", &hardest);
+  m.def("hardest", &hardest, py::arg("query"), py::arg("bank"), py::arg("query_ids"), py::arg("k"),
+        py::arg("values"), py::arg("indices"), py::arg("plain") = false);
   bind_enqueue(m);
   bind_fragments(m);
   bind_info_nce(m);

@@ -60,11 +60,11 @@ SEDE_INLINE void fold_all(V* v) {
 }
 
 // out[r][c] (+)= sum_k a[r][k] b[c][k] for R rows and C columns; `steps` elements, whole vectors. At each
-// vector so many lines are fetched of what comes next.
-template <class T, int R, int C, class S = typename Arithmetic<T>::Sum>
+// vector so many lines are fetched of what comes next, or with NEAR as many as are read, from `near` on.
+template <class T, int R, int C, bool NEAR = false, class S = typename Arithmetic<T>::Sum>
 SEDE_INLINE void dot_tile(const T* a, index_t a_row, const T* b, index_t b_row, index_t steps, S* out,
                           index_t out_row, index_t out_column, bool add, Ahead* ahead = nullptr,
-                          index_t lines = 0) {
+                          index_t lines = 0, const char* near = nullptr) {
   using Math = Arithmetic<T>;
   using Vec = typename Math::Vec;
   using SumVec = typename Math::SumVec;
@@ -73,7 +73,13 @@ SEDE_INLINE void dot_tile(const T* a, index_t a_row, const T* b, index_t b_row, 
 #pragma GCC unroll 16
   for (int n = 0; n < R * C; ++n) sum[n] = SumVec{};
   for (index_t k = 0; k < steps; k += W) {
-    if (lines > 0) ahead->fetch(lines);
+    if constexpr (NEAR) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) __builtin_prefetch(near + r * 64, 0, 2);
+      near += R * 64;
+    } else if (lines > 0) {
+      ahead->fetch(lines);
+    }
     Vec right[C];
 #pragma GCC unroll 8
     for (int c = 0; c < C; ++c) right[c] = load<Vec>(b + c * b_row + k);
@@ -123,11 +129,18 @@ void dots(index_t rows, index_t columns, const T* a, index_t a_row, const T* b, 
           Ahead* ahead = nullptr) {
   constexpr index_t W = Simd<T>::width, kRows = 8, kBytes = 32 << 10;
   const index_t lines = ahead && ahead->spread ? ahead->lines / ((steps - 1) / W + 1) + 1 : 0;
+  const bool near = ahead && ahead->near > 0;
   index_t first, stop, c;
   auto take = [&](auto number) {
     constexpr int C = decltype(number)::value, R = int(dot_rows<T>(C));
     for (; columns - c >= C; c += C) {
       index_t r = first;
+      for (; near && c == 0 && r + R <= stop; r += R) {
+        const char* at = (const char*)(a + r * a_row);
+        if (at + ahead->near < ahead->stop) at += ahead->near;
+        dot_tile<T, R, C, true>(a + r * a_row, a_row, b, b_row, steps, out + r * out_row, out_row,
+                                out_column, add, ahead, 0, at);
+      }
       for (; r + R <= stop; r += R) {
         if (ahead && lines == 0) ahead->some();
         dot_tile<T, R, C>(a + r * a_row, a_row, b + c * b_row, b_row, steps,

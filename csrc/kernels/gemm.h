@@ -77,6 +77,9 @@ struct Ahead {
   void (*more)(void* self, index_t columns);
   void* self;
   index_t columns;  // a register tile
+  // Rows read where they lie: so many bytes ahead, up to here, instead of all of the above. 0: not so.
+  index_t near;
+  const char* stop;
 
   SEDE_INLINE void fetch(index_t count) {
     while (count > 0) {
@@ -127,9 +130,11 @@ void product(index_t rows, index_t columns, const T* a, index_t a_row, index_t a
                                c + r * c_row + column, c_row, steps, add);
     }
   for (; column < columns; column += W)
-    for (index_t r = 0; r < rows; r += kTileRows)
+    for (index_t r = 0; r < rows; r += kTileRows) {
+      if (ahead) ahead->some();
       tile_rows<T, 1>(rows - r, a + r * a_row, a_row, a_step, b + column, b_step,
                       c + r * c_row + column, c_row, steps, add);
+    }
 }
 
 // Similarities of a bank tile with one panel of queries: panel[j][i] = sum_d bank[j][d] query[d][i],

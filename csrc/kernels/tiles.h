@@ -119,22 +119,22 @@ struct Tiles {
       const index_t tiles = op.accumulators * dot_tiles<E>(m.cols, few.count);
       return {(const char*)m.data + next * bytes, run, run, m.col_stride * bytes - run * 64,
               run > 0 ? m.cols - 1 : 0, m.cols * run / tiles + 1, false, nullptr, nullptr,
-              0};
+              0, 0, nullptr};
     }
     if (operands.columns) {
       const index_t others = op.accumulators * panels * (m.cols / kTileRows);
       auto more = [](void* self, index_t columns) { ((Tiles*)self)->copy(columns); };
-      return {nullptr, 0, 0, 0, 0, 0, false, more, this, m.cols / (calls + others) + 1};
+      return {nullptr, 0, 0, 0, 0, 0, false, more, this, m.cols / (calls + others) + 1, 0, nullptr};
     }
     if (m.col_stride != 1 || m.row_stride != m.cols) return {};
     const index_t row = m.cols * bytes_of(m.dtype);
     // Without a second product memory is all that few queries wait for.
     const bool spread = few_only() && op.accumulators == 0;
-    const index_t tiles = spread ? dot_tiles<E>(tile.count, few.count) : calls;
-    const index_t from = spread && operands.lies ? tile.source[0] * row + kFetchedBytes : next * row;
-    const index_t left = end * row - from < tiling.bank_rows * row ? end * row - from : tiling.bank_rows * row;
-    return {(const char*)m.data + from, left > 0 ? (left + 63) / 64 : 0, 0, 0, 0,
-            tiling.bank_rows * row / 64 / tiles + 1, spread, nullptr, nullptr, 0};
+    if (spread && operands.lies)
+      return {nullptr, 0, 0, 0, 0, 0, false, nullptr, nullptr, 0, kFetchedBytes, (const char*)m.data + end * row};
+    const index_t lines = (rows * row + 63) / 64, tiles = spread ? dot_tiles<E>(tile.count, few.count) : calls;
+    return {(const char*)m.data + next * row, lines, 0, 0, 0, tiling.bank_rows * row / 64 / tiles + 1,
+            spread, nullptr, nullptr, 0, 0, nullptr};
   }
 
   // Queries of the panel from q on that are taken in vectors.

@@ -2,10 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from sede_kernels.backends.registry import native_look
 from sede_kernels.ops._op import Saved, op
-from sede_kernels.ops.transforms import goes_directly
+from sede_kernels.ops.transforms import nothing_looks_on
 from sede_kernels.types import Bank, Ranked
 
 
@@ -47,10 +48,10 @@ def _(saved: Saved, grad: Ranked) -> dict[str, Tensor | None]:
 def at_once(query: Tensor, bank: Bank, query_ids: Tensor | None, k: int) -> Ranked | None:
     """The native result of arguments as they came, or None: what they need is more than one look.
 
-    Native code looks at dtypes, shapes and addresses; a tensor that wants a gradient, a compiler, a
-    mode, a transform or a profiler is for the op.
+    Native code looks at classes, dtypes, shapes and addresses; a tensor that wants a gradient, a
+    compiler, a mode, a transform or a profiler is for the op.
     """
-    if not goes_directly((query, *bank, query_ids)):
+    if type(query) not in (Tensor, Parameter) or not nothing_looks_on():
         return None
     if query.requires_grad and torch.is_grad_enabled():
         return None

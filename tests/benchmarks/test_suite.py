@@ -205,6 +205,19 @@ def test_variants_take_turns_and_a_slow_one_does_not_eat_the_budget():
     assert timings["a"].median == 20.0
 
 
+def test_no_variant_reads_what_another_one_has_just_read():
+    timed = []
+
+    def sample(run_, turn, calls):
+        timed.extend((run_, turn + n) for n in range(calls))
+        return 0.1
+
+    measure.interleave({"a": "a", "b": "b"}, CPU, 3.0, sample)
+    turns = [turn for _, turn in timed[2:]]  # the first call of each is not counted
+    assert turns == list(range(len(turns)))
+    assert {name for name, _ in timed[2:]} == {"a", "b"}
+
+
 def test_percentiles():
     timing = measure.summarize([float(n) for n in range(1, 12)])
     assert (timing.median, timing.p20, timing.p80, timing.repeats) == (6.0, 3.0, 9.0, 11)

@@ -14,6 +14,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+class Own(Tensor):
+    """A class that kernels do not know."""
+
+
 def eighths(*shape: int, seed: int) -> Tensor:
     """Multiples of 1/8 in [-1, 1]: products and their sums are exact, and many are equal."""
     generator = torch.Generator().manual_seed(seed)
@@ -58,6 +62,43 @@ def test_every_number_of_queries(isa: str, queries: int) -> None:
     check(eighths(queries, 21, seed=1), eighths(517, 21, seed=2), 5)
 
 
+def laid(bank: Tensor, how: str) -> Tensor:
+    """The same rows at another place: as columns, with gaps, off by one element, a page apart."""
+    rows, dim = bank.shape
+    if how == "columns":
+        return bank.T.contiguous().T
+    if how == "odd":
+        return torch.cat([bank.new_zeros(1), bank.flatten()])[1:].view(rows, dim)
+    wide = {"rows": dim, "gaps": dim + 32, "page": 2048}[how]
+    return torch.cat([bank, bank.new_zeros(rows, wide - dim)], 1)[:, :dim]
+
+
+@pytest.mark.parametrize("how", ["rows", "gaps", "page", "odd", "columns"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_that_are_read_where_they_lie(isa: str, dtype: torch.dtype, how: str) -> None:
+    """Rows of whole vectors, numbers of rows that end within a tile, and holes."""
+    for rows in (3, 128, 301):
+        bank = laid(eighths(rows, 64, seed=2).to(dtype), how)
+        for queries in (1, 3, 8, 11, 16, 40):
+            query = eighths(queries, 64, seed=1).to(dtype)
+            for k in (1, 5):
+                check(query, bank, k)
+                check(query, bank, k, ids(queries, 9, 3), ids(rows, 9, 4, empty=0.1))
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("dim", [33, 64])
+def test_bf16_queries_on_int8_rows(isa: str, dim: int, columns: bool) -> None:
+    drawn = torch.Generator().manual_seed(5)
+    rows = torch.randint(-127, 128, (300, dim), generator=drawn, dtype=torch.int8)
+    scale = 2.0 ** torch.randint(-9, -5, (300,), generator=drawn)
+    lying = laid(rows, "columns") if columns else rows
+    for queries in (1, 7, 19):
+        query = eighths(queries, dim, seed=7).bfloat16()
+        for k in (1, 30):
+            check(query, lying, k, row_scale=scale, dense=rows.double() * scale.double()[:, None])
+
+
 def test_slices_of_the_bank_agree(isa: str) -> None:
     """Large enough for several slices, on one thread and on two."""
     query, bank, before = (
@@ -70,6 +111,7 @@ def test_slices_of_the_bank_agree(isa: str) -> None:
             torch.set_num_threads(threads)
             for k in (1, 40, 300):
                 check(query, bank, k)
+                check(query.bfloat16(), bank.bfloat16(), k)
     finally:
         torch.set_num_threads(before)
 
@@ -134,6 +176,11 @@ def test_plain_tensors_take_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
         assert asked[0].requires_grad is other.requires_grad
         if other is wide:
             assert torch.equal(asked[0].detach(), direct[0])
+    # Nor are those of a class of their own.
+    for own in ((query.as_subclass(Own), bank), (query, bank.as_subclass(Own))):
+        asked = hardest_negatives(*own, 7, query_ids=query_ids, bank_ids=bank_ids)
+        assert seen[-1] is None
+        assert torch.equal(asked[1], places)
     count = len(seen)
     monkeypatch.setenv("SEDE_BACKEND", "torch")
     elsewhere = hardest_negatives(query, bank, 7, query_ids=query_ids, bank_ids=bank_ids)

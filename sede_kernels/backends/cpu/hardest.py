@@ -45,5 +45,5 @@ def hardest_at_once(query: Tensor, bank: Bank, query_ids: Tensor | None, k: int)
         return None
     values, indices = _shapes(query.dtype, query.size(0), k)
     found = Ranked(torch.empty_like(values), torch.empty_like(indices))
-    fits = _native.module().hardest(query, bank, query_ids, k, found.values, found.indices)
+    fits = _native.module().hardest(query, bank, query_ids, k, found.values, found.indices, True)
     return found if fits else None

@@ -94,8 +94,8 @@ struct Operands<Pair> {
   Operands(Carver& carver, const BankLse& op, index_t capacity, bool few_)
       : columns(lies_in_columns(op.bank)),
         readable(columns && op.bank.dtype == DType::bf16 && op.bank.col_stride % 2 == 0),
-        rows(columns ? (op.bank.cols + 1) / 2 * 2 : capacity),
         lies(false),
+        rows(columns ? (op.bank.cols + 1) / 2 * 2 : capacity),
         lying(nullptr),
         writing(0),
         few(few_),

@@ -75,7 +75,11 @@ def test_every_room_has_a_floor():
     assert {_room(module) for module in OURS} - {""} == set(FLOOR)
 
 
-@pytest.mark.parametrize("module", sorted(set(OURS) - {"sede_kernels"}))
+#: Former names: each imports the module that it stands for, which may lie above it.
+FORMER = {"sede_kernels.training.cli"}
+
+
+@pytest.mark.parametrize("module", sorted(set(OURS) - {"sede_kernels"} - FORMER))
 def test_imports_go_down(module):
     here = _room(module)
     for name in _imports(module, OURS[module]):

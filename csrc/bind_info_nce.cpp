@@ -62,6 +62,7 @@ sede::InfoNceRule rule_of(const char* name, const RuleTuple& rule, const py::tup
 }
 
 // (query, positive, rows, row_scale, bank_ids, ids, limit), or false where something has to be converted.
+// Rows that are None are no rows.
 bool side_of(const py::handle& side, sede::InfoNceSide& out) {
   if (!PyTuple_Check(side.ptr()) || PyTuple_GET_SIZE(side.ptr()) != 7) return false;
   const auto at = [&](int n) { return py::handle(PyTuple_GET_ITEM(side.ptr(), n)); };
@@ -70,7 +71,9 @@ bool side_of(const py::handle& side, sede::InfoNceSide& out) {
     out.positive = out.query;
   else if (!is_matrix(at(1), out.positive))
     return false;
-  if (at(2).is(at(0)))
+  if (at(2).is_none())
+    out.bank = {nullptr, 0, out.query.cols, out.query.cols, 1, out.query.dtype};
+  else if (at(2).is(at(0)))
     out.bank = out.query;
   else if (!is_matrix(at(2), out.bank))
     return false;
@@ -160,8 +163,8 @@ bool info_nce(const RuleTuple& rule, const py::tuple& scalars, const py::tuple& 
 }
 
 // saved: (table, query_grad, kept) of the forward; out: gradients of (query, positive, other query,
-// other positive, temperature, hardness), of which None or one without
-// elements is not wanted.
+// other positive, temperature, hardness), or of the first two. None or one without elements is not
+// wanted.
 bool info_nce_backward(const RuleTuple& rule, const py::tuple& scalars, const py::tuple& side,
                        const py::object& other, const py::object& grad, const py::tuple& saved,
                        const py::tuple& out) {
@@ -169,7 +172,9 @@ bool info_nce_backward(const RuleTuple& rule, const py::tuple& scalars, const py
   std::vector<sede::InfoNceSide> of;
   if (!sides_of(name, side, other, of)) return false;
   const sede::InfoNceRule all = rule_of(name, rule, scalars, of.size());
-  require(saved.size() == 3 && out.size() == 6, name, "there must be 3 saved and 6 results");
+  const bool learned = out.size() == 6;  // scalars and another side too
+  require(saved.size() == 3 && (learned || (out.size() == 2 && of.size() == 1)), name,
+          "there must be 3 saved and 6 results, or 2 of one side");
   place(name, of, saved[0], saved[1], saved[2]);
   const index_t rows = of[0].query.rows, columns = of[0].query.cols;
   const int code = of[0].query.dtype == sede::DType::f64 ? kF64 : kF32;
@@ -187,8 +192,11 @@ bool info_nce_backward(const RuleTuple& rule, const py::tuple& scalars, const py
     grads.push_back({query, wanted(name, "the positive's gradient", at(2 * n + 1),
                                    int(of[n].positive.dtype), rows * columns)});
   }
-  void* temperature = wanted(name, "the temperature's gradient", at(4), code, 1);
-  void* hardness = wanted(name, "the hardness's gradient", at(5), code, 1);
+  const auto scalar = [&](const char* what, std::size_t n) {
+    return learned ? wanted(name, what, at(n), code, 1) : nullptr;
+  };
+  void* temperature = scalar("the temperature's gradient", 4);
+  void* hardness = scalar("the hardness's gradient", 5);
   py::gil_scoped_release release;
   sede::info_nce_backward(all, of, reinterpret_cast<void*>(upstream.data),
                           whole ? 0 : upstream.stride[0], grads, temperature, hardness);

@@ -30,10 +30,9 @@ from sede_kernels.functional._info_nce import (
     check_pair,
 )
 from sede_kernels.ops.bank_lse import STATIC_LIMIT
-from sede_kernels.ops.transforms import check_transforms, goes_directly, nothing_looks_on
+from sede_kernels.ops.transforms import check_transforms
 from sede_kernels.types import TABLE, InfoNCE, InfoNCERule, Scalars, Shard, Side
 
-_NATIVE = ("auto", "cpu")  # backends that native code is of, on the CPU
 _AT = object()  # in the place of a number that a tensor holds
 _PLAIN = frozenset((float, int, str, bool, type(None), object))
 _LOSS, _POSITIVE, _LOG_NEGATIVES, _HARDEST = (
@@ -146,19 +145,14 @@ def _settings(
 _checked_once = lru_cache(maxsize=256, typed=True)(_settings)
 
 
-def _as_it_came(given: Given, keywords: Keywords) -> Side | None:
-    """The side of a bank that is there, its tensors unchecked."""
+def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
+    """The side where nothing about its tensors has to be converted or refused."""
     query, positive, bank, ids, bank_ids, _, _ = given
     if ids is None and keywords.false_negatives == "positive":
         return None
     if bank is None and keywords.in_batch_negatives is not False and isinstance(query, Tensor):
         bank = query.detach()[:0]
-    return side_as_it_came(query, positive, bank, ids, bank_ids)
-
-
-def _at_a_glance(given: Given, keywords: Keywords) -> Side | None:
-    """The side where nothing about its tensors has to be converted or refused."""
-    side = _as_it_came(given, keywords)
+    side = side_as_it_came(query, positive, bank, ids, bank_ids)
     return None if side is None else seen_to_fit(side)
 
 
@@ -216,8 +210,7 @@ def _scalar(name: str, argument: str, value: Tensor, like: Tensor) -> Tensor:
 def settings_of(
     name: str,
     keywords: Keywords,
-    like: Tensor,
-    *,
+    like: Any,
     hardest: bool = False,
     query_grad: bool = False,
     learns: bool = False,
@@ -228,7 +221,7 @@ def settings_of(
     Args:
         name: of the function.
         keywords: as they came.
-        like: the query.
+        like: the query; any value where no setting is a tensor.
         hardest: statistics are wanted.
         query_grad: a gradient of the queries will be asked for.
         learns: one of queries or positives will be.
@@ -260,8 +253,8 @@ def settings_of(
     return scalars, rule
 
 
-def _one_shape(seen: list[Side | None]) -> bool:
-    one, other = seen
+def one_shape(one: Side | None, other: Side | None) -> bool:
+    """Whether both sides are seen, with queries that can be of one loss."""
     return (
         one is not None
         and other is not None
@@ -270,7 +263,7 @@ def _one_shape(seen: list[Side | None]) -> bool:
     )
 
 
-def _learns(side: Side, other: Side | None) -> tuple[bool, bool]:
+def learns_of(side: Side, other: Side | None) -> tuple[bool, bool]:
     """Whether a gradient will be asked for: of queries, of queries or positives."""
     if not torch.is_grad_enabled():
         return False, False
@@ -279,39 +272,6 @@ def _learns(side: Side, other: Side | None) -> tuple[bool, bool]:
         of_query = of_query or other.query.requires_grad
         of_any = of_any or other.positive.requires_grad
     return of_query, of_query or of_any
-
-
-def _at_once(
-    name: str, sides: tuple[Given, ...], keywords: Keywords, hardest: bool
-) -> InfoNCE | None:
-    """The loss where native code takes the tensors of an eager call as they are, else None."""
-    if keywords.backend not in _NATIVE or not nothing_looks_on():
-        return None
-    seen: list[Side | None] = []
-    for given in sides:
-        side = None if given.limit is not None else _as_it_came(given, keywords)
-        if side is None or not ops.info_nce.fits(side):
-            return None
-        if getattr(given.bank, "shard", None) is not None:
-            return None
-        seen.append(side)
-    side, other = seen if len(seen) > 1 else (seen[0], None)
-    if side is None or (other is not None and not _one_shape(seen)):
-        return None
-    query_grad, learns = _learns(side, other)
-    scalars, rule = settings_of(
-        name,
-        keywords,
-        side.query,
-        hardest=hardest,
-        query_grad=query_grad,
-        learns=learns,
-        eager=True,
-    )
-    _, _, _, temperature, hardness, _, batch = scalars
-    if not (temperature is hardness is batch is None or goes_directly(scalars[3:])):
-        return None
-    return ops.info_nce.at_once(side, other, scalars, rule, learns or rule.scalar_grad)
 
 
 def fused(
@@ -331,11 +291,8 @@ def fused(
         ValueError, TypeError: one sentence on what was expected and what came.
         BackendUnavailableError, NotImplementedError: as ``weighted_info_nce`` says.
     """
-    at_once = _at_once(name, sides, keywords, hardest)
-    if at_once is not None:
-        return at_once
     seen = [_at_a_glance(given, keywords) for given in sides]
-    if check is not None and not _one_shape(seen):
+    if check is not None and not one_shape(*seen):
         check()
     checked: list[Side] = []
     whole = True  # no bank is shared between ranks
@@ -350,10 +307,8 @@ def fused(
     side, other = checked[0], checked[1] if len(checked) > 1 else None
     pairs = (*side[:2], *(other[:2] if other is not None else ()))
     check_transforms(name, keywords.temperature, keywords.hardness, *pairs)
-    query_grad, learns = _learns(side, other)
-    scalars, rule = settings_of(
-        name, keywords, side.query, hardest=hardest, query_grad=query_grad, learns=learns
-    )
+    query_grad, learns = learns_of(side, other)
+    scalars, rule = settings_of(name, keywords, side.query, hardest, query_grad, learns)
     if whole:
         return ops.info_nce.info_nce(side, other, scalars, rule, keywords.backend)
     first, last = (training_shard(given.bank) or Shard() for given in (sides[0], sides[-1]))

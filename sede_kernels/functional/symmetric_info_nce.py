@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import check_same_device, requested
+from sede_kernels.functional._at_once import at_once
 from sede_kernels.functional._bounded import bounded
 from sede_kernels.functional._fused import Given, Keywords, fused, stats_of
 from sede_kernels.functional._info_nce import (
@@ -16,6 +17,7 @@ from sede_kernels.functional._info_nce import (
     reference_loss,
 )
 from sede_kernels.functional._reference_stats import reference_stats
+from sede_kernels.types import InfoNCE
 
 NAME = "symmetric_info_nce"
 
@@ -156,16 +158,15 @@ def symmetric_info_nce(
         >>> round(loss.item(), 4)
         0.5514
     """
-    chosen = requested(NAME, backend)
-
-    def check() -> None:
-        check_pair(NAME, image, text, ("image", "text"))
-        check_pair(NAME, image, text_key, ("image", "text_key"))
-        check_pair(NAME, text, image_key, ("text", "image_key"))
-        check_same_device(NAME, image, text=text)
-
-    keywords = Keywords(
-        bounded(NAME, temperature, max_inverse_temperature, image),
+    of_image = of_text = limit
+    if isinstance(limit, Tensor) and limit.shape[:-1] == (2,):
+        of_image, of_text = limit.unbind()
+    sides = (
+        Given(image, text_key, text_bank, ids, None, ("image", "text_key", "ids"), of_image),
+        Given(text, image_key, image_bank, ids, None, ("text", "image_key", "ids"), of_text),
+    )
+    values = (
+        temperature,
         hardness,
         normalize_weights,
         detach_weights,
@@ -176,16 +177,22 @@ def symmetric_info_nce(
         in_batch_negatives,
         unit_length,
         reduction,
-        chosen,
+        backend,
         max_inverse_temperature,
     )
-    of_image = of_text = limit
-    if isinstance(limit, Tensor) and limit.shape[:-1] == (2,):
-        of_image, of_text = limit.unbind()
-    sides = (
-        Given(image, text_key, text_bank, ids, None, ("image", "text_key", "ids"), of_image),
-        Given(text, image_key, image_bank, ids, None, ("text", "image_key", "ids"), of_text),
-    )
+    found = at_once(NAME, sides, values, return_stats)
+    if found is not None:
+        return _with_stats(found, return_stats)
+    chosen = requested(NAME, backend)
+
+    def check() -> None:
+        check_pair(NAME, image, text, ("image", "text"))
+        check_pair(NAME, image, text_key, ("image", "text_key"))
+        check_pair(NAME, text, image_key, ("text", "image_key"))
+        check_same_device(NAME, image, text=text)
+
+    limited = bounded(NAME, temperature, max_inverse_temperature, image)
+    keywords = Keywords(limited, *values[1:-2], chosen, max_inverse_temperature)
     mixed = getattr(image, "dtype", None) != getattr(text, "dtype", None)
     if mixed or chosen == "reference":
         check()
@@ -206,4 +213,10 @@ def symmetric_info_nce(
         loss = (one.loss + other.loss) / 2
         return (loss, (stats_of(one, 0), stats_of(other, 0))) if return_stats else loss
     found = fused(NAME, sides, keywords, hardest=return_stats, check=check)
-    return (found.loss, (stats_of(found, 0), stats_of(found, 1))) if return_stats else found.loss
+    return _with_stats(found, return_stats)
+
+
+def _with_stats(
+    found: InfoNCE, wanted: bool
+) -> Tensor | tuple[Tensor, tuple[InfoNCEStats, InfoNCEStats]]:
+    return (found.loss, (stats_of(found, 0), stats_of(found, 1))) if wanted else found.loss

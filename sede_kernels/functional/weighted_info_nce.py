@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import requested
+from sede_kernels.functional._at_once import at_once
 from sede_kernels.functional._bounded import bounded
 from sede_kernels.functional._fused import Given, Keywords, fused, stats_of
 from sede_kernels.functional._info_nce import (
@@ -162,9 +163,9 @@ def weighted_info_nce(
         >>> round(loss.item(), 4)
         0.5514
     """
-    chosen = requested(NAME, backend)
-    keywords = Keywords(
-        bounded(NAME, temperature, max_inverse_temperature, query),
+    given = Given(query, positive, bank, query_ids, bank_ids, limit=limit)
+    values = (
+        temperature,
         hardness,
         normalize_weights,
         detach_weights,
@@ -175,17 +176,21 @@ def weighted_info_nce(
         in_batch_negatives,
         unit_length,
         reduction,
-        chosen,
+        backend,
         max_inverse_temperature,
     )
-    if chosen == "reference":
-        check_pair(NAME, query, positive)
-        options = check_options(NAME, query, **keywords.plain())
-        direction = check_direction(
-            NAME, query, positive, bank, query_ids, bank_ids, options, limit=limit
-        )
-        plain = reference_loss(direction, options)
-        return (plain, reference_stats(direction, options)) if return_stats else plain
-    given = Given(query, positive, bank, query_ids, bank_ids, limit=limit)
-    found = fused(NAME, (given,), keywords, hardest=return_stats)
+    found = at_once(NAME, (given,), values, return_stats)
+    if found is None:
+        chosen = requested(NAME, backend)
+        limited = bounded(NAME, temperature, max_inverse_temperature, query)
+        keywords = Keywords(limited, *values[1:-2], chosen, max_inverse_temperature)
+        if chosen == "reference":
+            check_pair(NAME, query, positive)
+            options = check_options(NAME, query, **keywords.plain())
+            direction = check_direction(
+                NAME, query, positive, bank, query_ids, bank_ids, options, limit=limit
+            )
+            plain = reference_loss(direction, options)
+            return (plain, reference_stats(direction, options)) if return_stats else plain
+        found = fused(NAME, (given,), keywords, hardest=return_stats)
     return (found.loss, stats_of(found, 0)) if return_stats else found.loss

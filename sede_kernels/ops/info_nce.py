@@ -37,7 +37,7 @@ from sede_kernels.backends.registry import (
     serving,
 )
 from sede_kernels.ops._op import Saved, op
-from sede_kernels.ops.transforms import SPARE, apply_of, is_batched, returned
+from sede_kernels.ops.transforms import SPARE, apply_of, is_batched, once, returned
 from sede_kernels.types import (
     InfoNCE,
     InfoNCEGradients,
@@ -190,28 +190,58 @@ class _Loss(torch.autograd.Function):
 _apply = apply_of(_Loss)
 
 
-def _differentiated(
-    side: Side,
-    other: Side | None,
-    scalars: Scalars,
-    rule: InfoNCERule,
-    name: str,
-    run: Callable[..., InfoNCE],
-) -> InfoNCE:
-    """The loss with its graph: ``run`` of the backend of this name."""
-    found: list[InfoNCE] = []
-    pairs = (*side[:2], *((None, None) if other is None else other[:2]))
-    call = side, other, scalars, rule, name, run, found
-    loss: Tensor = _apply(call, *pairs, *scalars[3:5])
-    out = found[0]
-    return out if out.loss is loss else InfoNCE(loss, *out[1:])
-
-
 @info_nce.directly
 def _(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule, backend: str) -> InfoNCE:
     name = serving("info_nce", backend, side.query, side.rows)
-    run = function_of(name, "info_nce")
-    return _differentiated(side, other, scalars, rule, name, run)
+    found: list[InfoNCE] = []
+    pairs = (*side[:2], *((None, None) if other is None else other[:2]))
+    call = side, other, scalars, rule, name, function_of(name, "info_nce"), found
+    loss: Tensor = _apply(call, *pairs, *scalars[3:5])
+    return InfoNCE(loss, *found[0][1:])
+
+
+def _whole(side: tuple[Any, ...] | None) -> Side | None:
+    """The side as the op takes it: with a bank, which its backward does not read."""
+    return None if side is None else Side(*side[:2], side[0], *side[3:])
+
+
+class _AtOnce(torch.autograd.Function):
+    """A loss that native code has found, with its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, call: tuple[Any, ...], *_: Tensor | None) -> Tensor:
+        out, saved, ctx.call = call
+        ctx.save_for_backward(*saved)
+        loss: Tensor = out[0]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        rule, code, numbers = ctx.call
+        table, query_grad, query, positive, *more = ctx.saved_tensors
+        oq, op, temperature, hardness, kept, ids, limit, oids, olimit, *at = more or _NOTHING_MORE
+        side = query, positive, None, None, None, ids, limit
+        other = None if oq is None else (oq, op, None, None, None, oids, olimit)
+        scalars = *numbers, temperature, hardness, *at
+        needs = ctx.needs_input_grad[1:]
+        if is_batched(grad):
+            rest = SPARE if kept is None else kept, _whole(side), _whole(other), Scalars(*scalars)
+            wanted = (*map(int, needs), *(0,) * (6 - len(needs)))
+            found = info_nce_backward(grad, table, query_grad, *rest, rule, wanted, "cpu")
+            grads = [value if need else None for value, need in zip(found, needs, strict=False)]
+        else:
+            run: Any = native_function("info_nce", "info_nce_backward_at_once")
+            saved = table, query_grad, kept
+            grads = run(code, grad.resolve_neg(), saved, side, other, scalars, needs)
+        if torch.is_grad_enabled():
+            learned = query, positive, *more[:4]
+            grads = [once("info_nce", value, grad, *learned) for value in grads]
+        return None, *grads
+
+
+_apply_at_once = apply_of(_AtOnce)
+#: Of a backward of one side against a bank: no other side, no tensors of scalars, no batch.
+_NOTHING_MORE = (None,) * 11
 
 
 def at_once(
@@ -222,7 +252,16 @@ def at_once(
     ``learns``: a gradient will be asked for.
     """
     run: Any = native_function("info_nce", "info_nce_at_once")
-    if learns:
-        return _differentiated(side, other, scalars, rule, "cpu", run)
-    found: InfoNCE = run(side, other, scalars, rule)
-    return found
+    found: tuple[InfoNCE, Any] = run(side, other, scalars, rule)
+    out, code = found
+    if not learns:
+        return out
+    learned: tuple[Tensor | None, ...] = side[:2]
+    saved = out.table, out.query_grad, *learned
+    if not (other is scalars[3] is scalars[4] is None) or rule.in_batch:
+        more = *((None, None) if other is None else other[:2]), *scalars[3:5]
+        learned = *learned, *more
+        marks = *side[5:], *((None, None) if other is None else other[5:])
+        saved = *saved, *more, out.kept, *marks, *scalars[5:]
+    _apply_at_once((out, saved, (rule, code, scalars[:3])), *learned)
+    return out

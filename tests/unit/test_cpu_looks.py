@@ -11,7 +11,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sede_kernels import MemoryBank, hardest_negatives, weighted_info_nce
+from sede_kernels import (
+    MemoryBank,
+    hardest_negatives,
+    symmetric_info_nce,
+    weighted_info_nce,
+)
 from sede_kernels.types import Side
 from tests.conftest import CPU_BACKENDS, unit
 
@@ -176,3 +181,68 @@ def test_a_loss_first_seen_in_inference_mode_can_be_learned_from_later() -> None
         torch.testing.assert_close(seen, loss.detach())
         wanted = learned.grad if wanted is None else wanted
         torch.testing.assert_close(learned.grad, wanted)
+
+
+SIDES = {
+    "in-batch alone": (weighted_info_nce, None),
+    "bank": (weighted_info_nce, "bank"),
+    "both directions": (symmetric_info_nce, "bank"),
+    "both directions, in-batch alone": (symmetric_info_nce, None),
+}
+
+
+@pytest.mark.parametrize("learning", ["queries", "positives", "all"])
+@pytest.mark.parametrize("name", SIDES)
+def test_losses_past_the_op_have_its_bits_whatever_learns(name, learning) -> None:
+    function, bank = SIDES[name]
+    count = 2 if function is weighted_info_nce else 4
+    learns = {"queries": range(count // 2), "positives": range(count // 2, count)}
+    tensors = [
+        unit(7, 6).float().requires_grad_(at in learns.get(learning, range(count)))
+        for at in range(count)
+    ]
+    banks = [None if bank is None else unit(9, 6).float() for _ in range(count // 2)]
+    options = {"hardness": 3.0, "in_batch_negatives": bank is None, "backend": "cpu"}
+    learned = [tensor for tensor in tensors if tensor.requires_grad]
+    results, watch = [], Watching()
+    for looks in (nullcontext(), watch):
+        with looks:
+            loss = function(*tensors, *banks, **options)
+        grads = torch.autograd.grad(loss, learned, retain_graph=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x.clone()):
+            again = torch.autograd.grad(function(*tensors, *banks, **options), learned[:1])
+        results.append([loss.detach(), *grads, *again])
+    assert watch.names.count("info_nce.default") == 1
+    for direct, through in zip(*results, strict=True):
+        assert torch.equal(direct, through)
+        assert direct.abs().sum() > 0
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_each_loss_of_no_rows_is_a_tensor_of_its_own(reduction) -> None:
+    query, bank = torch.empty(0, 6, requires_grad=True), unit(9, 6).float()
+    first, second = (
+        weighted_info_nce(query, query, bank, reduction=reduction, backend="cpu") for _ in range(2)
+    )
+    assert first is not second
+    assert first.sum() == 0
+    for loss in (first, second):
+        assert loss.shape == (() if reduction == "mean" else (0,))
+        (grad,) = torch.autograd.grad(loss.sum(), query)
+        assert grad.shape == (0, 6)
+
+
+def test_an_error_past_the_op_is_that_of_the_checks() -> None:
+    query, bank = unit(5, 6).float(), unit(9, 6).float()
+    wrong: dict[str, dict[str, Any]] = {
+        "temperature": {"temperature": 0.0},
+        "reduction": {"reduction": "total"},
+        "normalize_weights": {"normalize_weights": 1},
+        "margin": {"margin": [0.1]},
+        "max_inverse_temperature": {"max_inverse_temperature": -1.0},
+        "backend": {"backend": "gpu"},
+    }
+    weighted_info_nce(query, query, bank)  # which the settings of True were seen to fit
+    for name, options in wrong.items():
+        with pytest.raises((TypeError, ValueError), match=f"^weighted_info_nce: {name}"):
+            weighted_info_nce(query, query, bank, **options)

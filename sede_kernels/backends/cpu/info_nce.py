@@ -4,6 +4,7 @@ The module takes tensors and checks them. What it would have to convert first, i
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +23,12 @@ from sede_kernels.types import (
 _FALSE_NEGATIVES = {"mask": 0, "positive": 1, "keep": 2}
 _REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
+#: As in csrc/bind_info_nce.cpp.
+RuleTuple = tuple[bool | float | int, ...]
+
 
 @lru_cache(maxsize=256)
-def _rule(rule: InfoNCERule) -> tuple[bool | float | int, ...]:
-    """RuleTuple of csrc/bind_info_nce.cpp."""
+def _rule(rule: InfoNCERule) -> RuleTuple:
     return (
         rule.weighted,
         rule.normalize_weights,
@@ -47,10 +50,10 @@ def info_nce_fits(side: Side) -> bool:
     return fits
 
 
-def _dense(side: Side) -> Side:
-    """The side with its vectors as native code reads them."""
+def _dense(side: tuple[Any, ...]) -> tuple[Tensor | None, ...]:
+    """A ``Side`` with its vectors as native code reads them."""
     query, positive, rows, row_scale, bank_ids, ids, limit = side
-    return Side(
+    return (
         query,
         positive,
         rows,
@@ -81,41 +84,47 @@ def _shapes(
         )
 
 
-@lru_cache(maxsize=256)
-def _parts(
-    dtype: torch.dtype, rows: int, dim: int, sides: int, rule: InfoNCERule, kept: int
-) -> tuple[list[tuple[Tensor, bool]], tuple[bool | float | int, ...]]:
-    """``_shapes``, each with whether it holds elements, and the rule as native code takes it."""
-    like = _shapes(dtype, rows, dim, sides, rule, kept)
-    return [(one, one.numel() > 0) for one in like], _rule(rule)
-
-
-def _like(
-    side: Side, other: Side | None, rule: InfoNCERule
-) -> tuple[list[tuple[Tensor, bool]], tuple[bool | float | int, ...]]:
-    """``_parts`` of a call."""
-    query = side.query
-    kept = batch_lse_kept(query, side.positive) if rule.keep and rule.in_batch else 0
-    return _parts(query.dtype, *query.shape, 1 if other is None else 2, rule, kept)
-
-
 def info_nce(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule) -> InfoNCE:
     """See ``sede_kernels.ops.info_nce``. One call; the passes take the time."""
-    like, _ = _like(side, other, rule)
-    out = InfoNCE(*[torch.empty_like(one) for one, _ in like])
-    return into(out, side, other, scalars, rule)
+    query = side.query
+    kept = batch_lse_kept(query, side.positive) if rule.keep and rule.in_batch else 0
+    sides = 1 if other is None else 2
+    like = _shapes(query.dtype, *query.shape, sides, rule, kept)
+    return into(InfoNCE(*map(torch.empty_like, like)), side, other, scalars, rule)
+
+
+@lru_cache(maxsize=256)
+def _shared(
+    dtype: torch.dtype, rows: int, dim: int, sides: int, rule: InfoNCERule, kept: int
+) -> tuple[InfoNCE, RuleTuple]:
+    """What calls have in common: ``_shapes``, and the rule as native code takes it."""
+    return _shapes(dtype, rows, dim, sides, rule, kept), _rule(rule)
 
 
 def info_nce_at_once(
     side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule
-) -> InfoNCE:
-    """``info_nce`` past the op: a result without elements is one that other calls have too."""
-    make = torch.empty_like
-    like, code = _like(side, other, rule)
-    out = InfoNCE(*[make(one) if holds else one for one, holds in like])
-    if _native.module().info_nce(code, scalars, side, other, out):
-        return out
-    return into(out, side, other, scalars, rule)
+) -> tuple[InfoNCE, RuleTuple]:
+    """``info_nce`` of sides that fit, past the op, and the rule for its backward.
+
+    A result that was not wanted is one that other calls have too. A bank of None has no rows.
+    """
+    query, make = side.query, torch.empty_like
+    room = batch_lse_kept(query, side.positive) if rule.keep and rule.in_batch else 0
+    like, code = _shared(query.dtype, *query.shape, 1 if other is None else 2, rule, room)
+    loss, table, query_grad, negatives, index, kept = like
+    if rule.hardest:
+        negatives, index = make(negatives), make(index)
+    out = InfoNCE(
+        make(loss),
+        make(table),
+        make(query_grad) if rule.query_grad else query_grad,
+        negatives,
+        index,
+        make(kept) if room else kept,
+    )
+    if not _native.module().info_nce(code, scalars, side, other, out):
+        raise _refused("info_nce")
+    return out, code
 
 
 def into(
@@ -128,6 +137,23 @@ def into(
         if not run(_rule(rule), scalars, *dense, out):
             raise _refused("info_nce")
     return out
+
+
+def _backward(
+    code: RuleTuple,
+    scalars: tuple[float | Tensor | None, ...],
+    side: tuple[Tensor | None, ...],
+    other: tuple[Tensor | None, ...] | None,
+    grad: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor | None],
+    found: tuple[Tensor | None, ...],
+) -> None:
+    """Gradients into memory that is there."""
+    run = _native.module().info_nce_backward
+    if not run(code, scalars, side, other, grad, saved, found):
+        dense = _dense(side), None if other is None else _dense(other)
+        if not run(code, scalars, *dense, grad, saved, found):
+            raise _refused("info_nce_backward")
 
 
 def info_nce_backward(
@@ -147,10 +173,34 @@ def info_nce_backward(
     ``spare`` stands in the place of what is not wanted; without it each has an empty tensor.
     """
     found = InfoNCEGradients.empty(grad, side, other, needs, spare)
-    run = _native.module().info_nce_backward
-    saved = table, query_grad if query_grad.numel() else None, kept if rule.in_batch else None
-    if not run(_rule(rule), scalars, side, other, grad, saved, found):
-        dense = _dense(side), None if other is None else _dense(other)
-        if not run(_rule(rule), scalars, *dense, grad, saved, found):
-            raise _refused("info_nce_backward")
+    saved = table, query_grad, kept if rule.in_batch else None
+    _backward(_rule(rule), scalars, side, other, grad, saved, found)
+    return found
+
+
+def info_nce_backward_at_once(
+    code: RuleTuple,
+    grad: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor | None],
+    side: tuple[Tensor | None, ...],
+    other: tuple[Tensor | None, ...] | None,
+    scalars: tuple[Any, ...],
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """The gradients that ``needs`` asks for, from what ``info_nce_at_once`` found.
+
+    ``side`` and ``other`` are as ``Side``, ``scalars`` as ``Scalars``; ``saved`` holds the table,
+    the query's gradient and, of in-batch negatives, the similarities.
+    """
+    learned = side[:2]
+    if len(needs) > 2:
+        learned = *learned, *((None, None) if other is None else other[:2]), *scalars[3:5]
+    dense = torch.contiguous_format
+    found = tuple(
+        [
+            None if one is None or not need else torch.empty_like(one, memory_format=dense)
+            for one, need in zip(learned, needs, strict=True)
+        ]
+    )
+    _backward(code, scalars, side, other, grad, saved, found)
     return found

@@ -13,7 +13,7 @@ constexpr bool kKeeps = false;
 constexpr bool kKeeps = true;
 #endif
 constexpr int kPieces = 8;
-constexpr index_t kLargest = index_t(1) << 20, kMost = index_t(4) << 20;  // bytes: of one, of all
+constexpr index_t kLargest = (index_t(2) << 20) + 64, kMost = index_t(4) << 20;  // bytes: of one, all
 
 // What a thread keeps, the oldest first.
 class Kept {

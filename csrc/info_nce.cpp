@@ -321,12 +321,16 @@ template <class T>
 void backward(const InfoNceRule& rule, const InfoNceSide& side, const T* grad, index_t grad_step,
               const InfoNceGrads& out) {
   const index_t rows = side.query.rows, dim = side.query.cols, size = rows * dim;
-  Buffer added(rule.in_batch ? 2 * size * index_t(sizeof(T)) : 0);
-  T* query = rule.in_batch ? added.as<T>() : nullptr;
-  T* key = rule.in_batch ? query + size : nullptr;
+  constexpr DType type = std::is_same_v<T, float> ? DType::f32 : DType::f64;
+  // What the batch adds goes where the gradient will be, if it has this type.
+  const bool query_there = out.query && side.query.dtype == type;
+  const bool key_there = out.positive && side.positive.dtype == type;
+  Buffer room(rule.in_batch ? (2 - query_there - key_there) * size * index_t(sizeof(T)) : 0);
+  T* query = query_there ? static_cast<T*>(out.query) : room.as<T>();
+  T* key = key_there ? static_cast<T*>(out.positive) : room.as<T>() + (query_there ? 0 : size);
+  if (!rule.in_batch) query = key = nullptr;
   if (rule.in_batch && size > 0) batch_backward(rule, side, grad, grad_step, query, key);
-  const Matrix unit{side.query_grad, rows, dim, dim, 1,
-                    std::is_same_v<T, float> ? DType::f32 : DType::f64};
+  const Matrix unit{side.query_grad, rows, dim, dim, 1, type};
   const ScaleCall<T> to_query{unit,  grad,      grad_step, nullptr,
                               query, out.query, side.query.dtype};
   const ScaleCall<T> to_positive{side.query, grad,         grad_step,

@@ -59,11 +59,16 @@ void combine(const CombineCall<T>& call, index_t begin, index_t end) {
   }
 }
 
+// `added` may be the row that is written: compilers make vectors of a loop that says so.
 template <class T, class S, class O>
 SEDE_INLINE void scale_row(T scale, const S* row, index_t step, const T* added, O* out,
                            index_t dim) {
   if (step == 1 && !added)
     for (index_t d = 0; d < dim; ++d) narrow(scale * T(widen(row[d])), out[d]);
+  else if (step == 1 && static_cast<const void*>(added) == out)
+    for (index_t d = 0; d < dim; ++d) narrow(scale * T(widen(row[d])) + T(widen(out[d])), out[d]);
+  else if (step == 1)
+    for (index_t d = 0; d < dim; ++d) narrow(scale * T(widen(row[d])) + added[d], out[d]);
   else
     for (index_t d = 0; d < dim; ++d)
       narrow(scale * T(widen(row[d * step])) + (added ? added[d] : T(0)), out[d]);

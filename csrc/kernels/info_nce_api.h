@@ -24,7 +24,7 @@ struct ScaleCall {
   const T* grad;      // [B], or one for all rows
   index_t grad_step;  // between rows; 0: one for all
   const T* weight;    // [B] or null: 1
-  const T* added;     // [B][D] or null
+  const T* added;     // [B][D] or null; may be `out`
   void* out;          // [B][D], contiguous
   DType out_dtype;
 };

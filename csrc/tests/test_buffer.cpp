@@ -30,7 +30,7 @@ struct Filled {
 void come_and_go(unsigned seed) {
   std::mt19937 engine(seed);
   std::vector<std::unique_ptr<Filled>> used(12);
-  const index_t sizes[] = {0, 1, 63, 64, 65, 4096, 100000, 1 << 20, (1 << 20) + 1, 3 << 20};
+  const index_t sizes[] = {0, 1, 63, 64, 65, 4096, 100000, 2 << 20, (2 << 20) + 1, 3 << 20};
   for (int step = 0; step < 300; ++step) {
     std::unique_ptr<Filled>& one = used[engine() % used.size()];
     if (one) {

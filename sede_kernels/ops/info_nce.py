@@ -200,9 +200,10 @@ def _(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule, backe
     return InfoNCE(loss, *found[0][1:])
 
 
-def _whole(side: tuple[Any, ...] | None) -> Side | None:
+def _whole(side: tuple[Any, ...]) -> Side:
     """The side as the op takes it: with a bank, which its backward does not read."""
-    return None if side is None else Side(*side[:2], side[0], *side[3:])
+    query, positive, _, *rest = side
+    return Side(query, positive, query, *rest)
 
 
 class _AtOnce(torch.autograd.Function):
@@ -225,9 +226,12 @@ class _AtOnce(torch.autograd.Function):
         scalars = *numbers, temperature, hardness, *at
         needs = ctx.needs_input_grad[1:]
         if is_batched(grad):
-            rest = SPARE if kept is None else kept, _whole(side), _whole(other), Scalars(*scalars)
+            sides = _whole(side), None if other is None else _whole(other)
             wanted = (*map(int, needs), *(0,) * (6 - len(needs)))
-            found = info_nce_backward(grad, table, query_grad, *rest, rule, wanted, "cpu")
+            room = SPARE if kept is None else kept
+            found = info_nce_backward(
+                grad, table, query_grad, room, *sides, Scalars(*scalars), rule, wanted, "cpu"
+            )
             grads = [value if need else None for value, need in zip(found, needs, strict=False)]
         else:
             run: Any = native_function("info_nce", "info_nce_backward_at_once")
@@ -258,7 +262,8 @@ def at_once(
         return out
     learned: tuple[Tensor | None, ...] = side[:2]
     saved = out.table, out.query_grad, *learned
-    if not (other is scalars[3] is scalars[4] is None) or rule.in_batch:
+    tensors = scalars[3] is not None or scalars[4] is not None
+    if tensors or other is not None or rule.in_batch:
         more = *((None, None) if other is None else other[:2]), *scalars[3:5]
         learned = *learned, *more
         marks = *side[5:], *((None, None) if other is None else other[5:])

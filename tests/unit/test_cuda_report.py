@@ -29,6 +29,13 @@ def test_no_kernel_spills_on_any_architecture(report):
     assert [row for row in rows if row["spilled"] or row["stl"]] == []
 
 
+def test_the_whole_build_was_short_and_its_module_small(report):
+    build = json.loads((RECORD.parent / "cuda_build.json").read_text(encoding="utf-8"))
+    assert build["jobs"] <= 2 and build["capabilities"].count(";") == 6
+    assert 0 < build["seconds"] <= 600
+    assert 0 < build["module_bytes"] < 8e6
+
+
 def test_fused_kernels_use_the_tensor_cores_and_asynchronous_copies(report):
     fused = [row for row in report["kernels"] if row["kernel"].startswith("fused_")]
     assert len(fused) == 38 * len(compile_report.ARCHITECTURES)

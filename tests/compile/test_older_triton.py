@@ -12,8 +12,10 @@ from sede_kernels.backends.triton import interpreting, launch, version_pair
 
 if interpreting():
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
-from sede_kernels.backends.triton import bank_lse
+from sede_kernels.backends.triton import bank_lse, gram
+from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.compile_report import cases, report
+from sede_kernels.backends.triton.pair_launches import Pairs, PairSide
 
 RECORDS = Path(__file__).parents[2] / "records" / "compiler"
 VERSIONS = sorted(path.name.removeprefix("triton-") for path in RECORDS.glob("triton-*"))
@@ -91,6 +93,14 @@ def test_what_is_changed_is_there(folder):
 
 
 @pytest.mark.parametrize("version", ["3.9.0", *VERSIONS])
+@pytest.mark.parametrize("architecture", launch.CAPABILITY)
+def test_g_goes_over_one_stage_where_a_second_one_has_no_fence(version, architecture):
+    found = gram.gram_options(architecture, version_pair(version))
+    unfenced = (version, architecture) == ("3.6.0", "sm_90")
+    assert found == {"num_warps": 8, "num_stages": 1 if unfenced else 2}
+
+
+@pytest.mark.parametrize("version", ["3.9.0", *VERSIONS])
 @pytest.mark.parametrize("name", ["bank_lse", "bank_lse_pair"])
 def test_rows_of_512_columns_have_a_tile_for_every_variant_or_for_none(version, name):
     """Whether they go in one pass is asked of one variant."""
@@ -105,3 +115,30 @@ def test_wide_rows_go_in_chunks_where_no_tile_is_clean(play, version, whole):
     query = torch.empty(64, 512, dtype=torch.bfloat16, device="meta")
     assert bank_lse.one_pass(query, query.dtype, 1, "sm_90", scaled=False) == whole
     assert bank_lse.one_pass(query[:, :256], query.dtype, 1, "sm_90", scaled=False)
+
+
+@pytest.mark.parametrize(
+    "version,architecture,queries,same",
+    [
+        ("3.9.0", "sm_90", 40, True),
+        ("3.8.0", "sm_90", 40, True),
+        ("3.7.1", "sm_90", 40, False),
+        ("3.6.0", "sm_90", 64, False),
+        ("3.7.1", "sm_90", 20, True),
+        ("3.7.1", "sm_80", 40, True),
+    ],
+)
+def test_the_gradient_of_long_half_sets_is_fp32_where_no_tile_is_right(
+    play, version, architecture, queries, same
+):
+    play(version)
+    sets = [torch.randn(2, count, 8).bfloat16() for count in (queries, 36)]
+    query, source = (PairSide(each, None, 1, 0) for each in sets)
+    problem = Problem(sets[0].device, architecture, 4, torch.bfloat16, "tf32", "half")
+    call = Pairs(problem, query, source, 2, 1, None, (0.0, 0.0, 0, 0, 0), {})
+    served = call.served("cross_attention_pairs_backward")
+    assert (served is call) == same and call.served("cross_attention_pairs") is call
+    assert served.problem.kind == ("half" if same else "ieee")
+    for side, given in zip((served.query, served.source), sets, strict=True):
+        assert side.sets.dtype == (torch.bfloat16 if same else torch.float32)
+        assert torch.equal(side.sets, given.to(side.sets.dtype))

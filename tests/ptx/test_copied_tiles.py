@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 import sede_kernels
-from sede_kernels.backends.triton.cross_attention import GRAM_OPTIONS, GRAM_QUERIES
+from sede_kernels.backends.triton.gram import GRAM_OPTIONS, GRAM_QUERIES
 from sede_kernels.backends.triton.kernels.cross_attention import _gram_bwd_kernel
 from sede_kernels.testing import relative_error
 

@@ -29,6 +29,11 @@ def test_every_entry_is_there_and_nothing_else(version):
     assert record.surplus(LINES, version) == [], AGAIN
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_older_version_ran_the_kernels_that_the_newest_runs(version):
+    assert record.elsewhere(LINES, version) == [], AGAIN
+
+
 def test_the_installed_version_has_a_record():
     assert triton.__version__ in VERSIONS, AGAIN
 

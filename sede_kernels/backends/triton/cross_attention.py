@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sede_kernels.backends import _chosen_pairs
-from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, interpreting, launch
+from sede_kernels.backends.triton import interpreting, launch
 from sede_kernels.backends.triton._host import on_device, padded
 from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.attention_sets import (
@@ -26,11 +26,10 @@ from sede_kernels.backends.triton.attention_sets import (
     side_of,
 )
 from sede_kernels.backends.triton.erase import double_halves
+from sede_kernels.backends.triton.gram import WIDTH, gram_gradient, gram_of
 from sede_kernels.backends.triton.kernels.cross_attention import (
     _cross_attention_bwd_kernel,
     _cross_attention_fwd_kernel,
-    _gram_bwd_kernel,
-    _gram_kernel,
 )
 from sede_kernels.backends.triton.pair_launches import (
     Pairs,
@@ -44,17 +43,10 @@ Numbers = tuple[float, float, int, int, int]
 
 #: Source sets that run before the next tile of queries.
 GROUP = 8
-#: A step of the kernel of G (columns of D) and of that of its gradient (queries: three tf32
-#: products of more would spill); their launch options.
-GRAM_STEP = 32
-GRAM_QUERIES = {"tf32": 64, "tf32x3": 32}
-GRAM_OPTIONS = {"num_warps": 8, "num_stages": 2}
 #: Tiles whose three tf32 products would spill: (kernel, columns) without matrix units on sm_8x.
 _WITHOUT_MATRIX_UNITS = ("cross_attention_backward", 64)
 #: Elements of dS in memory at once (or one source set's), and as many of a: 2 x 32 MB in a half.
 _CHUNK_ELEMENTS = 1 << 24
-#: Rows of G, dS and a are padded so that a kernel can move 16 bytes at once.
-_WIDTH = 8
 #: Several sets to a tile, and few programs: each costs the interpreter 0.1 s or more.
 _INTERPRETED = launch.Config(rows=128, cols=32, warps=4, stages=1)
 
@@ -92,29 +84,6 @@ def tile_precision(kernel: str, kind: str, cols: int, architecture: str) -> str:
     """``product_precision`` of a tile; full fp32 where three tf32 products would spill."""
     plain = architecture.startswith("sm_8") and (kernel, cols) == _WITHOUT_MATRIX_UNITS
     return "ieee" if plain and kind == "ieee" else launch.product_precision(kind)
-
-
-def _gram(problem: Problem, source: Side) -> tuple[Tensor, Tensor]:
-    """(G (P, W, W), lengths of the sources and sums of |G| along its rows (P, 2, W))."""
-    P, R, D = source.sets.shape
-    width = triton.cdiv(R, _WIDTH)
-    gram = source.sets.new_empty((P, width * _WIDTH, width * _WIDTH), dtype=torch.float32)
-    sizes = gram.new_empty((P, 2, width * _WIDTH))
-    _gram_kernel[(P,)](
-        source.sets,
-        source.lengths,
-        gram,
-        sizes,
-        R,
-        width,
-        D,
-        HAS_LENGTHS=source.vary,
-        PRECISION=launch.product_precision(problem.kind),
-        BLOCK_R=LARGEST_FRAGMENT_SET,
-        BLOCK_D=GRAM_STEP,
-        **GRAM_OPTIONS,
-    )
-    return gram, sizes
 
 
 def _norms(sets: Tensor) -> Tensor:
@@ -192,7 +161,7 @@ def _by_gram(
     """Write the similarities to ``out`` (P, Q); (P, Q) int8: 1 where they lost digits."""
     (Q, L, D), (P, R, _) = query.sets.shape, source.sets.shape
     lost = out.new_empty((P, Q), dtype=torch.int8)
-    norms, (gram, sizes) = _norms(query.sets), _gram(problem, source)
+    norms, (gram, sizes) = _norms(query.sets), gram_of(problem, source)
     for buckets in bucket_pairs(query, source):
         constants = _constants("cross_attention", problem, query, source, *buckets, options)
         _cross_attention_fwd_kernel[(P * triton.cdiv(Q, constants["SETS"]),)](
@@ -213,7 +182,7 @@ def _by_gram(
             L,
             P,
             R,
-            gram.shape[1] // _WIDTH,
+            gram.shape[1] // WIDTH,
             D,
             *out.stride(),
             *(bucket.index for bucket in buckets),
@@ -295,7 +264,7 @@ def cross_attention_backward(
             g = g if largest is None else g / largest
             problem = Problem.of_sets(queries)
             query = side_of(_clean(queries, query_lengths), query_lengths, SMALLEST_QUERY)
-            clean = _clean(sources, source_lengths, _WIDTH)
+            clean = _clean(sources, source_lengths, WIDTH)
             P, R, _ = sources.shape
             numbers, options = how_numbers(how, R), how_constants(how)
             marks = kept.to(torch.int8).view(P, -1) if kept.numel() else None
@@ -338,7 +307,7 @@ def _chunk_backward(
     Adds that of the queries to ``d_query`` if not empty.
     """
     (Q, L, D), (P, W, _) = query.sets.shape, source.sets.shape
-    gram, _ = _gram(problem, source)
+    gram, _ = gram_of(problem, source)
     d_scores, attention = query.sets.new_zeros((2, Q * L, P * W))
     d_norm, d_square = gram.new_zeros((2, P, Q * L))
     norms = _norms(query.sets)
@@ -367,7 +336,7 @@ def _chunk_backward(
             L,
             P,
             sources,
-            W // _WIDTH,
+            W // WIDTH,
             D,
             *grad.stride(),
             *(bucket.index for bucket in buckets),
@@ -381,19 +350,6 @@ def _chunk_backward(
         rows += d_norm.sum(dim=0).unsqueeze(1) * flat_query
     if not for_sources:
         return None
-    d_gram = torch.empty_like(gram)
-    precision = launch.product_precision(problem.kind)
-    _gram_bwd_kernel[(P,)](
-        attention,
-        d_square,
-        d_gram,
-        Q * L,
-        P,
-        W // _WIDTH,
-        PRECISION=precision,
-        BLOCK_R=LARGEST_FRAGMENT_SET,
-        BLOCK_N=GRAM_QUERIES[precision],
-        **GRAM_OPTIONS,
-    )
+    d_gram = gram_gradient(problem, gram, attention, d_square)
     d_source: Tensor = _product(d_scores.T, flat_query).view(P, W, D)
     return d_source + 2 * (d_gram @ source.sets.float())

@@ -1,8 +1,9 @@
 """Launches of the pair kernels: for chosen pairs, and for those of all pairs that are marked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -74,10 +75,26 @@ class Pairs:
         """Fragments of either side, D."""
         return self.query.sets.shape[1], *self.source.sets.shape[1:]
 
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """What the sets of queries and sources are padded to."""
+        return padded(self.sizes[0], SMALLEST), padded(self.sizes[1], SMALLEST)
+
+    def served(self, name: str) -> "Pairs":
+        """The same in fp32 where kernel ``name`` has no tile for the operands (older Tritons)."""
+        key = table_key(self.problem.kind, *self.blocks)
+        if launch.listed(name, key, self.problem.architecture):
+            return self
+        return replace(
+            self,
+            problem=replace(self.problem, dtype=torch.float32, kind="ieee"),
+            query=replace(self.query, sets=self.query.sets.float()),
+            source=replace(self.source, sets=self.source.sets.float()),
+        )
+
     def constants(self, name: str) -> dict[str, Any]:
         """Tile and launch options of kernel ``name``."""
-        kind = self.problem.kind
-        blocks = padded(self.sizes[0], SMALLEST), padded(self.sizes[1], SMALLEST)
+        kind, blocks = self.problem.kind, self.blocks
         config = launch.Config(rows=blocks[0], **_INTERPRETED)
         if not interpreting():
             config = self.problem.config(name, table_key(kind, *blocks))
@@ -140,7 +157,8 @@ def add_gradients(call: Pairs, grad: Tensor, d_query: Tensor, d_source: Tensor) 
     d_scores, attention = grad.new_empty((2, count, L, R))
     d_dot, along, d_norm = grad.new_empty((3, count, L))
     written = (d_scores, attention, d_dot, along, d_norm)
-    call.launch(_pairs_bwd_kernel, "cross_attention_pairs_backward", (grad,), written, grad)
+    name = "cross_attention_pairs_backward"
+    call.served(name).launch(_pairs_bwd_kernel, name, (grad,), written, grad)
     constants = call.constants("cross_attention_pairs_grad")
     for kernel, factor, out, own, other in (
         (_pairs_query_grad_kernel, d_norm, d_query, call.query, call.source),

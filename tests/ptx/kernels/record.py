@@ -16,8 +16,6 @@ from tests.ptx.kernels.execute import Outcome, entries_of, problems
 
 #: Of the newest Triton every entry is recorded, of an older one the first of every row.
 ARCHITECTURES, OLDER_ARCHITECTURES = ("sm_80", "sm_89", "sm_90"), ("sm_80", "sm_90")
-#: Starts of the problems that have a line of every older Triton; others may have one.
-OLDER = ("bank_lse", "chunks", "batch_lse", "hardest", "erase", "enqueue bfloat16", "enqueue int8")
 FOLDER = Path(__file__).parents[3] / "records" / "ptx"
 #: Share of the warp instructions by which two runs may differ.
 _COUNT_TOLERANCE = 1e-3
@@ -134,8 +132,6 @@ def versions(lines: list[dict[str, Any]]) -> list[str]:
 def missing(lines: list[dict[str, Any]], version: str) -> list[str]:
     """What has no line of this version and must have one."""
     wanted = _listed(version, version == versions(lines)[-1])
-    if version != versions(lines)[-1]:
-        wanted = {key for key in wanted if key.startswith(OLDER)}
     return sorted(wanted - {key_of(line) for line in lines if line["triton"] == version})
 
 

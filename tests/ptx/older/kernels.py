@@ -42,7 +42,24 @@ def halved(x, y, out, TILES: tl.constexpr, ROWS: tl.constexpr, J: tl.constexpr, 
     tl.store(out + row[:, None] * D + d[None, :], acc)
 
 
-KERNELS = {"twice": twice, "halved": halved}
+@triton.jit
+def parted(x, y, out, TILES: tl.constexpr, ROWS: tl.constexpr, J: tl.constexpr, D: tl.constexpr):
+    """(x / 2) y^T: the left operand is computed in fp32, and multiplied in two parts."""
+    row, j, d = tl.arange(0, ROWS), tl.arange(0, J), tl.arange(0, D)
+    acc = tl.zeros((ROWS, J), tl.float32)
+    for first in range(0, TILES * D, D):
+        a = tl.load(x + row[:, None] * (TILES * D) + (first + d)[None, :]).to(tl.float32) * 0.5
+        b = tl.load(y + j[:, None] * (TILES * D) + (first + d)[None, :])
+        for _ in tl.static_range(2):
+            part = a.to(b.dtype)
+            acc = tl.dot(part, tl.trans(b), acc)
+            a = a - part.to(tl.float32)
+    tl.store(out + row[:, None] * J + j[None, :], acc)
+
+
+KERNELS = {"twice": twice, "halved": halved, "parted": parted}
+#: With which each shows one fault and no other.
+STAGES = {"twice": 2, "halved": 2, "parted": 1}
 
 
 def text(name: str, stages: int) -> str:
@@ -61,12 +78,12 @@ def text(name: str, stages: int) -> str:
 
 
 def main() -> None:
-    """Write both."""
+    """Write them."""
     parser = argparse.ArgumentParser(prog="python -m tests.ptx.older.kernels", description=__doc__)
     parser.add_argument("--write", type=Path, metavar="DIR", required=True)
     folder = parser.parse_args().write
     for name in KERNELS:
-        (folder / f"{name}-{triton.__version__}.ptx").write_text(text(name, 2))
+        (folder / f"{name}-{triton.__version__}.ptx").write_text(text(name, STAGES[name]))
 
 
 if __name__ == "__main__":

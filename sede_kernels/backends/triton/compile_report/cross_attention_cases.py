@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, launch
+from sede_kernels.backends.triton import LARGEST_FRAGMENT_SET, launch, triton_version
 from sede_kernels.backends.triton.attention_sets import DENSE
 from sede_kernels.backends.triton.compile_report.cases import (
     OPERANDS,
@@ -11,12 +11,12 @@ from sede_kernels.backends.triton.compile_report.cases import (
     configurations,
     tile_name,
 )
-from sede_kernels.backends.triton.cross_attention import (
+from sede_kernels.backends.triton.cross_attention import GROUP, tile_precision
+from sede_kernels.backends.triton.gram import (
     GRAM_OPTIONS,
     GRAM_QUERIES,
     GRAM_STEP,
-    GROUP,
-    tile_precision,
+    gram_options,
 )
 from sede_kernels.backends.triton.kernels.cross_attention import (
     _cross_attention_bwd_kernel,
@@ -90,7 +90,11 @@ def _tile_case(
 
 def _gram_cases(architecture: str, kind: str) -> Iterator[Case]:
     precision = launch.product_precision(kind)
-    for name, kernel in (("gram", _gram_kernel), ("gram_backward", _gram_bwd_kernel)):
+    forward = gram_options(architecture, triton_version())
+    for name, kernel, options in (
+        ("gram", _gram_kernel, forward),
+        ("gram_backward", _gram_bwd_kernel, GRAM_OPTIONS),
+    ):
         yield Case(
             f"cross_attention {name} {kind}",
             architecture,
@@ -103,7 +107,7 @@ def _gram_cases(architecture: str, kind: str) -> Iterator[Case]:
                 "BLOCK_D": GRAM_STEP,
                 "BLOCK_N": GRAM_QUERIES[precision],
             },
-            GRAM_OPTIONS,
+            options,
             _ALIGNED,
             matrix=True,
         )

@@ -262,6 +262,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 1 with one sentence on stderr, 2 wrong usage, 130 after Ctrl-C.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (`2>&-`): what is said goes nowhere
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for good)
+            setattr(sys, name, nowhere)
     if argv is None and isinstance(sys.stdout, io.TextIOWrapper):
         # A path or a word that the terminal cannot show must not end a run that is done.
         sys.stdout.reconfigure(errors="backslashreplace")

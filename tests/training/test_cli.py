@@ -307,3 +307,15 @@ def test_demo_on_a_handful_of_icons(icons_home, tmp_path, monkeypatch, capfd):
     assert green > 12 * 500, "each of the twelve searches frames its right icon"
     assert main(words) == 0, "the second demo goes on with what is there"
     assert "has this run already" in capfd.readouterr().out
+
+
+def test_streams_that_the_shell_closed_do_not_end_a_run(tiny, tmp_path, monkeypatch):
+    """``>&- 2>&-``: Python has None in their place."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    out = tmp_path / "run"
+    status = main(["train", "--data", str(tiny), "--out", str(out), *TINY])
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
+    assert status == 0
+    assert (out / "test.json").is_file()

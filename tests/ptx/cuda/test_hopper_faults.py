@@ -31,7 +31,7 @@ ORDERING = {
     rb"wgmma\.wait_group\.sync\.aligned \d;": 4,
     rb"fence\.proxy\.async\.shared::cta;": 2,
     rb"bar\.sync\s+0;": 1,
-    rb"bar\.warp\.sync\s+-1;": 2,
+    rb"bar\.warp\.sync\s+-1;": 3,
 }
 #: Of the two fences after the barriers' birth either is enough: (pattern, which).
 HARMLESS = {(rb"fence\.proxy\.async\.shared::cta;", 0)}
@@ -57,8 +57,8 @@ def module(played: str) -> bytes:
 
 @pytest.fixture
 def problem() -> Problem:
-    """More tiles than places in the ring, empty slots, and two warpgroups with rows."""
-    return Problem(70, 11 * 64 + 1, 64, torch.bfloat16)
+    """More tiles than places in the ring, empty slots, limits, and two warpgroups with rows."""
+    return Problem(70, 11 * 64 + 1, 64, torch.bfloat16, limit=True)
 
 
 def _loaded(code: bytes, folder: Path) -> ModuleType:

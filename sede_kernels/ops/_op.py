@@ -61,7 +61,7 @@ class Saved:
     def take(self, name: str) -> Any:
         """The value of a NamedTuple parameter, all of whose tensors are in ``saves``."""
         parameter = next(part for part in self.parameters if part.name == name)
-        return parameter.collect(iter([self.values[flat] for flat, _ in parameter.names()]))
+        return parameter.collect(iter([self.values[flat] for flat, _ in parameter.flat]))
 
 
 Gradients = Callable[[Saved, Any], dict[str, Tensor | None]]
@@ -76,16 +76,7 @@ class _Parameter(NamedTuple):
     optional: bool = False  # whether the group may be None
     parts: tuple[Any, ...] = ()  # the fields of the group, parameters too
     nested: bool = False  # whether one of them is a group
-
-    def names(self) -> Iterator[tuple[str, str]]:
-        """(flat name, schema type) of each value."""
-        if self.group is None:
-            yield self.name, self.kind
-            return
-        if self.optional:
-            yield f"{self.name}_given", "bool"
-        for part in self.parts:
-            yield from part.names()
+    flat: tuple[tuple[str, str], ...] = ()  # (flat name, schema type) of each value
 
     def tensors(self) -> tuple[int, ...] | None:
         """Indices of the fields that hold tensors; () for a tensor itself, None without any."""
@@ -101,7 +92,7 @@ class _Parameter(NamedTuple):
             return value  # type: ignore[no-any-return]
         found: list[Any] = [value is not None] if self.optional else []
         if value is None:
-            return [*found, *(_ABSENT[kind] for part in self.parts for _, kind in part.names())]
+            return [*found, *(_ABSENT[kind] for _, kind in self.flat[1:])]
         for part, field in zip(self.parts, value, strict=True):
             found.extend(part.flatten(field))
         return found
@@ -119,7 +110,8 @@ class _Parameter(NamedTuple):
 def _parameter(name: str, hint: Any, *, within_optional: bool = False) -> _Parameter:
     if hint in _SCHEMA_TYPES:
         kind = _SCHEMA_TYPES[hint]
-        return _Parameter(name, "Tensor?" if kind == "Tensor" and within_optional else kind)
+        kind = "Tensor?" if kind == "Tensor" and within_optional else kind
+        return _Parameter(name, kind, flat=((name, kind),))
     optional = isinstance(hint, UnionType)
     group = (
         next(part for part in typing.get_args(hint) if part is not type(None)) if optional else hint
@@ -130,7 +122,9 @@ def _parameter(name: str, hint: Any, *, within_optional: bool = False) -> _Param
         for field in group._fields
     )
     nested = any(part.group is not None for part in parts)
-    return _Parameter(name, "", group, optional, parts, nested)
+    flat = [(f"{name}_given", "bool")] if optional else []
+    flat.extend(pair for part in parts for pair in part.flat)
+    return _Parameter(name, "", group, optional, parts, nested, tuple(flat))
 
 
 def _at(values: Sequence[Any], place: tuple[int, int]) -> Any:
@@ -166,7 +160,7 @@ class Op(Generic[P, R]):
             for at, parameter in enumerate(self._parameters)
             if (tensors := parameter.tensors()) is not None
         ]
-        self._flat = [pair for parameter in self._parameters for pair in parameter.names()]
+        self._flat = [pair for parameter in self._parameters for pair in parameter.flat]
         self._names = [name for name, _ in self._flat]
         self._tensors = [at for at, (_, kind) in enumerate(self._flat) if "Tensor" in kind]
         self._decides = [self._place(name) for name in decides]

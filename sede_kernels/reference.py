@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sede_kernels.precision import product
+
 NEG_INF = float("-inf")
 
 
@@ -34,7 +36,7 @@ def valid_slots(
 def similarity(query: Tensor, bank: Tensor, valid: Tensor) -> Tensor:
     """q.m with slots that no query uses zeroed first, so that their content cannot leak as NaN."""
     used = valid.any(dim=0)
-    return query @ torch.where(used[:, None], bank, torch.zeros_like(bank)).T
+    return product(query, torch.where(used[:, None], bank, torch.zeros_like(bank)).T)
 
 
 def masked_logsumexp(logits: Tensor, valid: Tensor) -> Tensor:
@@ -177,7 +179,7 @@ def weighted_info_nce(
         own = valid_slots(query, positive, query_ids, query_ids, "positive") & other
         valid = torch.cat([valid, other if select == "keep" else other & ~own], dim=1)
         extra = torch.cat([extra, own], dim=1)
-        s = torch.cat([s, query @ positive.T], dim=1)
+        s = torch.cat([s, product(query, positive.T)], dim=1)
     if margin is not None:
         valid = valid & (s.detach() <= positive_s.detach()[:, None] + margin)
     if limit is not None:
@@ -336,14 +338,14 @@ def _pair(
     """Similarity of one query set (L, D) with one source set (R, D), context vectors and all."""
     if queries.shape[0] == 0 or sources.shape[0] == 0:
         return nothing(queries, sources)
-    clipped = F.leaky_relu(queries @ sources.T, 0.1)
+    clipped = F.leaky_relu(product(queries, sources.T), 0.1)
     squares = (clipped * clipped).sum(dim=0, keepdim=True)
     # sqrt has no gradient at zero: a zero vector keeps the zero one.
     norm = torch.where(squares > 0, torch.where(squares > 0, squares, 1.0).sqrt(), squares)
     attention = (smoothing * clipped / (norm + 1e-8)).softmax(dim=1)
     if erase is not None:
         attention, _ = attention_erase(attention, **erase)  # type: ignore[arg-type]
-    context = attention @ sources
+    context = product(attention, sources)
     size = queries.norm(dim=1) * context.norm(dim=1)
     return aggregated((queries * context).sum(dim=1) / size.clamp(min=1e-8), aggregate, scale)
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sede_kernels.precision import product
 from sede_kernels.reference import aggregated, nothing
 
 
@@ -13,7 +14,7 @@ def _pair(
     queries, sources = (word, region) if direction == "t2i" else (region, word)
     if queries.shape[0] == 0 or sources.shape[0] == 0:
         return nothing(region, word)
-    best = (queries @ sources.T).max(dim=1).values
+    best = product(queries, sources.T).max(dim=1).values
     return aggregated(best, aggregate, aggregate_scale)
 
 

@@ -1,6 +1,4 @@
-"""Numbers as tensors beside the query, and work that autocast must not narrow."""
-
-from contextlib import AbstractContextManager, nullcontext
+"""Numbers as tensors beside the query."""
 
 import torch
 from torch import Tensor
@@ -27,10 +25,3 @@ def constants(values: list[Scalar], like: Tensor) -> Tensor:
         else:
             parts.append(like.new_full((1,), value, dtype=dtype))
     return torch.cat(parts)
-
-
-def full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Autocast switched off, on the devices that have one."""
-    if not torch.amp.is_autocast_available(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from sede_kernels import reference
 from sede_kernels.functional._info_nce import Direction, InfoNCEStats, Options, reference_loss
+from sede_kernels.precision import product
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def reference_stats(direction: Direction, options: Options) -> InfoNCEStats:
             others = others & ~reference.valid_slots(q, p, ids, ids, "positive")
         if isinstance(counts, Tensor):
             others = others & counts
-        valid, s = torch.cat([valid, others], dim=1), torch.cat([s, q @ p.T], dim=1)
+        valid, s = torch.cat([valid, others], dim=1), torch.cat([s, product(q, p.T)], dim=1)
     limit = direction.match(options, positive_s).limit
     if limit is not None:
         valid = valid & (s <= limit[:, None])

@@ -14,7 +14,7 @@ from sede_kernels.checks import (
     shape_of,
 )
 from sede_kernels.functional import ranks as blocks
-from sede_kernels.functional._exponents import full_precision
+from sede_kernels.precision import full_precision
 from sede_kernels.types import EMPTY, result_dtype
 
 NAME = "recall_at_k"

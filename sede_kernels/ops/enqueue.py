@@ -15,13 +15,14 @@ from sede_kernels.ops.transforms import goes_directly
 from sede_kernels.types import RingState
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOAT_NAMES = "float32, bfloat16, float16 or float64"
 
 
 def _check_call(ring: RingState, keys: Tensor, key_ids: Tensor | None, normalize: bool) -> None:
     check_ring(ring)
     if keys.ndim != 2 or keys.shape[1] != ring.rows.shape[1] or keys.dtype not in FLOATS:
         raise ValueError(
-            f"enqueue: keys must be floating (N, {ring.rows.shape[1]}), "
+            f"enqueue: keys must be (N, {ring.rows.shape[1]}) {FLOAT_NAMES}, "
             f"got {tuple(keys.shape)} {keys.dtype}."
         )
     if key_ids is not None:

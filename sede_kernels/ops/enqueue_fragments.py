@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sede_kernels.backends.registry import native_look
 from sede_kernels.ops._op import op
-from sede_kernels.ops.enqueue import FLOATS, check_buffer, check_place, served_natively
+from sede_kernels.ops.enqueue import FLOAT_NAMES, FLOATS, check_buffer, check_place, served_natively
 from sede_kernels.types import FragmentRing
 
 NAME = "enqueue_fragments"
@@ -27,7 +27,7 @@ def _check_call(
         or keys.dtype not in FLOATS
     ):
         raise ValueError(
-            f"{NAME}: keys must be floating (N, at most {longest}, {dim}), "
+            f"{NAME}: keys must be (N, at most {longest}, {dim}) {FLOAT_NAMES}, "
             f"got {tuple(keys.shape)} {keys.dtype}."
         )
     for argument, tensor in (("lengths", lengths), ("key_ids", key_ids)):
@@ -72,7 +72,7 @@ def check_ring(ring: FragmentRing) -> None:
     rows, lengths, ids, ptr, count, rejected = ring
     if rows.ndim != 3 or rows.dtype not in FLOATS:
         raise ValueError(
-            f"{NAME}: rows of the bank must be floating (K, L, D), "
+            f"{NAME}: rows of the bank must be (K, L, D) {FLOAT_NAMES}, "
             f"got {tuple(rows.shape)} {rows.dtype}."
         )
     size, device = rows.shape[0], rows.device

@@ -12,6 +12,7 @@ from sede_kernels import (
     BackendUnavailableError,
     MemoryBank,
     attention_erase,
+    bank_lse,
     cross_attention_pairs,
     cross_attention_similarity,
     hardest_negatives,
@@ -20,7 +21,7 @@ from sede_kernels import (
 )
 from sede_kernels.backends import registry
 from sede_kernels.types import Attend, Bank, Erase, Fragments, Match, RingState, Want
-from tests.conftest import unit
+from tests.conftest import CPU_BACKENDS, unit
 
 
 def f32(*shape: int) -> torch.Tensor:
@@ -105,23 +106,35 @@ def test_compile_fullgraph_of_a_whole_step(backend) -> None:
     assert len(bank) == before + 3
 
 
+@pytest.mark.parametrize("backend", ["reference", *CPU_BACKENDS])
 def test_autocast_changes_no_bit(backend) -> None:
-    query, key, bank = f32(6, 16), f32(6, 16), f32(90, 16)
-    regions, words = f32(3, 4, 6), f32(2, 5, 6)
+    query, key, bank = f32(6, 16).requires_grad_(), f32(6, 16), f32(90, 16)
+    regions, words = f32(3, 4, 6).requires_grad_(), f32(2, 5, 6)
+    chosen = regions[:2, None], words[:, None]
+    how = {"backend": backend}
 
-    def run():
-        return (
-            weighted_info_nce(query, key, bank, hardness=4.0, in_batch_negatives=True,
-                              backend=backend),
-            hardest_negatives(query, bank, backend=backend)[0],
-            cross_attention_similarity(regions, words, backend=backend),
-            cross_attention_pairs(regions[:2, None], words[:, None], backend=backend),
-        )  # fmt: skip
+    def forward() -> list[torch.Tensor]:
+        loss, stats = weighted_info_nce(
+            query, key, bank, hardness=4.0, in_batch_negatives=True, return_stats=True, **how
+        )
+        return [
+            loss,
+            hardest_negatives(query, bank, **how)[0],
+            bank_lse(query, bank, 2.0, **how),
+            cross_attention_similarity(regions, words, **how),
+            cross_attention_similarity(regions, words, attention="max", aggregate="sum", **how),
+            cross_attention_pairs(*chosen, **how),
+            cross_attention_pairs(*chosen, attention="max", aggregate="sum", **how),
+            stats.hardest,
+        ]
 
-    want = run()
+    def gradients(found: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad([one.sum() for one in found[:-1]], [query, regions])
+
+    want = forward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = run()
-    for a, b in zip(got, want, strict=True):
+        got = forward()
+    for a, b in zip([*got, *gradients(got)], [*want, *gradients(want)], strict=True):
         assert a.dtype == torch.float32 and torch.equal(a, b)
 
 

@@ -87,7 +87,7 @@ def _page(found: list[Record]) -> str:
 
 
 def main(argv: list[str], results: Path) -> int:
-    """Draw the latest record of each case, one folder of figures a device."""
+    """Draw the latest record of each case with the most threads, one folder of figures a device."""
     parser = argparse.ArgumentParser(prog="sede bench plot", description=__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
     parser.add_argument(
@@ -101,7 +101,7 @@ def main(argv: list[str], results: Path) -> int:
     found, problems = records.read(paths)
     for problem in problems:
         print(f"unreadable: {problem}", file=sys.stderr)
-    latest = list(records.latest(found).values())
+    latest = list(records.latest(records.of_most_threads(found)).values())
     written = []
     for device in dict.fromkeys(r["device"] for r in latest):
         mine = [r for r in latest if r["device"] == device]

@@ -148,6 +148,19 @@ def case_key(record: dict[str, Any]) -> tuple[Any, ...]:
     return (record["op"], record["mode"], record["dtype"], tuple(record["sizes"].items()))
 
 
+def of_most_threads(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each case and device those with the most threads: what stands side by side ran alike."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((*case_key(record), record["device"]), []).append(record)
+    return [
+        record
+        for group in groups.values()
+        for record in group
+        if record["threads"] == max(other["threads"] for other in group)
+    ]
+
+
 def latest(records: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
     """The last record of each case, implementation and device, by their time, whatever the files'
     order; absences do not hide results.

@@ -55,6 +55,21 @@ def test_figures_come_from_the_lines_alone(tmp_path, capsys):
     assert "unreadable" in capsys.readouterr().err
 
 
+def test_a_case_is_drawn_from_its_runs_with_the_most_threads(tmp_path):
+    path = tmp_path / "some.jsonl"
+    for one in _sweep_records():
+        one["threads"] = 2 if one["sizes"]["K"] < 100_000 else 1
+        records.append(path, one)
+        later = one | {"threads": 1, "utc": "2027-01-01T00:00:00+00:00"}
+        records.append(path, later)
+    found, _ = records.read([path])
+    kept = records.of_most_threads(found)
+    assert [r["threads"] for r in kept] == [2] * 4 + [1] * 4
+    assert run.main(["plot", str(path), "--out", str(tmp_path / "figures")]) == 0
+    svg = (tmp_path / "figures" / "some-cpu" / "k_sweep.svg").read_text()
+    assert "1 or 2 threads" in svg
+
+
 def test_no_label_of_the_speed_ups_is_cut():
     """The longest texts of the widest bars end inside of the axes."""
     plt = pytest.importorskip("matplotlib.pyplot")

@@ -11,6 +11,7 @@
 
 #include "bind_cuda.h"
 #include "cuda/launch/driver.h"
+#include "cuda/launch/exact.h"
 #include "cuda/launch/hopper.h"
 #include "cuda/launch/images.h"
 #include "cuda/launch/rows.h"
@@ -181,6 +182,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("unavailable_reason", &unavailable_reason, "Why no kernel can run, or an empty text.");
   m.attr("longest_row") = int(kBlockRow);
   m.def("set_chunk", &set_chunk, "Similarities that go to memory at a time, least columns.");
+  m.def("set_exact", &set_exact, "Whether the fused pass in fp32 may be used.");
   m.def("set_hopper", &set_hopper, "Whether the instructions of capability 9.0 may be used.");
   m.def("enqueue", &call_enqueue);
   m.def("enqueue_fragments", &call_enqueue_fragments);

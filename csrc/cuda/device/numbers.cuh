@@ -27,6 +27,7 @@ __device__ __forceinline__ F16 operand<F16>(float x) { return __float2half_rn(x)
 __device__ __forceinline__ float number(float x) { return x; }
 __device__ __forceinline__ float number(Bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float number(F16 x) { return __half2float(x); }
+__device__ __forceinline__ float number(signed char x) { return float(x); }
 
 // Two operands in a register, the first in the low half.
 template <class T>

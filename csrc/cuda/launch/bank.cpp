@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "exact.h"
 #include "hopper.h"
 
 namespace sede_cuda {
@@ -213,6 +214,21 @@ Partial chunked_pass(const Passes& passes, const BankSide& side, Scratch& scratc
   return sums;
 }
 
+// Passes that one launch may serve: those from `first` on that are not done and fit to it.
+std::vector<size_t> together(const Passes& passes, const std::vector<bool>& done, size_t first,
+                             bool (*fits)(const Passes&, const BankSide&, const BankSide&)) {
+  std::vector<size_t> members;
+  for (size_t j = first; j < passes.sides.size(); ++j)
+    if (!done[j] && fits(passes, passes.sides[first], passes.sides[j])) members.push_back(j);
+  return members;
+}
+
+Passes only(const Passes& passes, const std::vector<size_t>& members) {
+  Passes group{{}, passes.want, passes.further, passes.margin, passes.tf32};
+  for (const size_t member : members) group.sides.push_back(passes.sides[member]);
+  return group;
+}
+
 }  // namespace
 
 Partial partial(Scratch& scratch, int parts, index_t rows, index_t dim, const Want& want) {
@@ -239,24 +255,25 @@ void set_chunk(index_t elements, index_t columns) {
   smallest_chunk = columns;
 }
 
+// Tensor cores where they serve; else in fp32 in one launch too, or in chunks.
 std::vector<Partial> bank_pass(const Passes& passes, Scratch& scratch, Stream stream) {
-  const std::vector<BankSide>& sides = passes.sides;
-  std::vector<Partial> found(sides.size());
-  std::vector<bool> done(sides.size());
-  for (size_t i = 0; i < sides.size(); ++i) {
+  std::vector<Partial> found(passes.sides.size());
+  std::vector<bool> done(passes.sides.size());
+  for (size_t i = 0; i < found.size(); ++i) {
     if (done[i]) continue;
-    Passes group{{}, passes.want, passes.further, passes.margin, passes.tf32};
-    std::vector<size_t> members;
-    for (size_t j = i; j < sides.size(); ++j)
-      if (!done[j] && alike(passes, sides[i], sides[j])) {
-        group.sides.push_back(sides[j]);
-        members.push_back(j);
-      }
-    const bool fused = fusable(group);
-    const std::vector<Partial> parts =
-        fused ? fused_pass(group, scratch, stream) : std::vector<Partial>();
+    std::vector<size_t> members = together(passes, done, i, alike);
+    std::vector<Partial> parts;
+    if (fusable(only(passes, members))) {
+      parts = fused_pass(only(passes, members), scratch, stream);
+    } else if (members = together(passes, done, i, same_shape);
+               exact_serves(only(passes, members))) {
+      parts = exact_pass(only(passes, members), scratch, stream);
+    } else {
+      members = {i};
+      parts = {chunked_pass(passes, passes.sides[i], scratch, stream)};
+    }
     for (size_t n = 0; n < members.size(); ++n) {
-      found[members[n]] = fused ? parts[n] : chunked_pass(passes, group.sides[n], scratch, stream);
+      found[members[n]] = parts[n];
       done[members[n]] = true;
     }
   }

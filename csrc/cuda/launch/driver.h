@@ -26,6 +26,7 @@ enum class Image {
   finish,
   fused,
   fused_tf32,
+  fused_exact,
   hopper,
   hardest,
   enqueue,

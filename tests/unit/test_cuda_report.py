@@ -37,9 +37,13 @@ def test_the_whole_build_was_short_and_its_module_small(report):
 
 
 def test_fused_kernels_use_the_tensor_cores_and_asynchronous_copies(report):
-    fused = [row for row in report["kernels"] if row["kernel"].startswith("fused_")]
+    every = [row for row in report["kernels"] if row["kernel"].startswith("fused_")]
+    fused = [row for row in every if not row["kernel"].startswith("fused_exact_")]
     assert len(fused) == 38 * len(compile_report.ARCHITECTURES)
     assert all(row["hmma"] and row["ldsm"] and row["ldgsts"] for row in fused)
+    exact = [row for row in every if row not in fused]
+    assert len(exact) == 8 * len(compile_report.ARCHITECTURES)
+    assert not any(row["hmma"] for row in exact)
 
 
 def test_what_the_assembler_says_is_read():

@@ -37,8 +37,9 @@ def sums(
 ) -> Sums:
     """The pass of query (B, D) over one bank, or of query (2, B, D) over two of one shape.
 
-    Two launches where the rows are 16-bit vectors of at most 512 columns, or of 256 in tf32;
-    else three launches a chunk and one at the end.
+    A launch of tensor cores where the rows are 16-bit vectors of at most 512 columns, or of 256 in
+    tf32; else one in fp32 for rows of at most 512 columns; wider ones take three launches a chunk.
+    Then one launch for each bank.
     """
     exponents = scales.shape[0]
     if query.shape[-2] == 0 or banks[0].rows.shape[0] == 0:

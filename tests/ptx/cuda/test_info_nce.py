@@ -179,8 +179,8 @@ def test_a_debiased_loss_at_its_floor() -> None:
 
 
 def test_launches_in_chunks_of_two_weighted_sums() -> None:
-    """fp32 with attached weights: similarities, weights, both sums at once, and the end."""
-    query, key, bank = (unit(n, 64, n) for n in (9, 9, 80))
+    """Wide rows with attached weights: similarities, weights, both sums at once, and the end."""
+    query, key, bank = (unit(n, 520, n) for n in (9, 9, 80))
     query.requires_grad_()
     forward, loss = launches(
         lambda: functional.weighted_info_nce(

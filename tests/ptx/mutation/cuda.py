@@ -36,6 +36,7 @@ GROUPS = {
     "finish": (r"finish_\w+", ("bank_lse",)),
     "fused": (r"fused_b?f16_\w+", ("bank_lse", "info_nce")),
     "fused_tf32": (r"fused_tf32_\w+", ("tf32",)),
+    "fused_exact": (r"fused_exact_\w+", ("exact", "info_nce")),
     "info_nce": (r"info_nce_\w+", ("info_nce",)),
     "score_info_nce": (r"score_\w+", ("scores_and_sets",)),
     "hardest": (r"merge_top", ("functions",)),

@@ -149,7 +149,9 @@ struct ExactKernel {
         }
         sum += of_8;
       }
-      limit[r] = over_lanes<4>(sum, Plus()) + margin;
+      sum = over_lanes<4>(sum, Plus()) + margin;
+      limit[0] = r == 0 ? sum : limit[0];
+      limit[1] = r == 0 ? limit[1] : sum;
     }
   }
 

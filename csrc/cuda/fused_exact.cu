@@ -6,7 +6,7 @@
 using namespace sede_cuda;
 
 #define SEDE_EXACT(name, D, ACC)                                        \
-  extern "C" __global__ void __launch_bounds__(exact_threads(D, ACC))   \
+  extern "C" __global__ void __launch_bounds__(exact_threads(D, ACC), 1) \
       fused_exact_##name##_##D(const __grid_constant__ ExactPass op) {  \
     extern __shared__ __align__(128) unsigned char memory[];            \
     ExactKernel<D, ACC>(op, memory).run();                              \

@@ -47,5 +47,10 @@ constexpr int exact_shared(int dim, bool sums_rows) {
   const int weights = sums_rows ? exact_warps(dim) * columns * kExactWeights : 0;
   return columns * 8 + ((rows + columns) * dim + weights + columns) * 4;
 }
+// As much as a block has on every GPU, the exponents' place in front of it included.
+static_assert(exact_shared(64, true) + 128 <= 101376 && exact_shared(128, true) + 128 <= 101376 &&
+                  exact_shared(256, true) + 128 <= 101376 &&
+                  exact_shared(512, true) + 128 <= 101376,
+              "99 KB");
 
 }  // namespace sede_cuda

@@ -183,7 +183,7 @@ WITHOUT = {
     "block_scores", "count_below",
     "cross_attention", "cross_attention_kept", "cross_attention_backward",
     "cross_attention_pairs", "cross_attention_pairs_backward",
-    "late_interaction", "late_interaction_backward",
+    "late_interaction", "late_interaction_kept", "late_interaction_backward",
     "late_interaction_pairs", "late_interaction_pairs_backward",
 }  # fmt: skip
 

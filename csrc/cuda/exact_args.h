@@ -39,7 +39,7 @@ constexpr int exact_groups(int dim, bool sums_rows) { return dim > 256 && sums_r
 constexpr int exact_threads(int dim, bool sums_rows) {
   return 32 * exact_warps(dim) * exact_groups(dim, sums_rows);
 }
-// Weights of a column of a tile: those of 16 queries, apart so that eight columns lie in other banks.
+// Weights of a row of a tile: those of 16 queries, apart so that four such rows lie in other banks.
 constexpr int kExactWeights = 20;
 // Ids of a tile, its scales, queries, a tile, the weights of each warp's queries.
 constexpr int exact_shared(int dim, bool sums_rows) {

@@ -81,12 +81,13 @@ def test_launches_of_one_bank(dim: int, learned: bool) -> None:
     assert (forward, backward) == (2, 1)
 
 
-def test_launches_of_a_criterion(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_launches_of_a_criterion(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEDE_BACKEND", "cuda")
-    query = unit(6, 64, 11).to(BF16).requires_grad_()
-    text, other = unit(6, 64, 12).to(BF16), unit(6, 64, 13).to(BF16)
+    query = unit(6, 64, 11).to(dtype).requires_grad_()
+    text, other = unit(6, 64, 12).to(dtype), unit(6, 64, 13).to(dtype)
     for in_batch, most in ((False, (2, 1)), (True, (3, 3))):
-        criterion = SEDELoss(size=20, dim=64, dtype=BF16, in_batch_negatives=in_batch)
+        criterion = SEDELoss(size=20, dim=64, dtype=dtype, in_batch_negatives=in_batch)
         criterion.enqueue(text, other, ids=torch.arange(6) + 50)
         call = lambda c=criterion: c(query, text, other, text, ids=torch.arange(6))  # noqa: E731
         forward, loss = launches(call)
@@ -178,17 +179,26 @@ def test_a_debiased_loss_at_its_floor() -> None:
         against_reference(query, key, bank, FLOORS[F32], temperature=temperature, tau_plus=0.3)
 
 
-def test_launches_in_chunks_of_two_weighted_sums() -> None:
-    """Wide rows with attached weights: similarities, weights, both sums at once, and the end."""
-    query, key, bank = (unit(n, 520, n) for n in (9, 9, 80))
-    query.requires_grad_()
-    forward, loss = launches(
-        lambda: functional.weighted_info_nce(
-            query, key, bank, hardness=3.0, detach_weights=False, backend="cuda"
-        )
-    )
-    backward, _ = launches(loss.backward)
-    assert (forward, backward) == (4, 1)
+@pytest.mark.parametrize(("name", "most"), [("attached", 4), ("margin", 5), ("all", 8)])
+def test_launches_in_chunks(name: str, most: int) -> None:
+    """Wide rows: similarities, weights, both sums at once, and the end; the limits of a margin."""
+    found = []
+    for backend, to in (("cuda", F32), ("reference", torch.float64)):
+        query, key, bank = (unit(n, 520, n).to(to) for n in (9, 9, 80))
+        query.requires_grad_()
+        forward, loss = launches(
+            lambda q=query, k=key, m=bank, name=backend, o=ALONE[name]: (
+                functional.weighted_info_nce(
+                    q, k, m, hardness=3.0, query_ids=ids(9, 3), bank_ids=ids(80, 4),
+                    backend=name, **o,
+                )
+            )
+        )  # fmt: skip
+        backward, grads = launches(lambda x=loss, of=query: torch.autograd.grad(x, of))
+        assert (forward, backward) == ((most, 1) if backend == "cuda" else (0, 0))
+        found.append((loss.detach(), *grads))
+    for value, truth in zip(*found, strict=True):
+        assert_close(name, value, truth, FLOORS[F32])
 
 
 @pytest.mark.parametrize("dtypes", [(BF16, BF16), (BF16, F32), (F16, F16), (F32, F32)], ids=str)

@@ -1,10 +1,10 @@
 // One pass over a bank in fp32: rows of at most 512 columns, of any dtype and stride.
 //
 // A block holds ROWS queries and walks its part of the bank in tiles of COLS rows; both become fp32
-// on their way to shared memory. A warp has 16 queries. Its lanes form S in the places where a tensor
-// core would leave it: two rows, and a pair of every eight columns. Weights pass through shared
-// memory, and a lane has some columns of O for all 16 queries. Of more than 256 columns a warp has
-// half of O, and two warps form the same S.
+// on their way to shared memory. A warp has 16 queries. Its lanes form S in the places where a
+// tensor core would leave it: two rows, and a pair of every eight columns. Weights pass through
+// shared memory, and a lane has some columns of O for all 16 queries. Of more than 256 columns a
+// warp has half of O, and two warps form the same S.
 #pragma once
 
 #include "device/match.cuh"

@@ -212,7 +212,7 @@ def test_what_it_does_not_serve_takes_the_other_path() -> None:
     rows.bank = rows.bank._replace(rows=strided)
     before = cuda.report()[0]
     found = bank_lse(rows.query, rows.bank, torch.tensor([14.3]), rows.match, ONE)
-    assert cuda.launched(before)[0] == "similarities_bf16"
+    assert cuda.launched(before)[0] == "fused_exact_full_64"
     assert_sums(rows, found, expected(rows, (14.3,), ONE))
 
 

@@ -158,24 +158,32 @@ struct ExactKernel {
   static __device__ __forceinline__ void add(float& sum, const float4& a, const float4& b) {
     sum = fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, fmaf(a.x, b.x, sum))));
   }
-  static __device__ __forceinline__ float4 four(const float* from) {
-    return *reinterpret_cast<const float4*>(from);
+  static __device__ __forceinline__ float4 four(const void* from) {
+    return *static_cast<const float4*>(from);
   }
 
-  // S of a warp's queries.
+  // S of a warp's queries. Of a row's place in bytes the columns are the low bits: one exclusive or
+  // finds them for all rows that end in the same three bits.
   __device__ __forceinline__ void multiply(int row, float (&s)[SCORES]) const {
-    const int pair = threadIdx.x % 4 * 2, vectors = (op.dim + 3) / 4;
+    constexpr int BYTES = D * 4;
+    const int pair = threadIdx.x % 4 * 2, end = (op.dim + 3) / 4 * 16;
+    const unsigned char* const left = reinterpret_cast<const unsigned char*>(queries);
+    const unsigned char* const right = reinterpret_cast<const unsigned char*>(tile);
+    const int of_query = row * BYTES + (row & 7) * 16, of_bank = pair * (BYTES + 16);
 #pragma unroll 2
-    for (int k = 0; k < vectors; ++k) {
-      const float4 a = four(queries + at(row, k)), b = four(queries + at(row + 8, k));
+    for (int k = 0; k < end; k += 16) {
+      const unsigned char* const query = left + (of_query ^ k);
+      const float4 a = four(query), b = four(query + 8 * BYTES);
 #pragma unroll
-      for (int n = 0; n < COLS / 8; ++n)
+      for (int j = 0; j < 2; ++j) {
+        const unsigned char* const bank = right + ((of_bank + j * (BYTES + 16)) ^ k);
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          const float4 m = four(tile + at(n * 8 + pair + j, k));
+        for (int n = 0; n < COLS / 8; ++n) {
+          const float4 m = four(bank + n * 8 * BYTES);
           add(s[n * 4 + j], a, m);
           add(s[n * 4 + 2 + j], b, m);
         }
+      }
     }
   }
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sede_kernels import attention_erase, reference
+from sede_kernels import attention_erase, reference_erase
 
 from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work
 from ..ours import backend_variants
@@ -83,7 +83,7 @@ class Erase(Operation):
 
     def _reference(self, a: Tensor) -> tuple[Tensor, Tensor]:
         threshold = RULES[self.rule](a.shape[-1])
-        return reference.attention_erase(a, rule=self.rule, threshold=float(threshold or 0))
+        return reference_erase.attention_erase(a, rule=self.rule, threshold=float(threshold or 0))
 
     def truth(self, case: Case, inputs: Inputs) -> Outputs:
         """The reference in fp64, in row blocks."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from sede_kernels import ops, reference
+from sede_kernels import ops, reference_erase
 from sede_kernels.checks import (
     FLOATS,
     check_backend,
@@ -94,7 +94,7 @@ def attention_erase(
     check_same_device(name, attention, lengths=counts)
     chosen = check_backend(name, backend, attention)
     if chosen == "reference":
-        return reference.attention_erase(
+        return reference_erase.attention_erase(
             attention,
             rule=rule,
             threshold=value,

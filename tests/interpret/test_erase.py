@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sede_kernels import functional, reference
+from sede_kernels import functional, reference_erase
 
 RULES = [
     ("mean", None), ("prob", None), ("absolute", 0.03), ("relative", 0.5), ("topk", 3.0),
@@ -31,7 +31,7 @@ def test_masks_and_gradient(rule, threshold, erase, ties):
     keep_min = 2
     value = min(threshold, fragments) if rule == "topk" else threshold
     truth_input = attention.double().requires_grad_()
-    truth, truth_mask = reference.attention_erase(
+    truth, truth_mask = reference_erase.attention_erase(
         truth_input,
         rule=rule,
         threshold=value or 0.0,
@@ -64,7 +64,7 @@ def test_half_types_shapes_and_no_renormalisation(dtype, fragments):
     for renormalize in (True, False):
         options = {"rule": "relative", "threshold": 0.25, "renormalize": renormalize}
         found, mask = functional.attention_erase(attention, backend="triton", **options)
-        truth, truth_mask = reference.attention_erase(attention.double(), **options)
+        truth, truth_mask = reference_erase.attention_erase(attention.double(), **options)
         assert torch.equal(mask, truth_mask)
         assert torch.allclose(found.double(), truth, rtol=8e-3, atol=1e-4)
 

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from sede_kernels import reference
+from sede_kernels import reference_erase
 from sede_kernels.backends.torch._blocks import compute_dtype
 from sede_kernels.types import Erase, Erased
 
 
 def erase(weights: Tensor, lengths: Tensor | None, how: Erase) -> Erased:
     """See ``sede_kernels.ops.erase``."""
-    out, mask = reference.attention_erase(
+    out, mask = reference_erase.attention_erase(
         weights.to(compute_dtype(weights)),
         rule=how.rule,
         threshold=how.threshold,

@@ -82,8 +82,35 @@ def _refuse_gaps(sides: dict[Path, dict[tuple[Any, ...], Record]], allowed: list
                 )
 
 
+def _refuse_other_threads(
+    base: dict[tuple[Any, ...], Record], head: dict[tuple[Any, ...], Record]
+) -> None:
+    """Refuse to compare a case that was timed on another number of threads.
+
+    Raises:
+        ValueError: so it was; the sentence names the case.
+    """
+    for key, before in base.items():
+        after = head.get(key, before)
+        ran = "absent" not in (before["status"], after["status"])
+        if ran and before["threads"] != after["threads"]:
+            raise ValueError(
+                f"{table.title(before)} was measured on {before['threads']} and on "
+                f"{after['threads']} threads: compare runs of one number (`--threads`)"
+            )
+
+
+def _origin(found: dict[tuple[Any, ...], Record]) -> str:
+    """Which package, torch, threads and days the records are of."""
+    words = []
+    for name, before in (("git", "sede-kernels "), ("torch", "torch "), ("threads", "threads ")):
+        words.append(before + ", ".join(sorted({str(r[name]) for r in found.values()})))
+    days = sorted({r["utc"][:10] for r in found.values()})
+    return "; ".join([*words, days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"])
+
+
 def main(argv: list[str]) -> int:
-    """Compare two results files or folders; the last record of each case counts."""
+    """Compare two results files or folders; the newest run of each case counts."""
     parser = argparse.ArgumentParser(prog="sede bench compare", description=__doc__)
     parser.add_argument("base", type=Path, help="results file or folder")
     parser.add_argument("head", type=Path, help="results file or folder")
@@ -111,9 +138,11 @@ def main(argv: list[str]) -> int:
             f"{', '.join(sorted(devices[1]))}): compare runs of one machine"
         )
     _refuse_gaps({arguments.base: base, arguments.head: head}, arguments.allow_missing)
+    _refuse_other_threads(base, head)
     rows, failed = changes(base, head, arguments.fail_above)
     if not rows:
         raise ValueError(f"{arguments.base} holds no timed record to compare with")
+    print(f"base: {_origin(base)}\nhead: {_origin(head)}")
     header = ["case", "implementation", "base ms", "head ms", "change", ""]
     print(table.render([header, *rows], left=2))
     share = f"{100 * arguments.fail_above:g} %"

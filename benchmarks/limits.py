@@ -64,7 +64,8 @@ def fma_peak(milliseconds: int = 200) -> Rate | None:
         return None
     threads = torch.get_num_threads()
     runs = [float(peak(threads, milliseconds)) for _ in range(3)]
-    return Rate(max(runs), f"register-only fp32 FMA loop, {threads} threads")
+    counted = f"{threads} thread{'' if threads == 1 else 's'}"
+    return Rate(max(runs), f"register-only fp32 FMA loop, {counted}")
 
 
 def copy_bandwidth(device: torch.device, seconds: float = 0.4) -> Rate:

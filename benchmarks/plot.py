@@ -87,7 +87,7 @@ def _page(found: list[Record]) -> str:
 
 
 def main(argv: list[str], results: Path) -> int:
-    """Draw the latest record of each case with the most threads, one folder of figures a device."""
+    """Draw the newest run of each case with the most threads, one folder of figures a device."""
     parser = argparse.ArgumentParser(prog="sede bench plot", description=__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
     parser.add_argument(

@@ -162,12 +162,32 @@ def of_most_threads(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def latest(records: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The last record of each case, implementation and device, by their time, whatever the files'
-    order; absences do not hide results.
+    """Of each case and device the records of one run, so that what stands side by side took turns.
+
+    It is the newest run that had ours beside something else, or else the newest that ran anything,
+    whatever the files' order; absences do not hide results.
     """
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    cases: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for record in sorted(records, key=lambda record: str(record["utc"])):
-        key = (*case_key(record), record["implementation"], record["device"])
-        if record["status"] != "absent" or key not in found:
-            found[key] = record
+        runs = cases.setdefault((*case_key(record), record["device"]), {})
+        runs.setdefault(record["run"], []).append(record)
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for runs in cases.values():
+        newest_first = reversed(runs.values())
+        for record in max(newest_first, key=_kinds):
+            key = (*case_key(record), record["implementation"], record["device"])
+            if record["status"] != "absent" or key not in found:
+                found[key] = record
     return found
+
+
+def _kinds(group: list[dict[str, Any]]) -> int:
+    """2 where ours ran beside something else, 1 where anything ran."""
+    return len({record["kind"] == "ours" for record in group if record["status"] != "absent"})
+
+
+def threads_of(records: Iterable[dict[str, Any]]) -> str:
+    """On how many threads they were measured: ``1 thread``, ``1 or 2 threads``; empty for none."""
+    counts = sorted({record["threads"] for record in records})
+    words = " or ".join(str(count) for count in counts)
+    return f"{words} {'thread' if counts == [1] else 'threads'}" if counts else ""

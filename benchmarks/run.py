@@ -30,6 +30,7 @@ from . import (
 )
 from .case import Case
 from .memory import Memory
+from .records import threads_of
 from .registry import GRIDS, OPERATIONS
 from .runner import Record, Runner, shrunk
 
@@ -169,7 +170,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     measured.refuse_gaps(device, arguments.allow_missing, arguments.impl or ())
     weighed = device.type == "cpu" and not arguments.no_memory
     memory = Memory(timeout_s=30.0 if quick else 120.0) if weighed else None
-    print(f"{machine.device_name(device)}, {torch.get_num_threads()} threads; results in {out}")
+    threads = threads_of([{"threads": torch.get_num_threads()}])
+    print(f"{machine.device_name(device)}, {threads}; results in {out}")
     found_limits = limits.measure(
         device, {case.dtype for case in cases}, seconds=0.05 if arguments.smoke else 0.4
     )

@@ -93,7 +93,8 @@ def summary(records: list[Record], most: int = 38) -> str:
     groups: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(store.case_key(record), []).append(record)
-    rows = [["case", "ours", "ms", "of limit", "MB", "best other", "x", "eager x", "eager MB"]]
+    head = ["case", "ours", "threads", "ms", "of limit", "MB", "best other", "x", "eager x"]
+    rows = [[*head, "eager MB"]]
     left_out = 0
     for group in groups.values():
         ours, other = best(group, ours=True), best(group, ours=False)
@@ -108,6 +109,7 @@ def summary(records: list[Record], most: int = 38) -> str:
             [
                 _short(group[0]),
                 ours["implementation"].removeprefix("sede ") if ours else "not run",
+                str((ours or group[0])["threads"]),
                 _number(base),
                 _percent(ours["fraction_of_limit"] if ours else None),
                 _number(ours["extra_peak_mb"] if ours else None),
@@ -147,7 +149,7 @@ def _power(value: int) -> str:
 
 
 def main(argv: list[str], results: Path) -> int:
-    """Print the summary of results: the latest record of each case and device."""
+    """Print the summary of results: the newest run of each case on each device."""
     parser = argparse.ArgumentParser(prog="sede bench table", description=main.__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
     parser.add_argument("--lines", type=flags.whole(1), default=38, help="most cases a device [38]")

@@ -89,12 +89,18 @@ def _fraction(group: dict[str, Record]) -> float | None:
     return ours["fraction_of_limit"] if ours else None
 
 
+def _threads(*groups: dict[str, Record]) -> str:
+    """How many threads ours had, to put behind a figure."""
+    counts = records.threads_of(ours for group in groups if (ours := _ours(group)))
+    return f"; {counts}" if counts else ""
+
+
 def _best_other(group: dict[str, Record]) -> str:
     other = table.best(group.values(), ours=False)
     return other["implementation"] if other else "eager"
 
 
-def _bank_rows(found: _Found) -> Iterable[tuple[str, list[Part]]]:
+def _bank_rows(found: _Found) -> Iterable[tuple[str, list[Part], str]]:
     for (batch, slots, dim), least in _SHAPES.items():
         group = found.case("info_nce", BOTH, "fp32", B=batch, K=slots, D=dim)
         parts = [
@@ -102,7 +108,7 @@ def _bank_rows(found: _Found) -> Iterable[tuple[str, list[Part]]]:
             Part(_ratio(group, "eager"), least, "eager"),
             *(Part(_ratio(group, name), 1, name, above=True) for name in _FLOORS),
         ]
-        yield f"InfoNCE fp32, B {batch}, K {slots:,}, D {dim}", parts
+        yield f"InfoNCE fp32, B {batch}, K {slots:,}, D {dim}", parts, _threads(group)
     for batch, slots, dim in _SHAPES:
         wide = _ours(found.case("info_nce", BOTH, "fp32", B=batch, K=slots, D=dim))
         group = found.case("info_nce", BOTH, "bf16", B=batch, K=slots, D=dim)
@@ -114,17 +120,17 @@ def _bank_rows(found: _Found) -> Iterable[tuple[str, list[Part]]]:
             Part(_fraction(group), 0.85, "of bf16 peak", percent=True),
             Part(_ratio(group, other), 1, f"torch's bf16 ({other})", above=True),
         ]
-        yield f"InfoNCE bf16, B {batch}, K {slots:,}, D {dim}", parts
+        yield f"InfoNCE bf16, B {batch}, K {slots:,}, D {dim}", parts, _threads(group)
     attention = "attention V=K"
     group = found.case("info_nce", BOTH, "fp32", B=128, K=4096, D=256)
     parts = [Part(_ratio(group, attention), 1, attention, above=True)]
-    yield "InfoNCE fp32, B 128, K 4,096, D 256", parts
+    yield "InfoNCE fp32, B 128, K 4,096, D 256", parts, _threads(group)
 
 
 def _least_lead(found: _Found) -> tuple[str, str, str, bool | None]:
     """Over all bank losses with gradients, the smallest lead over the honest floors."""
     leads = [
-        (ratio, f"{name}: {_case(key)}")
+        (ratio, f"{name}: {_case(key, group)}")
         for key, group in found.cases.items()
         if "info_nce" in key[0] and key[1] == BOTH and "K" in dict(key[3])
         for name in _FLOORS
@@ -140,7 +146,7 @@ def _least_lead(found: _Found) -> tuple[str, str, str, bool | None]:
 def _most(found: _Found, title: str, op: str, twin: str) -> tuple[str, str, str, bool | None]:
     """Over the cases of ops that begin so, the most that ours takes of its twin's time."""
     shares = [
-        (1 / ratio, f"{name}: {_case(key)}")
+        (1 / ratio, f"{name}: {_case(key, group)}")
         for key, group in found.cases.items()
         for name in (f"sede cpu, {twin}",)
         if key[0].startswith(op) and (ratio := _ratio(group, name)) is not None
@@ -157,7 +163,7 @@ def _least_of(
 ) -> tuple[str, str, str, bool | None]:
     """The smallest lead over eager, of all cases of some ops with at least that batch."""
     leads = [
-        (ratio, _case(key))
+        (ratio, _case(key, group))
         for key, group in found.cases.items()
         if key[0] in ops
         and dict(key[3])["B"] >= batch
@@ -170,19 +176,20 @@ def _least_of(
     return title, asked, f"{ratio:.2f} x eager: {where}", ratio > 1
 
 
-def _case(key: tuple[Any, ...]) -> str:
+def _case(key: tuple[Any, ...], group: dict[str, Record]) -> str:
     op, _, dtype, sizes = key
-    return f"{op} {dtype}, {', '.join(f'{name} {value:,}' for name, value in sizes)}"
+    shape = ", ".join(f"{name} {value:,}" for name, value in sizes)
+    return f"{op} {dtype}, {shape}{_threads(group)}"
 
 
-def _fragment_rows(found: _Found) -> Iterable[tuple[str, list[Part]]]:
+def _fragment_rows(found: _Found) -> Iterable[tuple[str, list[Part], str]]:
     for direction in ("t2i", "i2t"):
         group = found.case(f"scan_{direction}", BOTH, "fp32", B=128, C=128, R=36, L=20, D=1024)
         parts = [
             Part(_ratio(group, "caption loop"), 12, "the caption loop"),
             Part(_ratio(group, "eager"), 1.5, "the batched Gram form"),
         ]
-        yield f"SCAN {direction}, B = C = 128, R 36, D 1024", parts
+        yield f"SCAN {direction}, B = C = 128, R 36, D 1024", parts, _threads(group)
     for rule in RULES:
         short = found.case(f"erase_{rule}", FORWARD, "fp32", N=65536, L=36)
         long = found.case(f"erase_{rule}", BOTH, "fp32", N=1024, L=4096)
@@ -190,7 +197,7 @@ def _fragment_rows(found: _Found) -> Iterable[tuple[str, list[Part]]]:
             Part(_ratio(short, "eager"), 3, "eager on rows of 36"),
             Part(_ratio(long, "eager"), 3, "eager on rows of 4,096 with gradient"),
         ]
-        yield f"erase {rule}", parts
+        yield f"erase {rule}", parts, _threads(short, long)
 
 
 def _memory_row(found: _Found) -> tuple[str, str, str, bool | None]:
@@ -202,7 +209,7 @@ def _memory_row(found: _Found) -> tuple[str, str, str, bool | None]:
             continue
         extra, bound = ours["extra_peak_mb"], (8 * ours["sizes"]["B"] * ours["sizes"]["D"]) / 1e6
         bound += _SLACK_BYTES / 1e6
-        shares.append((extra / bound, f"{extra:.1f} of {bound:.1f} MB: {_case(key)}"))
+        shares.append((extra / bound, f"{extra:.1f} of {bound:.1f} MB: {_case(key, group)}"))
     title = "extra memory of InfoNCE, case nearest its bound"
     asked = "≤ 2 B D floats + 8 MB at any K"
     if not shares:
@@ -215,11 +222,12 @@ def rows(found: Iterable[Record]) -> list[tuple[str, str, str, bool | None]]:
     """(case, asked, measured, met) of every target; None: some number was not measured."""
     timed = _Found(found)
     listed = []
-    for title, parts in (*_bank_rows(timed), *_fragment_rows(timed)):
+    for title, parts, threads in (*_bank_rows(timed), *_fragment_rows(timed)):
         met = [part.met for part in parts]
         verdict = False if False in met else None if None in met else True
         asked = ", ".join(part.asked for part in parts)
-        listed.append((title, asked, ", ".join(part.shown(part.value) for part in parts), verdict))
+        text = ", ".join(part.shown(part.value) for part in parts) + threads
+        listed.append((title, asked, text, verdict))
     cliffs = [
         _most(timed, "a queue lying as (D, K), most time", "info_nce_queue", "rows"),
         _least_of(timed, "hardest negatives of the grid, least lead", ("hardest",)),
@@ -239,7 +247,7 @@ def markdown(found: Iterable[Record]) -> str:
 
 
 def main(argv: list[str], results: Path) -> int:
-    """Print the targets of the CPU backend beside the latest records, one table a device."""
+    """Print the targets of the CPU backend beside the newest runs, one table a device."""
     parser = argparse.ArgumentParser(prog="sede bench targets", description=main.__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
     arguments = parser.parse_args(argv)

@@ -38,6 +38,7 @@ html_title = f"sede-kernels {release}"
 html_show_copyright = False
 
 myst_heading_anchors = 4
+highlight_language = "none"  # a block without a language is for a shell, or output
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes and dtypes, which annotations lack

@@ -4,10 +4,12 @@ import argparse
 import importlib
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sede_kernels import __version__
 from sede_kernels.errors import BackendUnavailableError
 from sede_kernels.training.files import UserError, data_home, describe_os_error, require
 
@@ -51,24 +53,26 @@ def _train_here(arguments: argparse.Namespace) -> int:
         config.check_switches(by_hand, chosen, ranks.here().world)
         name = f"{Path(chosen.data).name}-{chosen.title}-seed{chosen.seed}"
         out = arguments.out or data_home() / "runs" / name
+    again = f"sede train --resume {shlex.quote(str(out))}"
     try:
         if arguments.resume is not None:
             result = loop.resume(out, settings)
         else:
             result = loop.train(chosen, out)
     except loop.StoppedError:
-        print(f"\nStopped; nothing is lost: go on with `sede train --resume {out}`.")
+        print(f"\nStopped; nothing is lost: go on with `{again}`.")
         return 130
     except (KeyboardInterrupt, OSError) as error:
         if not (out / "config.json").exists():  # nothing was kept, so the same command may go again
             raise
-        then = f"go on with `sede train --resume {out}`"
+        then = f"go on with `{again}`"
         if isinstance(error, KeyboardInterrupt):
             print(f"\nsede: stopped at once: {then}.", file=sys.stderr)
             return 130
         raise UserError(describe_os_error(error, then)) from error
     print(f"\nTest, once, with the epoch that did best on dev:\n\n{table({'test': result})}")
-    print(f"\nThe run is in {out}; look at its curves with `tensorboard --logdir {out}`.")
+    curves = f"tensorboard --logdir {shlex.quote(str(out))}"
+    print(f"\nThe run is in {out}; look at its curves with `{curves}`.")
     return 0
 
 
@@ -161,7 +165,10 @@ def _bench(rest: Sequence[str]) -> int:
 def _info(rest: Sequence[str]) -> int:
     from sede_kernels.info import main as report
 
-    return int(report(list(rest)) or 0)
+    try:
+        return int(report(list(rest)) or 0)
+    except ValueError as error:  # SEDE_CPU_ISA
+        raise UserError(f"{str(error).rstrip('.')}: choose one of them, or unset it.") from error
 
 
 # These two have parsers of their own.
@@ -180,6 +187,7 @@ def _parser(flags_of: str) -> argparse.ArgumentParser:
         description="Image-text retrieval with memory banks, weighted InfoNCE and "
         "attention-guided erasing. Data and runs go under $SEDE_DATA, or ~/.cache/sede.",
     )
+    parser.add_argument("--version", action="version", version=f"sede-kernels {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(
@@ -191,12 +199,12 @@ def _parser(flags_of: str) -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "prepare icons, train twice, compare, and draw search results")
     demo.add_argument("--out", type=_path, help="folder of the runs and the page [data/demo]")
-    demo.add_argument("--limit", type=int, help="icons to take")
-    demo.add_argument("--epochs", type=int, help="epochs of each run")
+    demo.add_argument("--limit", type=int, help="icons to take [3000]")
+    demo.add_argument("--epochs", type=int, help="epochs of each run [12]")
 
     prepare = add("prepare", _prepare, "make a training set from packages: icons or emoji")
     prepare.add_argument("set", help="icons or emoji")
-    prepare.add_argument("--limit", type=int, help="take so many images only")
+    prepare.add_argument("--limit", type=int, help="take so many images only [all]")
     prepare.add_argument("--out", dest="home", type=_path, help="data folder [$SEDE_DATA]")
 
     train = add("train", _train, "train a model; modules: --erase, --bank, --weighting")

@@ -79,6 +79,10 @@ def collect() -> dict[str, Any]:
     }
 
 
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the report; ``--json`` for machines."""
     parser = argparse.ArgumentParser(prog="sede info", description=__doc__)
@@ -89,7 +93,8 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(report, indent=2))
         return 0
     print(f"sede-kernels {report['sede_kernels']}, Python {report['python']}")
-    print(f"machine      {report['cpu']}, {report['cpu_count']} cores, {report['threads']} threads")
+    counts = (_counted(report["cpu_count"], "core"), _counted(report["threads"], "thread"))
+    print(f"machine      {', '.join((report['cpu'], *counts))}")
     if report["cpu_kernels"]:
         print(f"CPU kernels  {report['cpu_kernels']}")
     for gpu in report["gpus"]:

@@ -21,7 +21,7 @@ PASSED_ON = ("info", "bench", "bench compare", "bench plot", "bench table", "ben
              "bench modules", "bench host", "bench ahead")  # fmt: skip
 #: Flags of `sede train` that mean something else in `sede ablate`.
 OWN = {"--out"}
-_CODE = re.compile(r"`[^`]+`|(?<![\w-])--?[a-z][\w-]*|(?<!\w)\$?[A-Z]{3,}_[A-Z]+|<device>\S*")
+_CODE = re.compile(r"`[^`]+`|(?<![\w-])--?[a-z][\w-]*|(?<!\w)\$?[A-Z]{3,}_[A-Z]+|<\w+>[\w./-]*")
 
 
 class _Found(BaseException):

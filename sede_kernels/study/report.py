@@ -313,11 +313,11 @@ def figure(runs: Sequence[Run], path: Path) -> None:
             panel.set_visible(bool(mine))
             for row in mine:
                 _draw_gain(panel, order.index(row.variant), row)
-    for column in panels.T:
-        lowest = [panel for panel in column if panel.get_visible()][-1:]
-        for panel in lowest:
+    for line in panels:
+        shown = [panel for panel in line if panel.get_visible()]
+        for panel in shown:  # shared axes would keep the numbers to the lowest line
             panel.set_xlabel("test rSum, difference to base", fontsize=9)
-            panel.tick_params(labelbottom=True)
+            panel.tick_params(labelbottom=True, labelleft=panel is shown[0])
     unique: dict[str, Any] = {}
     for panel in panels.flat:
         handles, labels = panel.get_legend_handles_labels()

@@ -331,7 +331,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         text = field.metadata["help"]
         if choices:
             text += f" ({', '.join(choices)})"
-        text += f" [{field.default}" + (f"; the bare flag: {bare}]" if bare is not None else "]")
+        usual = "none" if field.default in ("", None) else field.default
+        text += f" [{usual}" + (f"; the bare flag: {bare}]" if bare is not None else "]")
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             type=kind,

@@ -67,6 +67,8 @@ def describe_os_error(error: OSError, then: str = "run the same command again") 
             f"or set SEDE_DATA or --out to another disk, and {then}."
         )
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        if error.filename and os.path.islink(error.filename):
+            return f"a link{where} leads to no folder: remove it, or choose another folder."
         return f"a file stands where a folder is expected{where}: choose another folder."
     if error.errno == errno.EISDIR:
         return f"a folder stands where a file is expected{where}: choose another name."

@@ -1,5 +1,6 @@
 """A run's folder: what belongs to a run in it, and when a new run may begin there."""
 
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -59,8 +60,8 @@ def make_room(out: Path) -> None:
     if (out / "config.json").exists():
         if not _learned_nothing(out):
             raise UserError(
-                f"{out} holds a run already: continue it with `sede train --resume {out}`, or "
-                "choose another --out."
+                f"{out} holds a run already: continue it with "
+                f"`sede train --resume {shlex.quote(str(out))}`, or choose another --out."
             )
         remove(out)
     for name in RESULTS:

@@ -98,10 +98,14 @@ _FULL = "the memory is full: lower --batch-size, --dim or --bank, or end other p
 def device_problem(name: str) -> str | None:
     """Why a device cannot be used: it is not there, or it computes nothing; else None."""
     try:
-        float(torch.ones(1, device=name).sum())
+        device = torch.device(name)
+    except (RuntimeError, UnicodeError):  # torch's own words are a list of all that it knows
+        return f"device {name!r} cannot be used here (it is no name of a device)"
+    try:
+        float(torch.ones(1, device=device).sum())
     except Exception as error:  # of any kind: each device has its own way to be missing
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        return f"device {name!r} cannot be used here ({reason[:160]})"
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        return f"device {name!r} cannot be used here ({reason.rstrip('.')[:160]})"
     return None
 
 
@@ -113,17 +117,19 @@ def choose_device(name: str) -> None:
     """
     problem = device_problem(name)
     if problem is not None:
-        raise UserError(f"{problem}: choose cpu or cuda.")
+        usable = "cpu or cuda" if torch.cuda.is_available() else "cpu"
+        raise UserError(f"{problem}: choose {usable}.")
 
 
 def check_backend() -> None:
-    """Refuse a ``SEDE_BACKEND`` that is no backend, or that this machine cannot run.
+    """Refuse a ``SEDE_BACKEND`` or ``SEDE_CPU_ISA`` that is none, or that this machine cannot run.
 
     Raises:
         UserError: what it may be, or why it cannot run.
     """
     try:
         name = registry.requested("auto")
+        registry.unavailable_reason("cpu")  # reads the instruction set
     except ValueError as error:
         raise UserError(f"{str(error).rstrip('.')}: choose one of them, or unset it.") from error
     reason = None if name == "auto" else registry.unavailable_reason(name)

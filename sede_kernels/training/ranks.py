@@ -4,6 +4,7 @@
 alone writes and prints. Whatever fails first says its sentence; the other ranks leave in silence.
 """
 
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from sede_kernels.errors import BackendUnavailableError
 from sede_kernels.training.files import UserError
 
 _FAILED = "sede_train/failed"
+_LONGEST_S = 31_536_000  # a year
 _GRACE_S = 3.0  # in which whoever failed tells the store so
 _LOST = ("connection", "closed by peer", "timed out", "timeout", "broken pipe", "waited in vain")
 
@@ -111,20 +113,23 @@ def started() -> Iterator[Ranks]:
     """Join the processes that ``torchrun`` started, if it did; see the module.
 
     Raises:
-        UserError: of the block, on the rank that failed first.
+        UserError: of the block, on the rank that failed first; or the environment is not that of
+            ``torchrun``.
         SystemExit: on the other ranks, with status 1.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    if _number("WORLD_SIZE", 1) == 1 or dist.is_initialized():
         yield here()
         return
     gpus = torch.cuda.is_available()
     if gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_patience())
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise UserError(f"the processes of this run did not find each other: {reason}.") from error
+        raise UserError(
+            f"the processes of this run did not find each other ({reason}): start them by torchrun."
+        ) from error
     ranks = here()
     with _silence(ranks), guarded(ranks):
         yield ranks
@@ -133,11 +138,29 @@ def started() -> Iterator[Ranks]:
 
 def _patience() -> timedelta:
     """How long a rank waits for the others in one exchange."""
-    text = os.environ.get("SEDE_RANK_TIMEOUT", "1800")
+    text = os.environ.get("SEDE_RANK_TIMEOUT") or "1800"
     try:
-        return timedelta(seconds=float(text))
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= _LONGEST_S:
+        raise UserError(
+            f"SEDE_RANK_TIMEOUT must be a number of seconds above 0, at most {_LONGEST_S:,}, "
+            f"got {text!r}."
+        )
+    return timedelta(seconds=seconds)
+
+
+def _number(name: str, default: int) -> int:
+    """A whole number that ``torchrun`` puts into the environment."""
+    text = os.environ.get(name) or str(default)
+    try:
+        return int(text)
     except ValueError as error:
-        raise UserError(f"SEDE_RANK_TIMEOUT must be a number of seconds, got {text!r}.") from error
+        raise UserError(
+            f"{name} must be a whole number, got {text!r}: start the processes by torchrun, or "
+            "unset it."
+        ) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ def record(implementation: str, op: str, ms: float, dim: int, status: str = "ok"
     return {
         "implementation": implementation, "op": op, "mode": "forward", "dtype": "bf16",
         "sizes": {"B": 64, "K": 4096, "D": dim}, "status": status, "median_ms": ms, "utc": "1",
-        "device": "a GPU",
+        "device": "a GPU", "run": "1", "kind": "eager" if implementation == "eager" else "ours",
     }  # fmt: skip
 
 

@@ -102,6 +102,27 @@ def test_the_roofline_names_what_it_draws_side_by_side():
     plt.close(figure)
 
 
+def test_no_roof_runs_through_the_label_of_another():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    found = _sweep_records()
+    found += [one | {"dtype": "bf16", "matrix_gflops": 200.0} for one in found]
+    figure = drawing.roofline(found, plt)
+    left = figure.axes[0]
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in left.texts if "GFLOP/s" in text.get_text()]
+    roofs = [line for line in left.lines if line.get_marker() == "None"]
+    assert len(boxes) == len(roofs) == 2
+    for roof in roofs:
+        path = left.transData.transform_path(roof.get_path())
+        assert not any(path.intersects_bbox(box, filled=False) for box in boxes)
+    plt.close(figure)
+
+
+def test_the_summary_says_on_how_many_threads():
+    head, _, row = table.summary(_sweep_records()).splitlines()[:3]
+    assert row[head.index("threads") :][: len("threads")].strip() == "2"
+
+
 def test_nothing_to_draw_writes_nothing(tmp_path):
     assert plot.draw([record(status="absent", median_ms=None, passed=None)], tmp_path) == []
 
@@ -138,11 +159,11 @@ def test_targets_compare_the_records_with_what_is_asked():
     assert listed["InfoNCE fp32, B 128, K 65,536, D 256"][1]
     assert listed["InfoNCE fp32, B 512, K 16,384, D 512"][1] is None
     text, met = listed["every bank loss of the grid, least lead"]
-    assert text == "1.50 x chunked torch: info_nce fp32, B 128, K 65,536, D 256"
+    assert text == "1.50 x chunked torch: info_nce fp32, B 128, K 65,536, D 256; 2 threads"
     assert met
     assert listed["losses of given scores, least lead"][1] is None
     assert listed["extra memory of InfoNCE, case nearest its bound"] == (
-        "7.0 of 8.3 MB: info_nce fp32, B 128, K 65,536, D 256",
+        "7.0 of 8.3 MB: info_nce fp32, B 128, K 65,536, D 256; 2 threads",
         True,
     )
 
@@ -157,7 +178,7 @@ def test_the_least_lead_of_given_scores_is_a_target():
     listed = {title: (text, met) for title, _, text, met in targets.rows(found)}
     text, met = listed["losses of given scores, least lead"]
     assert text.startswith("0.90 x eager: ")
-    assert text.endswith("score_info_nce fp32, B 128, N 128")
+    assert text.endswith("score_info_nce fp32, B 128, N 128; 2 threads")
     assert met is False
 
 
@@ -172,7 +193,7 @@ def test_in_batch_losses_of_64_rows_and_more_are_a_target():
     ]  # fmt: skip
     listed = {title: (text, met) for title, _, text, met in targets.rows(found)}
     assert listed["in-batch negatives alone, B ≥ 64, least lead"] == (
-        "1.10 x eager: info_nce_batch fp32, B 512, D 256",
+        "1.10 x eager: info_nce_batch fp32, B 512, D 256; 2 threads",
         True,
     )
 
@@ -191,7 +212,10 @@ def test_peak_and_attention_are_targets():
     text, met = listed["InfoNCE bf16, B 128, K 65,536, D 256"]
     assert text.startswith("2.00 x our fp32, 84.0 % of bf16 peak")
     assert met is False
-    assert listed["InfoNCE fp32, B 128, K 4,096, D 256"] == ("1.20 x attention V=K", True)
+    assert listed["InfoNCE fp32, B 128, K 4,096, D 256"] == (
+        "1.20 x attention V=K; 2 threads",
+        True,
+    )
     found[1]["threads"] += 1
     listed = {title: text for title, _, text, _ in targets.rows(found)}
     assert listed["InfoNCE bf16, B 128, K 65,536, D 256"].startswith("our fp32: not run, 84.0 %")

@@ -159,6 +159,56 @@ def test_latest_prefers_the_last_and_never_an_absence():
     assert kept["run"] == "new"
 
 
+def _runs(*kinds_of_runs):
+    """One case, run by run: the milliseconds of each implementation."""
+    return [
+        record(
+            run=str(day),
+            utc=f"2026-01-0{day}T00:00:00Z",
+            implementation=name,
+            kind="ours" if name.startswith("sede") else "peer",
+            median_ms=ms,
+            threads=day,
+        )
+        for day, times in enumerate(kinds_of_runs, 1)
+        for name, ms in times.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("runs", "kept"),
+    [
+        ([{"sede cpu": 1.0, "eager": 5.0, "lightly": 9.0}, {"sede cpu": 2.0, "eager": 7.0}], "2"),
+        ([{"sede cpu": 1.0, "eager": 5.0}, {"sede cpu": 2.0}], "1"),
+        ([{"sede cpu": 1.0}, {"sede cpu": 2.0}, {"eager": 3.0}], "3"),
+    ],
+    ids=["both-compare", "only-ours-later", "none-compares"],
+)
+def test_what_stands_side_by_side_is_of_one_run(runs, kept):
+    """Of one process, so that the variants took turns, and of one number of threads."""
+    found = _runs(*runs)
+    chosen = records.latest(reversed(found)).values()
+    expected = {r["implementation"]: r["median_ms"] for r in found if r["run"] == kept}
+    assert {r["implementation"]: r["median_ms"] for r in chosen} == expected
+    assert {r["threads"] for r in chosen} == {int(kept)}
+
+
+def test_a_later_wrong_result_is_not_hidden_by_an_earlier_right_one():
+    old, new = (
+        _runs({"sede cpu": 1.0, "eager": 5.0}, {"eager": 5.0})[:2],
+        record(run="2", utc="2026-01-02T00:00:00Z", status="wrong", median_ms=None, passed=False),
+    )
+    eager = record(run="2", utc="2026-01-02T00:00:00Z", implementation="eager", kind="eager")
+    statuses = {r["status"] for r in records.latest([*old, new, eager]).values()}
+    assert statuses == {"ok", "wrong"}
+
+
+def test_threads_are_counted_in_words():
+    one, two = record(threads=1), record(threads=2)
+    words = [records.threads_of(found) for found in ([], [one], [two, two], [two, one])]
+    assert words == ["", "1 thread", "2 threads", "1 or 2 threads"]
+
+
 def _write(path: Path, *found):
     for one in found:
         records.append(path, one)
@@ -196,3 +246,22 @@ def test_compare_refuses_two_machines(tmp_path):
     head = _write(tmp_path / "head.jsonl", record(device="another"))
     with pytest.raises(ValueError, match="different devices"):
         compare.main([str(base), str(head)])
+
+
+def test_compare_refuses_two_numbers_of_threads(tmp_path):
+    base = _write(tmp_path / "base.jsonl", record())
+    head = _write(tmp_path / "head.jsonl", record(threads=1))
+    said = "info_nce forward fp32 B=2 K=8 D=4 was measured on 2 and on 1 threads: compare runs of"
+    with pytest.raises(ValueError, match=said):
+        compare.main([str(base), str(head)])
+
+
+def test_compare_says_what_was_measured(tmp_path, capsys):
+    base = _write(tmp_path / "base.jsonl", record())
+    new = {"torch": "3", "git": "def", "utc": "2026-01-04T00:00:00Z"}
+    head = _write(tmp_path / "head.jsonl", record(**new))
+    assert compare.main([str(base), str(head)]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "base: sede-kernels abc; torch 2; threads 2; 2026-01-02",
+        "head: sede-kernels def; torch 3; threads 2; 2026-01-04",
+    ]

@@ -1,9 +1,12 @@
 """The pages that people read: links, examples, names, flags and the notebook."""
 
+import argparse
 import doctest
 import importlib.util
 import json
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 import sede_kernels
+from sede_kernels.training import demo
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -126,6 +130,83 @@ def test_the_blocks_of_the_readme_run() -> None:
     assert names["values"].shape == (4, 8) and names["scores"].shape == (4, 3)
 
 
+def test_the_block_of_the_first_hour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    tower = torch.nn.Linear(8, 256)
+
+    class Towers(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = tower
+
+        def forward(self, *sides: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(F.normalize(self.tower(side), dim=1) for side in sides)
+
+    before = tower.weight.detach().clone()
+    rows = [(torch.randn(4, 8), torch.randn(4, 8), [n, n + 1, n + 2, n + 3]) for n in (0, 4)]
+    names = {"model": Towers(), "loader": rows}
+    (block,) = blocks(DOCS / "first_hour.md", "python")
+    exec(compile(block, "first_hour.md", "exec"), names)
+    assert len(names["criterion"].image_bank) == len(names["criterion"].text_bank) == 8
+    assert not torch.equal(tower.weight, before)
+    assert list((tmp_path / "run").iterdir())
+
+
+def commands(text: str) -> Iterator[str]:
+    """Calls of `sede` in blocks, up to a comment, a pipe or the next command."""
+    for _, code in FENCE.findall(text):
+        for line in code.replace("\\\n", " ").splitlines():
+            for call in re.split(r"&&|[|;]", line.partition("#")[0]):
+                if found := re.search(r"(?:^|\s)(?:sede|-m sede_kernels) ([a-z].*)", call):
+                    yield found[1].strip()
+
+
+def mentions(text: str) -> Iterator[str]:
+    """Calls of `sede` with a flag, perhaps without its value, in the text between the blocks."""
+    for call in re.findall(
+        r"`(?:\w+ [^`]*-m sede_kernels|sede) ([a-z][^`]*)`", FENCE.sub("", text)
+    ):
+        if "--" in call and "|" not in call:
+            yield " ".join(call.split())
+
+
+def parser_for(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser of a command, and what it reads."""
+    tool = helper("command_line")
+    for name in sorted(tool.PASSED_ON, reverse=True):
+        count = len(name.split())
+        if words[:count] == name.split():
+            return tool.parser_of(words), words[count:]
+    return tool.subparsers(tool.parser_of(words))[words[0]], words[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_is_one_that_sede_takes(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for command in commands(text):
+        parser, words = parser_for(shlex.split(command.replace("...", "").replace("$B", "")))
+        try:
+            parser.parse_args(words)
+        except SystemExit:
+            pytest.fail(f"`sede {command}` is refused")
+    for command in mentions(text):
+        parser, words = parser_for(shlex.split(command.replace("...", "")))
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert flags <= {*parser._option_string_actions}, command
+
+
+def test_commands_are_found_in_blocks_and_in_the_text() -> None:
+    text = (
+        "```\nX=1 sede a b \\\n --c  # d\npip x && sede demo\n```\n`sede info` `sede e\n --f 2`\n"
+    )
+    assert list(commands(text)) == ["a b   --c", "demo"]
+    assert list(mentions(text)) == ["e --f 2"]
+    _, words = parser_for(["bench", "compare", "A", "B"])
+    assert words == ["A", "B"]
+
+
 def test_pages_describe_what_is_there_and_nothing_else() -> None:
     tool = helper("left_over")
     folder = ROOT / "sede_kernels" / "integrations"
@@ -178,6 +259,9 @@ def test_the_page_of_the_command_line_has_every_flag() -> None:
         for flag in action.option_strings:
             assert flag in ("-h", "--help") or f"`{flag}" in train, flag
     assert "| `--epochs INT` | passes over the training captions [15] |" in train
+    assert "frozen sentence embeddings in `<part>_NAME.npy`, one row per caption [none] |" in train
+    assert not re.search(r"<\w+>", re.sub(r"`[^`]*`", "", text)), "a browser takes it for a tag"
+    assert f"icons to take [{demo.LIMIT}] |" in text and f"each run [{demo.EPOCHS}] |" in text
     assert "every flag of [sede train](#sede-train)" in text
 
 

@@ -268,9 +268,9 @@ def _roofs(axis: Any, every: list[Record]) -> None:
             f"{', '.join(sorted(dtypes))}: {peak:,} GFLOP/s",
             (ridge, peak),
             ha="left",
-            va="bottom",
+            va="top",
             fontsize=8.5,
-            xytext=(10, 3),  # clear of the higher roof's slope
+            xytext=(4, -3),  # below the roof, where no slope comes by
             textcoords="offset points",
         )
     axis.annotate(

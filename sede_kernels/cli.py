@@ -69,11 +69,19 @@ def _train_here(arguments: argparse.Namespace) -> int:
         if isinstance(error, KeyboardInterrupt):
             print(f"\nsede: stopped at once: {then}.", file=sys.stderr)
             return 130
+        if isinstance(error, BrokenPipeError):
+            _drop_output()
+            raise UserError(f"whoever read the output is gone: {then}.") from error
         raise UserError(describe_os_error(error, then)) from error
     print(f"\nTest, once, with the epoch that did best on dev:\n\n{table({'test': result})}")
     curves = f"tensorboard --logdir {shlex.quote(str(out))}"
     print(f"\nThe run is in {out}; look at its curves with `{curves}`.")
     return 0
+
+
+def _drop_output() -> None:
+    """What is still to be printed goes nowhere: its reader is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -289,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BackendUnavailableError as error:
         print(f"sede: {' '.join(str(error).split())}", file=sys.stderr)
     except BrokenPipeError:  # `sede eval ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     except OSError as error:
         print(f"sede: {describe_os_error(error)}", file=sys.stderr)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from sede_kernels.cli import main
 from sede_kernels.training.files import UserError
 from sede_kernels.training.limits import choose_device, device_problem
 
-from .conftest import TINY, refused
+from .conftest import TINY, read_log, refused
+from .test_resume import command
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,27 @@ def test_commands_that_are_told_hold_for_a_path_with_spaces(tiny, tmp_path, capf
     assert shlex.split(told) == ["tensorboard", "--logdir", str(out)]
     (told,) = re.findall(r"`(sede .*)`", refused(capfd, *words))
     assert shlex.split(told) == ["sede", "train", "--resume", str(out)]
+
+
+def test_a_run_whose_output_nobody_reads_any_more_can_go_on(tiny, tmp_path, capfd):
+    """As `sede train | head -1` has it."""
+    out = tmp_path / "run"
+    flags = ["--data=tiny", *TINY, "--epochs", "400"]
+    with subprocess.Popen(
+        command("train", *flags, "--out", out),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert "epoch" in run.stdout.readline()
+        run.stdout.close()
+        said = run.stderr.read().strip().splitlines()
+    assert run.returncode == 1
+    then = f"go on with `sede train --resume {out}`."
+    assert said[-1] == f"sede: whoever read the output is gone: {then}"
+    done = len(read_log(out))
+    assert 0 < done < 400
+    assert main(["train", "--resume", str(out), "--epochs", str(done + 1)]) == 0
 
 
 def test_a_link_that_leads_nowhere_is_told(tiny, tmp_path, capfd):

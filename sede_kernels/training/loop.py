@@ -122,8 +122,8 @@ class Trainer:
         """Train from the present place to the end, then score test with the best epoch."""
         from torch.utils.tensorboard import SummaryWriter
 
-        # torchrun passes Ctrl-C on as SIGTERM.
-        kinds = [signal.SIGINT] + ([signal.SIGTERM] if self.ranks.world > 1 else [])
+        # torchrun passes Ctrl-C on as SIGTERM, and schedulers send it before they kill.
+        kinds = (signal.SIGINT, signal.SIGTERM)
         previous = [(kind, signal.signal(kind, self._interrupt)) for kind in kinds]
         writer = None
         if self.ranks.first:

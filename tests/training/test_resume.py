@@ -147,7 +147,8 @@ def start(config: TrainConfig, out: Path) -> Trainer:
     return trainer
 
 
-def test_ctrl_c_keeps_the_step_and_tells_how_to_go_on(tmp_path, environment):
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "scheduler"])
+def test_a_stop_keeps_the_step_and_tells_how_to_go_on(kind, tmp_path, environment):
     out = tmp_path / "run"
     config = settings("vse", epochs=200)
     process = subprocess.Popen(
@@ -160,7 +161,7 @@ def test_ctrl_c_keeps_the_step_and_tells_how_to_go_on(tmp_path, environment):
     deadline = time.monotonic() + 60
     while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"go on with `sede train --resume {out}`" in said

@@ -254,7 +254,8 @@ def from_mapping(values: dict[str, Any], where: str) -> TrainConfig:
     for key in renamed:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else "."
+            other = ": remove it, or take the version of sede-kernels that has it."
+            hint = f"; did you mean {near[0]}?" if near else other
             raise UserError(f"{where} has an unknown setting {key!r}{hint}")
     return TrainConfig(**renamed)
 

@@ -112,7 +112,10 @@ def read_config(out: Path) -> TrainConfig:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{out} is not a run of `sede train`: it has no config.json.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {str(error).rstrip('.')}.") from error
+        raise UserError(
+            f"{path} is damaged ({str(error).rstrip('.')}): put a copy of it back, or train again "
+            "with another --out."
+        ) from error
     return from_mapping(values, str(path))
 
 

@@ -2,6 +2,9 @@
 
 ``pip install .`` puts the native module into site-packages only; the folder ``sede_kernels`` beside
 this file would shadow it. An editable install (``pip install -e``) points back here.
+
+A run of all tests is shared by as many processes as there are cores, at most ``WORKERS``.
+``pytest -n 0``, and a run for which a file or a folder is named, have one.
 """
 
 import os
@@ -13,8 +16,32 @@ sys.path[:] = [entry for entry in sys.path if entry not in ("", _ROOT)] + [_ROOT
 os.environ["PYTHONSAFEPATH"] = "1"  # the same for the processes that tests start
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 import sede_kernels  # noqa: E402
+
+WORKERS = 4  # each holds a torch: about 0.7 GB
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Choose the number of processes, before pytest-xdist reads it; a GPU is for one."""
+    if hasattr(config, "workerinput"):
+        return  # one of these processes
+    option = config.option
+    everything = config.args_source is config.ArgsSource.TESTPATHS
+    alone = option.collectonly or option.usepdb or torch.cuda.is_available()
+    if everything and not alone and getattr(option, "numprocesses", 0) is None:
+        option.numprocesses = min(cores(), WORKERS)
+        option.dist = "worksteal"  # neighbours, and so a file's fixtures, stay together
+        # A thread that waits for work would keep a core from the other processes.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_configure() -> None:

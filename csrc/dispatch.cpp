@@ -3,9 +3,9 @@
 #include <atomic>
 #include <stdexcept>
 
-#if defined(SEDE_ARM) && defined(__linux__)
+#if defined(SEDE_WITH_neonbf16) && defined(__linux__)
 #include <sys/auxv.h>
-#elif defined(SEDE_ARM) && defined(__APPLE__)
+#elif defined(SEDE_WITH_neonbf16) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
 
@@ -16,12 +16,16 @@ namespace sede {
   extern const Kernels kernels; \
   }
 SEDE_DECLARE(scalar)
-#ifdef SEDE_X86
+#ifdef SEDE_WITH_avx2
 SEDE_DECLARE(avx2)
+#endif
+#ifdef SEDE_WITH_avx512
 SEDE_DECLARE(avx512)
+#endif
+#ifdef SEDE_WITH_avx512bf16
 SEDE_DECLARE(avx512bf16)
 #endif
-#ifdef SEDE_ARM
+#ifdef SEDE_WITH_neonbf16
 SEDE_DECLARE(neonbf16)
 #endif
 
@@ -32,7 +36,18 @@ struct Entry {
   bool supported;
 };
 
-#ifdef SEDE_ARM
+#if defined(__x86_64__)
+[[maybe_unused]] bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+[[maybe_unused]] bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+#ifdef SEDE_WITH_neonbf16
 bool has_bf16() {
 #if defined(__linux__)
   constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which old headers lack
@@ -50,17 +65,20 @@ bool has_bf16() {
 const std::vector<Entry>& entries() {
   static const std::vector<Entry> list = [] {
     std::vector<Entry> found{{&scalar::kernels, true}};
-#ifdef SEDE_X86
+#if defined(SEDE_WITH_avx2) || defined(SEDE_WITH_avx512) || defined(SEDE_WITH_avx512bf16)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx512vl");
-    found.push_back({&avx2::kernels, avx2});
-    found.push_back({&avx512::kernels, avx512});
-    found.push_back({&avx512bf16::kernels, avx512 && __builtin_cpu_supports("avx512bf16")});
 #endif
-#ifdef SEDE_ARM
+#ifdef SEDE_WITH_avx2
+    found.push_back({&avx2::kernels, has_avx2()});
+#endif
+#ifdef SEDE_WITH_avx512
+    found.push_back({&avx512::kernels, has_avx512()});
+#endif
+#ifdef SEDE_WITH_avx512bf16
+    found.push_back(
+        {&avx512bf16::kernels, has_avx512() && __builtin_cpu_supports("avx512bf16")});
+#endif
+#ifdef SEDE_WITH_neonbf16
     found.push_back({&neonbf16::kernels, has_bf16()});
 #endif
     return found;

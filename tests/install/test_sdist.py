@@ -19,7 +19,9 @@ from tests.install.conftest import (
 pytest.importorskip("setuptools", minversion=SETUPTOOLS)
 
 #: The baseline kernels only and unoptimized: it is about what is there, and takes seconds.
-QUICK = "-DSEDE_PORTABLE=ON -DSEDE_OPTIMIZE=-O0 -DCMAKE_BUILD_TYPE=Debug"
+QUICK = (
+    "-DSEDE_PORTABLE=ON -DSEDE_OPTIMIZE=-O0 -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0"
+)
 
 PROGRAM = """
 import torch, sede_kernels

@@ -1,4 +1,4 @@
-"""Runs the files of this folder with TRITON_INTERPRET=1, two processes at a time.
+"""Runs the files of this folder with TRITON_INTERPRET=1, by two processes.
 
 The long ones wait for ``pytest -m interpret_long tests/interpret``.
 """
@@ -6,7 +6,7 @@ The long ones wait for ``pytest -m interpret_long tests/interpret``.
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 FOLDER = Path(__file__).parent
 FILES = sorted(path for path in FOLDER.glob("test_*.py") if path != Path(__file__))
+SHARED = ["-n", "2", "--dist", "worksteal"] if find_spec("xdist") else []
 LONG = {
     f"test_{name}.py"
     for name in (
@@ -28,24 +29,18 @@ LONG = {
 }
 
 
-def _run(path: Path) -> str | None:
-    """None, or the end of what the file's tests printed."""
+def _check(files: list[Path]) -> None:
+    """One pytest for all of them, with two processes that share the tests."""
+    assert files
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SHARED, *map(str, files)],
         cwd=FOLDER.parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    return None if done.returncode == 0 else f"{path.name}:\n{(done.stdout + done.stderr)[-4000:]}"
-
-
-def _check(files: list[Path]) -> None:
-    assert files
-    with ThreadPoolExecutor(2) as pool:
-        failures = [failure for failure in pool.map(_run, files) if failure]
-    assert not failures, "\n\n".join(failures)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
 
 
 def test_short_files_pass_on_the_interpreter():

@@ -1,10 +1,13 @@
 """Builds the machine with CMake into a cache outside the clone, once for a state of its sources."""
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -57,6 +60,18 @@ def run(*command: str) -> None:
         )
 
 
+@contextmanager
+def one_at_a_time(home: Path) -> Iterator[None]:
+    """Processes that want the same folder of the cache come one after the other.
+
+    Whoever waited finds what the first has built.
+    """
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with open(home.with_name(f"{home.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @cache
 def library(sanitize: str = "") -> Path:
     """The path of the shared library, built if need be.
@@ -74,8 +89,9 @@ def library(sanitize: str = "") -> Path:
     if cmake is None:
         raise RuntimeError("The PTX machine is built with CMake, which is not installed: "
                            "pip install cmake.")  # fmt: skip
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent) as name:
+    with one_at_a_time(home), tempfile.TemporaryDirectory(dir=home.parent) as name:
+        if (home / _LIBRARY).exists():
+            return home / _LIBRARY
         folder = Path(name)
         options = [f"-DPTX_SANITIZE={sanitize}"]
         if shutil.which("ninja"):

@@ -61,8 +61,9 @@ def module_path(architecture: str) -> Path:
     built = home / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     if built.exists():
         return built
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent) as name:
+    with build.one_at_a_time(home), tempfile.TemporaryDirectory(dir=home.parent) as name:
+        if built.exists():
+            return built
         options = [
             "-DSEDE_PYTHON=OFF",
             "-DSEDE_CUDA=ON",

@@ -41,14 +41,14 @@ sanitize: ## the native tests under each sanitizer
 	  cmake -S . -B build/sanitize-$$kind -DSEDE_SANITIZE=$$kind -DSEDE_TESTS=ON \
 	    -DSEDE_ISAS=$$isas -DSEDE_PYTHON=OFF -DCMAKE_BUILD_TYPE=RelWithDebInfo && \
 	  cmake --build build/sanitize-$$kind -j2 && \
-	  ctest --test-dir build/sanitize-$$kind --output-on-failure || exit 1; \
+	  ctest -j2 --test-dir build/sanitize-$$kind --output-on-failure || exit 1; \
 	done
 
 clang: ## the native tests as Clang compiles them, every warning an error
 	cmake -S . -B build/clang -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_CXX_FLAGS=-Werror \
 	  -DSEDE_TESTS=ON -DSEDE_PYTHON=OFF
 	cmake --build build/clang -j2
-	ctest --test-dir build/clang --output-on-failure
+	ctest -j2 --test-dir build/clang --output-on-failure
 
 # Debian: apt install g++-aarch64-linux-gnu qemu-user. The emulator cannot start threads after a fork.
 arm: ## the native tests cross-compiled for aarch64, BF16 included, in an emulator

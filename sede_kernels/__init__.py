@@ -6,6 +6,8 @@ region-word similarity, as autograd functions and modules. Importing the package
 
 from importlib.metadata import PackageNotFoundError, version
 
+import torch.distributed
+
 from sede_kernels.backends.registry import available_backends
 from sede_kernels.bank import FragmentBank, MemoryBank
 from sede_kernels.errors import BackendUnavailableError
@@ -34,6 +36,12 @@ from sede_kernels.momentum import MomentumEncoder
 from sede_kernels.monitor import BankMonitor
 from sede_kernels.sharded_bank import ShardedMemoryBank
 from sede_kernels.sharded_fragment_bank import ShardedFragmentBank
+
+if torch.distributed.is_available():
+    # Its functions hold the default group of the moment they are imported. torch imports them
+    # with the first optimizer or custom op; where that comes after init_process_group, gloo's
+    # threads outlive destroy_process_group and can abort the process at the interpreter's end.
+    import torch.distributed.nn.functional
 
 try:
     __version__ = version("sede-kernels")

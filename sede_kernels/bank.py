@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sede_kernels import ops
-from sede_kernels.checks import check_count, check_dense, check_key_ids
+from sede_kernels.checks import FLOATS, check_count, check_key_ids
+from sede_kernels.dense import check_dense
 from sede_kernels.fragment_bank import FragmentBank, FragmentView
 from sede_kernels.ring import (
     BANK_DTYPES,
@@ -44,6 +45,33 @@ class BankView(NamedTuple):
     row_scale: Tensor | None
     ids: Tensor
     shard: Shard | None = None
+
+
+def check_keys(bank: "MemoryBank", keys: Any, ids: Any) -> Tensor | None:
+    """Keys (N, D) that the bank can take; their ids as it takes them.
+
+    Raises:
+        TypeError, ValueError: one sentence naming what was expected and what came.
+    """
+    name, rows = "MemoryBank.enqueue", bank.rows
+    dim = rows.shape[1]
+    if isinstance(keys, Tensor):
+        check_dense(name, "keys", keys)
+    if not isinstance(keys, Tensor) or not keys.dtype.is_floating_point:
+        came = keys.dtype if isinstance(keys, Tensor) else type(keys).__name__
+        raise TypeError(f"{name}: keys must be a floating tensor, got {came}.")
+    if keys.dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: keys must be float32, bfloat16, float16 or float64, got {keys.dtype}."
+        )
+    if keys.ndim != 2 or keys.shape[1] != dim:
+        raise ValueError(f"{name}: keys must be (N, {dim}), got {tuple(keys.shape)}.")
+    if keys.device != rows.device:
+        raise ValueError(
+            f"{name}: keys are on {keys.device} but the bank is on "
+            f"{rows.device}; move one of them with .to()."
+        )
+    return check_key_ids(name, ids, keys.shape[0], keys.device)
 
 
 class MemoryBank(Ring):
@@ -145,22 +173,7 @@ class MemoryBank(Ring):
             if ops.enqueue.at_once(ring, keys, ids, self.normalize, backend):
                 return
         self._ready()
-        rows = self.rows
-        dim = rows.shape[1]
-        if not isinstance(keys, Tensor) or not keys.dtype.is_floating_point:
-            came = keys.dtype if isinstance(keys, Tensor) else type(keys).__name__
-            raise TypeError(f"MemoryBank.enqueue: keys must be a floating tensor, got {came}.")
-        check_dense("MemoryBank.enqueue", "keys", keys)
-        if keys.ndim != 2 or keys.shape[1] != dim:
-            raise ValueError(
-                f"MemoryBank.enqueue: keys must be (N, {dim}), got {tuple(keys.shape)}."
-            )
-        if keys.device != rows.device:
-            raise ValueError(
-                f"MemoryBank.enqueue: keys are on {keys.device} but the bank is on "
-                f"{rows.device}; move one of them with .to()."
-            )
-        key_ids = check_key_ids("MemoryBank.enqueue", ids, keys.shape[0], keys.device)
+        key_ids = check_keys(self, keys, ids)
         if keys.shape[0]:
             ring = RingState(*(held[name] for name in _RING))
             ops.enqueue.enqueue(ring, keys.detach(), key_ids, self.normalize, backend)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends import registry
+from sede_kernels.dense import check_dense
 from sede_kernels.ops.transforms import check_transforms
 from sede_kernels.types import result_dtype
 
@@ -32,14 +33,6 @@ LARGEST_HARDNESS = 1e6
 def shape_of(tensor: Tensor) -> str:
     """``(4096, 300)``."""
     return str(tuple(tensor.shape))
-
-
-def check_dense(name: str, argument: str, tensor: Tensor) -> None:
-    """A tensor whose elements lie at strides: no sparse, nested or blocked one."""
-    if tensor.is_nested or tensor.layout != torch.strided:
-        what = "a nested tensor" if tensor.is_nested else f"the layout {tensor.layout}"
-        remedy = "pad it" if tensor.is_nested else "convert it with .to_dense()"
-        raise TypeError(f"{name}: {argument} must be a dense tensor, got {what}; {remedy}.")
 
 
 def check_float_matrix(name: str, argument: str, tensor: Tensor, ndim: int = 2) -> None:
@@ -84,7 +77,13 @@ def check_integers(name: str, argument: str, values: Tensor, shape: tuple[int, .
     if tuple(values.shape) != shape:
         each = ", one per row" if len(shape) == 1 else ""
         raise ValueError(f"{name}: {argument} must be {shape}{each}, got {shape_of(values)}.")
-    return values if values.dtype == torch.int64 else values.to(torch.int64)
+    found = values if values.dtype == torch.int64 else values.to(torch.int64)
+    if values.dtype == torch.uint64 and readable(found) and bool((found < 0).any()):
+        raise ValueError(
+            f"{name}: {argument} must be below 2^63, got an unsigned integer beyond it; shift them "
+            "right by one bit."
+        )
+    return found
 
 
 def check_ids(name: str, argument: str, ids: Tensor | None, rows: int) -> Tensor | None:
@@ -111,6 +110,8 @@ def check_key_ids(name: str, ids: Tensor | None, rows: int, device: torch.device
                 f"{name}: ids must be >= 0 (-1 marks an empty slot), got {smallest}; "
                 "leave ids out for keys without an id."
             )
+    if found.is_meta and device.type != "meta":
+        raise ValueError(f"{name}: ids are on meta but the keys are on {device}; give them values.")
     return found.to(device)
 
 
@@ -176,6 +177,7 @@ def check_bool(name: str, argument: str, value: object) -> None:
 
 def check_flag(name: str, argument: str, flag: Tensor, like: Tensor) -> None:
     """A flag that the device decides by: a 0-d bool tensor beside the query."""
+    check_dense(name, argument, flag)
     if flag.dtype != torch.bool or flag.ndim:
         raise TypeError(
             f"{name}: {argument} must be a bool or a 0-d bool tensor, "
@@ -285,6 +287,7 @@ def scalar_parameter(
     check = _SCALARS[argument]
     if not isinstance(value, Tensor):
         return check(name, value)
+    check_dense(name, argument, value)
     if value.numel() != 1:
         raise ValueError(
             f"{name}: {argument} must be a number or a one-element tensor, "
@@ -311,8 +314,8 @@ def check_lengths(
     if look is not None and look(lengths, shape, maximum):
         return lengths
     found = check_integers(name, argument, lengths, shape)
-    if readable(lengths) and lengths.numel():
-        smallest, largest = int(lengths.min()), int(lengths.max())
+    if readable(found) and found.numel():
+        smallest, largest = int(found.min()), int(found.max())
         if smallest < 0 or largest > maximum:
             raise ValueError(
                 f"{name}: {argument} must lie in [0, {maximum}], got {smallest} to {largest}."

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sede_kernels import ops
-from sede_kernels.checks import check_count, check_dense, check_key_ids, is_integer
+from sede_kernels.checks import check_count, check_key_ids, is_integer
+from sede_kernels.dense import check_dense
 from sede_kernels.ring import (
     BANK_DTYPES,
     Ring,
@@ -131,10 +132,11 @@ class FragmentBank(Ring):
     def _checked(self, keys: Tensor, lengths: Tensor | None) -> Tensor | None:
         """Lengths (N,) int64 of keys that fit this bank."""
         _, longest, dim = self.rows.shape
+        if isinstance(keys, Tensor):
+            check_dense(NAME, "keys", keys)
         if not isinstance(keys, Tensor) or not keys.dtype.is_floating_point:
             came = keys.dtype if isinstance(keys, Tensor) else type(keys).__name__
             raise TypeError(f"{NAME}: keys must be a floating tensor, got {came}.")
-        check_dense(NAME, "keys", keys)
         if keys.ndim != 3 or keys.shape[2] != dim or keys.shape[1] > longest:
             raise ValueError(
                 f"{NAME}: keys must be (N, at most {longest}, {dim}), got {tuple(keys.shape)}."
@@ -148,13 +150,17 @@ class FragmentBank(Ring):
             raise TypeError(
                 f"{NAME}: lengths must be a torch.Tensor, got {type(lengths).__name__}."
             )
+        check_dense(NAME, "lengths", lengths)
         if lengths.shape != (total,) or not is_integer(lengths.dtype):
             raise ValueError(
                 f"{NAME}: lengths must be ({total},) integers, one per set, "
                 f"got {tuple(lengths.shape)} {lengths.dtype}."
             )
+        if lengths.is_meta and not keys.is_meta:
+            raise ValueError(f"{NAME}: lengths are on meta, the keys on {keys.device}.")
         if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and total:
-            shortest, most = int(lengths.min()), int(lengths.max())
+            counts = lengths.to(torch.int64)
+            shortest, most = int(counts.min()), int(counts.max())
             if shortest < 1 or most > width:
                 raise ValueError(
                     f"{NAME}: lengths must lie in [1, {width}], got {shortest} to {most}."

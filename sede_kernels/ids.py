@@ -1,12 +1,14 @@
 """Ids as people have them: strings, the same on every rank and in every run; lists of integers."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_BEYOND = 1 << 63  # of an int64
 
 
 def string_ids(keys: Iterable[str], *, device: torch.device | str | None = None) -> Tensor:
@@ -47,14 +49,21 @@ def string_ids(keys: Iterable[str], *, device: torch.device | str | None = None)
 def as_ids(name: str, argument: str, ids: Any, beside: Any) -> Any:
     """A list, tuple or array of integers as int64 on the device of ``beside``; others as they are.
 
+    A set or a mapping has no order that rows could follow: it stays, for the check to refuse it.
+
     Raises:
         TypeError: one of them is no integer.
+        ValueError: one of them is beyond an int64.
     """
-    if ids is None or isinstance(ids, Tensor | str | bytes) or not hasattr(ids, "__len__"):
+    if ids is None or isinstance(ids, Tensor | str | bytes | Set | Mapping):
+        return ids
+    if not hasattr(ids, "__len__"):
         return ids
     found = []
     for value in ids:
         try:
+            if isinstance(value, bool):
+                raise TypeError
             found.append(operator.index(value))
         except TypeError:
             hint = "; number strings first, with string_ids" if isinstance(value, str) else ""
@@ -62,4 +71,9 @@ def as_ids(name: str, argument: str, ids: Any, beside: Any) -> Any:
                 f"{name}: {argument} must be integers, got {type(value).__name__} {value!r:.60}"
                 f"{hint}."
             ) from None
+        if not -_BEYOND <= found[-1] < _BEYOND:
+            raise ValueError(
+                f"{name}: {argument} must be below 2^63, got {found[-1]}; shift hashes right "
+                "by one bit."
+            )
     return torch.tensor(found, dtype=torch.int64, device=getattr(beside, "device", None))

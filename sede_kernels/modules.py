@@ -9,13 +9,14 @@ from torch import Tensor
 
 from sede_kernels import functional as F
 from sede_kernels.attention_modules import AttentionErase, CrossAttentionSimilarity
-from sede_kernels.bank import BankView, MemoryBank
+from sede_kernels.bank import BankView, MemoryBank, check_keys
 from sede_kernels.checks import (
     check_backend,
     check_bool,
     check_info_nce,
     check_weights,
 )
+from sede_kernels.dense import alike
 from sede_kernels.functional import InfoNCEStats
 from sede_kernels.ids import as_ids
 from sede_kernels.scaled_loss import ScaledLoss
@@ -299,13 +300,21 @@ class SEDELoss(WarmUp):
     def enqueue(
         self, image_key: Tensor, text_key: Tensor, *, ids: Tensor | Sequence[int] | None = None
     ) -> None:
-        """Store the keys (B, D) of both modalities; count one step of the warm-up."""
-        if image_key.shape != text_key.shape:
-            raise ValueError(
-                "SEDELoss.enqueue: image_key and text_key must have one shape, "
-                f"got {tuple(image_key.shape)} and {tuple(text_key.shape)}."
-            )
+        """Store the keys (B, D) of both modalities; count one step of the warm-up.
+
+        Raises:
+            ValueError, TypeError: keys or ids that a bank cannot take; both stay as they were.
+        """
         known = as_ids("SEDELoss.enqueue", "ids", ids, image_key)
-        self.image_bank.enqueue(image_key, known)
-        self.text_bank.enqueue(text_key, known)
+        pairs = (self.image_bank, image_key), (self.text_bank, text_key)
+        if not alike(image_key, text_key):  # else the first bank checks for both
+            for bank, keys in pairs:
+                check_keys(bank, keys, known)
+            if image_key.shape != text_key.shape:
+                raise ValueError(
+                    "SEDELoss.enqueue: image_key and text_key must have one shape, "
+                    f"got {tuple(image_key.shape)} and {tuple(text_key.shape)}."
+                )
+        for bank, keys in pairs:
+            bank.enqueue(keys, known)
         self.advance()

@@ -101,17 +101,23 @@ class MomentumEncoder(nn.Module):
                 f"MomentumEncoder: update needs an encoder of {len(slow)} parameters and "
                 f"{counts[0]} buffers like the one copied, got {len(fast)} and {counts[1]}."
             )
+        for ours, theirs in (*zip(slow, fast, strict=True), *pairs):
+            if ours.shape != theirs.shape:
+                raise ValueError(
+                    "MomentumEncoder: update needs an encoder like the one copied, got "
+                    f"{tuple(theirs.shape)} for a parameter or buffer of {tuple(ours.shape)}."
+                )
         averages = [self._average_of(place, parameter) for place, parameter in enumerate(slow)]
         kinds: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
         for average, parameter in zip(averages, fast, strict=True):
             current = parameter.detach().to(device=average.device, dtype=average.dtype)
-            if self._copies_next or not average.is_floating_point():
+            if self._copies_next or not (average.is_floating_point() or average.is_complex()):
                 average.copy_(current)
             else:
                 kinds.setdefault((average.device, average.dtype), []).append((average, current))
         for group in kinds.values():
-            ours, theirs = (list(side) for side in zip(*group, strict=True))
-            torch._foreach_lerp_(ours, theirs, 1 - self.momentum)
+            averaged, followed = (list(side) for side in zip(*group, strict=True))
+            torch._foreach_lerp_(averaged, followed, 1 - self.momentum)
         for place, parameter in enumerate(slow):
             if averages[place] is not parameter:
                 parameter.copy_(averages[place])

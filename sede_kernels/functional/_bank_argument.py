@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sede_kernels import ops
 from sede_kernels.bank import BankView, MemoryBank
-from sede_kernels.checks import FLOATS, check_dense, check_ids, check_same_device, shape_of
+from sede_kernels.checks import FLOATS, check_ids, check_same_device, shape_of
+from sede_kernels.dense import check_dense, is_dense
 from sede_kernels.types import Bank, Shard, Side
 
 _DTYPES = frozenset((*FLOATS, torch.int8))
@@ -64,15 +65,13 @@ def _fits(side: tuple[Any, ...]) -> bool:
     query, positive, rows, row_scale, bank_ids, ids, _ = side
     if not (isinstance(query, Tensor) and isinstance(positive, Tensor)):
         return False
-    try:
-        shape, device, size = query.shape, query.device, rows.shape[:1]
-        alike = positive.shape == shape
-    except RuntimeError:  # nested tensors have no shape
+    tensors = query, positive, rows, bank_ids, ids
+    if not all(is_dense(one) for one in tensors if isinstance(one, Tensor)):
         return False
+    shape, device, size = query.shape, query.device, rows.shape[:1]
     if not (
         len(shape) == 2
-        and alike
-        and query.layout is positive.layout is rows.layout is torch.strided
+        and positive.shape == shape
         and query.dtype in FLOATS
         and positive.dtype in FLOATS
         and positive.device == device

@@ -8,12 +8,12 @@ from sede_kernels.checks import (
     check_backend,
     check_bool,
     check_choice,
-    check_dense,
     check_erase,
     check_lengths,
     check_same_device,
 )
-from sede_kernels.types import Erase
+from sede_kernels.dense import check_dense
+from sede_kernels.types import Erase, result_dtype
 
 
 def attention_erase(
@@ -94,8 +94,8 @@ def attention_erase(
     check_same_device(name, attention, lengths=counts)
     chosen = check_backend(name, backend, attention)
     if chosen == "reference":
-        return reference_erase.attention_erase(
-            attention,
+        after, kept = reference_erase.attention_erase(
+            attention.to(result_dtype(attention)),
             rule=rule,
             threshold=value,
             erase=erase,
@@ -103,6 +103,7 @@ def attention_erase(
             lengths=counts,
             renormalize=renormalize,
         )
+        return after.to(attention.dtype), kept
     how = Erase(rule, value, erase, keep_min, renormalize)
     found = ops.erase.erase(attention, counts, how, chosen)
     return found.attention, found.mask

@@ -19,6 +19,7 @@ from sede_kernels.checks import (
     readable,
     shape_of,
 )
+from sede_kernels.dense import check_dense
 from sede_kernels.functional._bank_argument import (
     bank_as_it_came,
     seen_to_fit,
@@ -37,6 +38,7 @@ def _scales_tensor(name: str, scales: float | Sequence[float] | Tensor, query: T
     """(E,) on the query's device in the dtype of the results; values checked where free."""
     dtype = result_dtype(query)
     if isinstance(scales, Tensor):
+        check_dense(name, "scales", scales)
         if scales.ndim > 1 or scales.dtype not in (torch.float32, torch.float64, query.dtype):
             raise ValueError(
                 f"{name}: scales must be a number, a sequence or a floating (E,) tensor, "
@@ -124,9 +126,8 @@ def bank_lse(
         not isinstance(scales, Tensor) or scales.ndim == 0
     )
     if chosen == "reference":
-        dense = tensors.dense(query.dtype)
-        out = reference.bank_lse(query, dense, values.to(query.dtype), ids, tensors.ids)
-        out = out.to(result_dtype(query))
+        wide = query.to(result_dtype(query))
+        out = reference.bank_lse(wide, tensors.dense(wide.dtype), values, ids, tensors.ids)
         return out[:, 0] if scalar else out
     rows = rows_of(query, result_dtype(query))
     needs_query = torch.is_grad_enabled() and query.requires_grad
@@ -213,9 +214,8 @@ def hardest_negatives(
     if shard is not None and chosen == "reference":
         tensors = ops.sharded.whole_bank(tensors, shard)
     if chosen == "reference":
-        dense = tensors.dense(query.dtype)
-        values, indices = reference.hardest_negatives(query, dense, k, ids, tensors.ids)
-        return values.to(result_dtype(query)), indices
+        wide = query.to(result_dtype(query))
+        return reference.hardest_negatives(wide, tensors.dense(wide.dtype), k, ids, tensors.ids)
     if shard is not None:
         wanted = torch.is_grad_enabled() and query.requires_grad
         ranked = ops.sharded.sharded_hardest(query, tensors, ids, k, wanted, shard, chosen)

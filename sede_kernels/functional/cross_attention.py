@@ -54,6 +54,12 @@ def erase_settings(name: str, erase: str | EraseSettings | None, fragments: int)
     return Erase(erase.rule, value, erase.erase, erase.keep_min, erase.renormalize)
 
 
+def widened(sides: Fragments) -> Fragments:
+    """The sets in the dtype of the results, in which the specification computes."""
+    dtype = result_dtype(sides.regions)
+    return sides._replace(regions=sides.regions.to(dtype), words=sides.words.to(dtype))
+
+
 def reference_keywords(sides: Fragments, how: Attend) -> dict[str, Any]:
     """The arguments of :mod:`sede_kernels.reference` besides the regions and words."""
     erase = None if how.erase is None else how.erase._asdict()
@@ -227,14 +233,12 @@ def cross_attention_similarity(
     chosen = check_backend(name, backend, regions, words)
     if isinstance(how, LateInteraction):
         if chosen == "reference":
-            return reference_late.late_interaction(*sides, *how).to(result_dtype(regions))
+            return reference_late.late_interaction(*widened(sides), *how)
         keep = will_learn(sides)
         return ops.late_interaction.late_interaction(sides, how, keep, chosen).similarity
     if chosen == "reference":
-        plain = reference.cross_attention_similarity(
-            regions, words, **reference_keywords(sides, how)
-        )
-        return plain.to(result_dtype(regions))
+        wide = widened(sides)
+        return reference.cross_attention_similarity(*wide[:2], **reference_keywords(wide, how))
     if requested(chosen) != "triton" and _few(regions, words, direction):
         return _side_by_side(sides, how, chosen)
     return ops.cross_attention.cross_attention(sides, how, will_learn(sides), chosen).similarity

@@ -9,9 +9,10 @@ from sede_kernels.functional.cross_attention import (
     EraseSettings,
     check_call,
     reference_keywords,
+    widened,
     will_learn,
 )
-from sede_kernels.types import LateInteraction, result_dtype
+from sede_kernels.types import LateInteraction
 
 
 def cross_attention_pairs(
@@ -100,10 +101,10 @@ def cross_attention_pairs(
     chosen = check_backend(name, backend, regions, words)
     if isinstance(how, LateInteraction):
         if chosen == "reference":
-            return reference_late.late_interaction_pairs(*sides, *how).to(result_dtype(regions))
+            return reference_late.late_interaction_pairs(*widened(sides), *how)
         keep = will_learn(sides)
         return ops.late_interaction.late_interaction_pairs(sides, how, keep, chosen).similarity
     if chosen == "reference":
-        plain = reference.cross_attention_pairs(regions, words, **reference_keywords(sides, how))
-        return plain.to(result_dtype(regions))
+        wide = widened(sides)
+        return reference.cross_attention_pairs(*wide[:2], **reference_keywords(wide, how))
     return ops.cross_attention_pairs.cross_attention_pairs(sides, how, chosen)

@@ -9,13 +9,13 @@ from sede_kernels import ops, reference_scores
 from sede_kernels.checks import (
     FLOATS,
     check_backend,
-    check_dense,
     check_ids,
     check_same_device,
     check_weights,
     scalar_parameter,
     shape_of,
 )
+from sede_kernels.dense import check_dense
 from sede_kernels.functional._fused import Keywords, settings_of
 from sede_kernels.functional._info_nce import InfoNCEStats
 from sede_kernels.score_types import SCORE_TABLE, ScoreLoss, Scores
@@ -107,7 +107,8 @@ def score_info_nce(
 
     Returns:
         The loss, float32 (float64 for float64 scores): scalar, or (B,) with ``none``. A query
-        without negatives has loss 0 and gradient 0. With ``return_stats`` also the statistics.
+        without negatives has loss 0 and gradient 0, unless ``positive`` finds further positives for
+        it. With ``return_stats`` also the statistics.
 
     Raises:
         ValueError, TypeError: one sentence on what was expected and what came.

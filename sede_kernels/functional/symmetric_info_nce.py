@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import check_same_device, requested
+from sede_kernels.dense import is_dense
 from sede_kernels.functional._at_once import at_once
 from sede_kernels.functional._bounded import bounded
 from sede_kernels.functional._fused import Given, Keywords, fused, stats_of
@@ -159,7 +160,7 @@ def symmetric_info_nce(
         0.5514
     """
     of_image = of_text = limit
-    if isinstance(limit, Tensor) and limit.shape[:-1] == (2,):
+    if isinstance(limit, Tensor) and is_dense(limit) and limit.shape[:-1] == (2,):
         of_image, of_text = limit.unbind()
     sides = (
         Given(image, text_key, text_bank, ids, None, ("image", "text_key", "ids"), of_image),

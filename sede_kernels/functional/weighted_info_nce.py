@@ -136,8 +136,9 @@ def weighted_info_nce(
 
     Returns:
         The loss, float32 (float64 for float64 queries); with ``return_stats`` also the statistics.
-        A row without negatives has loss 0 and gradient 0; a NaN row stays in its row of ``none``;
-        no rows at all give 0.
+        A row without negatives has loss 0 and gradient 0, unless ``positive`` finds further
+        positives for it: their soft targets count. A NaN row stays in its row of ``none``; no rows
+        at all give 0.
 
     Raises:
         ValueError, TypeError: one sentence on what was expected and what came.

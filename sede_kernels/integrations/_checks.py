@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from sede_kernels.bank import BANK_DTYPES, FragmentBank, MemoryBank
-from sede_kernels.checks import check_count, check_integers, readable
+from sede_kernels.checks import FLOATS, check_count, check_integers, readable
+from sede_kernels.dense import check_dense
 
 Ids = Tensor | Sequence[int]
 
@@ -98,9 +99,11 @@ def check_features(
     name: str, argument: str, rows: Any, shape: Sequence[int | None], letters: str = "B, D"
 ) -> None:
     """A floating tensor of this shape, where None stands for any length."""
+    if isinstance(rows, Tensor):
+        check_dense(name, argument, rows)
     fits = (
         isinstance(rows, Tensor)
-        and rows.is_floating_point()
+        and rows.dtype in FLOATS
         and rows.ndim == len(shape)
         and all(want is None or have == want for have, want in zip(rows.shape, shape, strict=True))
     )

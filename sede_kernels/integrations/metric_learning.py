@@ -135,9 +135,7 @@ class WeightedNTXentLoss(losses.BaseMetricLossFunction):  # type: ignore[misc]
             raise ValueError("WeightedNTXentLoss: the cross-batch memory needs labels.")
         query = F.normalize(embeddings, dim=1)
         memory = F.normalize(ref_emb, dim=1)
-        # Ids of the kernels are >= 0; labels may be anything.
-        low = torch.minimum(labels.min(), ref_labels.min())
-        ids, known = labels - low, ref_labels - low
+        ids, known = _as_ids(labels, ref_labels)
         inverse = 1.0 / self.temperature
         if self.hardness:
             lse = bank_lse(query, memory, inverse + self.hardness, query_ids=ids, bank_ids=known)
@@ -367,6 +365,16 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
             given = lmu.convert_to_triplets(given, labels)
         given = in_memory(given, slots)
         return c_f.concatenate_indices_tuples(found, given)
+
+
+def _as_ids(labels: Tensor, ref_labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels of any dtype and value as ids >= 0 of the kernels, equal where the labels are."""
+    every = torch.cat([labels, ref_labels])
+    if not every.is_floating_point():
+        every = every.to(torch.int64)  # unsigned ones beyond it wrap, and stay apart
+    if every.is_floating_point() or every.min() < 0:
+        every = torch.unique(every, return_inverse=True)[1]
+    return every[: len(labels)], every[len(labels) :]
 
 
 def _is_cosine(distance: Any) -> bool:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
-from sede_kernels.ops.transforms import goes_directly, once
+from sede_kernels.ops.transforms import goes_directly, no_view, once
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -352,7 +352,8 @@ class Op(Generic[P, R]):
         return out
 
     def _run_flat(self, *flat: Any) -> Any:
-        return self._unwrap(self._execute(self._collect(flat)))
+        out = self._unwrap(self._execute(self._collect(flat)))
+        return tuple(map(no_view, out)) if self._returned else no_view(out)
 
     def _fake_flat(self, *flat: Any) -> Any:
         return self._unwrap(self._shapes(*self._collect(flat)))  # type: ignore[call-arg]

@@ -144,6 +144,16 @@ def returned(
     return [once(name, value, grad, *learned) for value in wanted]
 
 
+def no_view(out: Any) -> Any:
+    """A result that a backend has reshaped, as a tensor that may be changed in place.
+
+    Autograd refuses that for a view which a ``torch.autograd.Function`` returns.
+    """
+    if isinstance(out, Tensor) and out._is_view():
+        return torch.ops.aten._unsafe_view.default(out, out.shape)
+    return out
+
+
 def apply_of(function: type[torch.autograd.Function]) -> Any:
     """``function.apply`` without what only torch.func needs, where nothing of it looks on."""
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]

@@ -235,3 +235,29 @@ def test_wrong_masks_get_one_sentence(twin: ModuleType) -> None:
         memory(embeddings, labels, (labels, labels, labels), torch.ones(4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"must be bool \(4,\), one per row, got bool \(3,\)"):
         memory(embeddings, labels, enqueue_mask=torch.ones(3, dtype=torch.bool))
+
+
+LABELS = {
+    "floats": torch.tensor([0.5, 0.5, -1.0, -1.0, 2.0, 2.0]),
+    "bools": torch.tensor([True, True, False, False, True, False]),
+    "bytes": torch.tensor([-128, -128, 127, 127, 0, 0], dtype=torch.int8),
+    "unsigned": torch.tensor([200, 200, 100, 100, 0, 0], dtype=torch.uint8),
+    "hashes": torch.tensor([-(2**63), -(2**63), 2**63 - 1, 2**63 - 1, -1, -1]),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("hardness", [0.0, 2.0], ids=["plain", "weighted"])
+def test_labels_of_any_dtype_and_value_are_told_apart(
+    twin: ModuleType, host: ModuleType, name: str, hardness: float
+) -> None:
+    """The memory read at once gives what the pairs one by one give."""
+    labels = LABELS[name]
+    first, inputs = unit(6, 8), unit(6, 8).requires_grad_()
+    ours = twin.CrossBatchMemory(twin.WeightedNTXentLoss(0.1, hardness), 8, 16)
+    theirs = host.NTXentLoss(0.1) if not hardness else twin.WeightedNTXentLoss(0.1, hardness)
+    want = host.CrossBatchMemory(host.NTXentLoss(0.1), 8, 16)
+    want.loss = theirs  # whose pairs the host lists
+    for memory in (ours, want):
+        memory(first.clone().requires_grad_(), labels)
+    assert_same(ours(inputs, labels), want(inputs, labels), inputs)

@@ -11,7 +11,17 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 #: From the ground up: a room imports those of lower floors only.
 FLOORS = (
-    ("deprecation", "errors", "first_version", "ids", "jsonl", "precision", "types", "whole_file"),
+    (
+        "deprecation",
+        "dense",
+        "errors",
+        "first_version",
+        "ids",
+        "jsonl",
+        "precision",
+        "types",
+        "whole_file",
+    ),
     ("reference_erase",),
     ("reference", "score_types", "testing"),
     ("backends", "reference_late", "reference_scores"),

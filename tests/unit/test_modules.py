@@ -95,3 +95,31 @@ def test_the_first_loss_of_empty_banks_has_a_gradient_by_the_batch() -> None:
     alone = SEDELoss(16, 8, in_batch_negatives=False)(image, text, key, other)
     assert alone == 0
     assert not torch.autograd.grad(alone, image)[0].any()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.ones(2, 4, dtype=torch.int64),
+        torch.ones(2, 4, device="meta"),
+        torch.ones(2, 4).to(torch.float8_e4m3fn),
+        torch.ones(2, 4).to_sparse(),
+        torch.ones(2, 5),
+        torch.ones(3, 4),
+        torch.ones(4),
+        [[1.0] * 4] * 2,
+        None,
+    ],
+    ids=["integers", "meta", "float8", "sparse", "wide", "rows", "vector", "list", "none"],
+)
+def test_keys_that_one_bank_cannot_take_enter_neither(wrong) -> None:
+    """Else the banks would hold different pairs from then on."""
+    criterion = SEDELoss(8, 4, start_step=1)
+    right = torch.eye(4)[:2]
+    for keys in ((right, wrong), (wrong, right)):
+        with pytest.raises((TypeError, ValueError), match=r"^(SEDELoss|MemoryBank)\.enqueue: "):
+            criterion.enqueue(*keys, ids=[3, 4])
+        assert len(criterion.image_bank) == len(criterion.text_bank) == int(criterion.steps) == 0
+    criterion.enqueue(right, right.bfloat16(), ids=[3, 4])  # of two dtypes, both floating
+    assert criterion.image_bank.ids.tolist() == criterion.text_bank.ids.tolist()
+    torch.testing.assert_close(criterion.text_bank.rows[:2], right)

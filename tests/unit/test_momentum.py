@@ -120,3 +120,26 @@ def test_a_momentum_encoder_says_what_it_cannot_follow() -> None:
     encoder = nn.Linear(3, 2)
     slow.update(encoder)
     assert torch.equal(slow.module.weight, encoder.weight)
+
+
+def test_an_encoder_of_other_shapes_is_refused_before_anything_changes() -> None:
+    """A weight of one row would spread over all rows of the average."""
+    slow = MomentumEncoder(nn.Linear(2, 3), momentum=0.5)
+    before = [parameter.clone() for parameter in slow.module.parameters()]
+    for other in (nn.Linear(2, 1), nn.Linear(3, 3)):
+        with pytest.raises(ValueError, match="an encoder like the one copied, got"):
+            slow.update(other)
+    assert all(map(torch.equal, before, slow.module.parameters()))
+    normed = MomentumEncoder(nn.BatchNorm1d(3, affine=False))
+    with pytest.raises(ValueError, match=r"got \(1,\) for a parameter or buffer of \(3,\)"):
+        normed.update(nn.BatchNorm1d(1, affine=False))
+
+
+def test_complex_parameters_are_averaged_too() -> None:
+    encoder = nn.ParameterDict({"w": torch.tensor([1.0 + 2.0j, -1.0j])})
+    slow = MomentumEncoder(encoder, momentum=0.75)
+    with torch.no_grad():
+        encoder["w"].fill_(1.0 - 2.0j)
+    slow.update(encoder)
+    want = torch.tensor([1.0 + 1.0j, 0.25 - 1.25j])
+    torch.testing.assert_close(slow.module["w"].detach(), want)

@@ -5,7 +5,17 @@ import itertools
 import pytest
 import torch
 
-from sede_kernels import FragmentBank, MemoryBank, SEDELoss, weighted_info_nce
+from sede_kernels import (
+    FragmentBank,
+    MemoryBank,
+    SEDELoss,
+    attention_erase,
+    bank_lse,
+    cross_attention_pairs,
+    cross_attention_similarity,
+    hardest_negatives,
+    weighted_info_nce,
+)
 
 OPTIONS = {
     "plain": {},
@@ -107,3 +117,38 @@ def test_a_criterion_trains_on_the_reference(monkeypatch) -> None:
         loss.enqueue(image.detach(), text, ids=torch.arange(3))
     assert torch.isfinite(image.grad).all()
     assert len(loss.image_bank) == 8
+
+
+SETS = unit(12, 8, 7).view(4, 3, 8)
+LENGTHS = torch.tensor([3, 2, 1, 0])
+CALLS = {
+    "bank_lse": lambda x, b: bank_lse(x.flatten(0, 1), unit(9, 8, 8), [1.0, 20.0], backend=b),
+    "hardest": lambda x, b: hardest_negatives(x.flatten(0, 1), unit(9, 8, 8), 2, backend=b)[0],
+    "all pairs": lambda x, b: cross_attention_similarity(
+        x, x.flip(0), region_lengths=LENGTHS, word_lengths=LENGTHS, backend=b
+    ),
+    "chosen pairs": lambda x, b: cross_attention_pairs(
+        x[:, None], x.flip(0)[:, None], region_lengths=LENGTHS[:, None], backend=b
+    ),
+    "late": lambda x, b: cross_attention_similarity(
+        x, x.flip(0), word_lengths=LENGTHS, attention="max", aggregate="sum", backend=b
+    ),
+    "erase": lambda x, b: attention_erase(x.abs() / 8, lengths=None, backend=b)[0],
+}
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("name", CALLS)
+def test_half_inputs_are_widened_as_the_kernels_do(name, half) -> None:
+    """In float16 a guard of 1e-8 is 0, and an empty set divides 0 by 0; bank rows keep theirs."""
+    x = SETS.to(half).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    got, want = CALLS[name](x, "reference"), CALLS[name](wide, "reference")
+    inside = name == "erase"  # whose result has the dtype of its input
+    assert got.dtype == (half if inside else torch.float32)
+    room = 2.0**-7 if half == torch.bfloat16 else 2.0**-10
+    torch.testing.assert_close(got.double(), want, rtol=room if inside else 1e-5, atol=1e-5)
+    upstream = torch.linspace(-1, 2, want.numel(), dtype=torch.float64).view_as(want)
+    (found,) = torch.autograd.grad(got, x, upstream.to(got.dtype))
+    (expected,) = torch.autograd.grad(want, wide, upstream.to(got.dtype).double())
+    torch.testing.assert_close(found.double(), expected, rtol=room, atol=room)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sede_kernels import MemoryBank, weighted_info_nce
+from sede_kernels import MemoryBank, score_info_nce, weighted_info_nce
 from tests.conftest import unit
 
 BANKS = [torch.float32, torch.bfloat16, torch.float16, torch.int8]
@@ -62,3 +62,32 @@ def test_gradient_of_a_single_extra_positive_in_int8_is_its_row(backend) -> None
     )  # fmt: skip
     (truth,) = torch.autograd.grad(want, double)
     torch.testing.assert_close(grad.double(), truth, rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize("in_batch", [False, True], ids=["bank", "bank+batch"])
+def test_without_negatives_the_soft_targets_are_left(in_batch, backend) -> None:
+    """Of positives alone: log sum exp less their mean, log(1 + m) where they are equal."""
+    query, key, bank = unit(2, 8), unit(2, 8), unit(3, 8)
+    leaf = query.clone().requires_grad_()
+    ids, of = torch.tensor([4, 4]), torch.tensor([4, 4, -1])
+    got = weighted_info_nce(
+        leaf, key, bank, query_ids=ids, bank_ids=of, false_negatives="positive",
+        in_batch_negatives=in_batch, temperature=0.2, hardness=2.0, reduction="none",
+        backend=backend,
+    )  # fmt: skip
+    x = query.clone().requires_grad_()
+    rights = torch.cat([(x * key).sum(1, keepdim=True), x @ bank[:2].T], dim=1) / 0.2
+    if in_batch:
+        rights = torch.cat([rights, (x * key.flip(0)).sum(1, keepdim=True) / 0.2], dim=1)
+    want = rights.logsumexp(1) - rights.mean(1)
+    torch.testing.assert_close(got, want)
+    upstream = torch.tensor([1.5, -0.5], dtype=torch.float64)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, leaf, upstream), torch.autograd.grad(want, x, upstream)
+    )
+    scores = torch.zeros(1, 3, dtype=torch.float64)
+    alone = score_info_nce(
+        scores, scores[0, :1], query_ids=ids[:1], key_ids=of, false_negatives="positive",
+        backend=backend,
+    )  # fmt: skip
+    torch.testing.assert_close(alone, torch.tensor(3.0, dtype=torch.float64).log())

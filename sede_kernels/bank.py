@@ -13,6 +13,7 @@ from sede_kernels.fragment_bank import FragmentBank, FragmentView
 from sede_kernels.ring import (
     BANK_DTYPES,
     Ring,
+    apart,
     ids_where,
 )
 from sede_kernels.types import ANONYMOUS, EMPTY, RingState, Shard
@@ -168,10 +169,12 @@ class MemoryBank(Ring):
             One read of the keys and one write of N rows; no host synchronisation.
         """
         held: Any = self._buffers
-        if not (torch.compiler.is_compiling() or self._needs_a_look()):
-            ring = RingState(*(held[name] for name in _RING))
-            if ops.enqueue.at_once(ring, keys, ids, self.normalize, backend):
-                return
+        if not torch.compiler.is_compiling():
+            keys, ids = apart(keys, held["rows"]), apart(ids, held["ids"])
+            if not self._needs_a_look():
+                ring = RingState(*(held[name] for name in _RING))
+                if ops.enqueue.at_once(ring, keys, ids, self.normalize, backend):
+                    return
         self._ready()
         key_ids = check_keys(self, keys, ids)
         if keys.shape[0]:

@@ -12,6 +12,7 @@ from sede_kernels.dense import check_dense
 from sede_kernels.ring import (
     BANK_DTYPES,
     Ring,
+    apart,
     ids_where,
 )
 from sede_kernels.types import FragmentRing
@@ -115,10 +116,13 @@ class FragmentBank(Ring):
             finite; no host synchronisation.
         """
         held: Any = self._buffers
-        if not (torch.compiler.is_compiling() or self._needs_a_look()):
-            ring = FragmentRing(*(held[name] for name in _RING))
-            if ops.enqueue_fragments.at_once(ring, keys, lengths, ids, backend):
-                return
+        if not torch.compiler.is_compiling():
+            keys, ids = apart(keys, held["rows"]), apart(ids, held["ids"])
+            lengths = apart(lengths, held["lengths"])
+            if not self._needs_a_look():
+                ring = FragmentRing(*(held[name] for name in _RING))
+                if ops.enqueue_fragments.at_once(ring, keys, lengths, ids, backend):
+                    return
         self._ready()
         key_lengths = self._checked(keys, lengths)
         key_ids = check_key_ids(NAME, ids, keys.shape[0], keys.device)

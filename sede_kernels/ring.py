@@ -39,6 +39,13 @@ def ids_where(name: str, flag: Tensor, ids: Tensor) -> Tensor:
     return ids.masked_fill(~flag, EMPTY)  # torch.where would make a tensor of the number
 
 
+def apart(given: Any, buffer: Tensor) -> Any:
+    """What is to be stored, copied where it lies in the buffer: that is written while it is read."""
+    if isinstance(given, Tensor) and torch._C._is_alias_of(given, buffer):
+        return given.clone()
+    return given
+
+
 def _readable(*tensors: Tensor | None) -> bool:
     """Whether all have values to read: not on the meta device, not fake, not sharded."""
     return all(t is None or (type(t) in (Tensor, nn.Parameter) and not t.is_meta) for t in tensors)

@@ -153,3 +153,21 @@ def test_fragment_bank_pads_wraps_and_keeps_lengths() -> None:
             bank.enqueue(*bad)
     for name, value in bank.state_dict().items():
         assert torch.equal(state[name], value)
+
+
+def test_rows_of_the_bank_itself_are_stored_as_they_were(backend) -> None:
+    """Views of the rows and ids, whose slots the call writes to while it reads them."""
+    bank = MemoryBank(6, 3, dtype=torch.float64)
+    bank.enqueue(torch.eye(3, dtype=torch.float64).repeat(2, 1)[:5], torch.arange(5))
+    rows, ids = bank.rows.clone(), bank.ids.clone()
+    bank.enqueue(bank.rows[1:5], bank.ids[1:5], backend=backend)
+    assert torch.equal(bank.rows, torch.stack([*rows[2:5], rows[3], rows[4], rows[1]]))
+    assert bank.ids.tolist() == [*ids[2:5].tolist(), 3, 4, 1]
+
+    sets = FragmentBank(4, 2, 3)
+    sets.enqueue(torch.arange(18.0).view(3, 2, 3), torch.tensor([1, 2, 1]), torch.arange(3))
+    rows, lengths = sets.rows.clone(), sets.lengths.clone()
+    sets.enqueue(sets.rows[:3], sets.lengths[:3], sets.ids[:3], backend=backend)
+    assert torch.equal(sets.rows, torch.stack([rows[1], rows[2], rows[2], rows[0]]))
+    assert torch.equal(sets.lengths, torch.stack([lengths[1], lengths[2], lengths[2], lengths[0]]))
+    assert sets.ids.tolist() == [1, 2, 2, 0]

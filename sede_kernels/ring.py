@@ -40,7 +40,7 @@ def ids_where(name: str, flag: Tensor, ids: Tensor) -> Tensor:
 
 
 def apart(given: Any, buffer: Tensor) -> Any:
-    """What is to be stored, copied where it lies in the buffer: that is written while it is read."""
+    """What is to be stored, copied where it lies in the buffer that is written to meanwhile."""
     if isinstance(given, Tensor) and torch._C._is_alias_of(given, buffer):
         return given.clone()
     return given

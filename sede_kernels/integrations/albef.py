@@ -172,9 +172,14 @@ class RetrievalQueues(nn.Module):
             return loss
         inverse = 1.0 / torch.as_tensor(temp, dtype=loss.dtype, device=loss.device)
         # d lse / d query = inverse x mean key under the softmax: the target's expected key.
-        with torch.enable_grad():
-            probe = query_m.detach().requires_grad_()
-            total = _lse_of_all(probe, key_m, bank, inverse.detach())
+        # Validation may run in inference mode, where nothing is recorded.
+        with torch.inference_mode(False), torch.enable_grad():
+            keys, factor = (
+                value.clone() if value.is_inference() else value
+                for value in (key_m, inverse.detach())
+            )
+            probe = query_m.detach().clone().requires_grad_()
+            total = _lse_of_all(probe, keys, bank, factor)
             (slope,) = torch.autograd.grad(total.sum(), probe)
         expected = (query.to(loss.dtype) * (slope / inverse.detach()).to(loss.dtype)).sum(dim=1)
         soft = mean_of_all(_lse_of_all(query, key_m, bank, inverse) - inverse * expected, bank)

@@ -225,3 +225,22 @@ def test_wrong_use_gets_one_sentence(call: object, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("learnt", [False, True], ids=["number", "parameter"])
+def test_albef_validates_in_inference_mode_as_without_gradients(learnt: bool) -> None:
+    """Lightning validates so; the momentum targets need a derivative of their own."""
+    queues = RetrievalQueues(8, 6)
+    temp: Tensor | float = nn.Parameter(torch.tensor(0.1)) if learnt else 0.1
+    first = [unit(4, 8, dtype=torch.float32).requires_grad_() for _ in range(4)]
+    queues(*first, temp=temp, alpha=0.4).backward()
+    features = [unit(3, 8, dtype=torch.float32) for _ in range(4)]
+    with torch.no_grad():
+        want = queues(*features, temp=temp, alpha=0.4)
+    with torch.inference_mode():
+        copied = copy.deepcopy(queues)
+        inside = [feature.clone() for feature in features]
+        assert torch.equal(queues(*features, temp=temp, alpha=0.4), want)
+        assert torch.equal(queues(*inside, temp=temp, alpha=0.4), want)
+        assert torch.equal(copied(*inside, temp=temp, alpha=0.4), want)
+    assert len(queues.image_bank) == 4

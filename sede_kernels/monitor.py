@@ -103,7 +103,7 @@ class BankMonitor:
         self._write("loss", loss.float().mean(), step)
         nce = getattr(self.criterion, "nce", None)
         if nce is not None:
-            self._write("temperature", torch.as_tensor(nce.temperature), step)
+            self._write("temperature", nce.temperature, step)
         sides = (
             _Side("image_to_text", stats[0], self.criterion.text_bank),
             _Side("text_to_image", stats[1], self.criterion.image_bank),
@@ -141,7 +141,7 @@ class BankMonitor:
         nce = getattr(self.criterion, "nce", None)
         chosen = nce is not None and bool(nce.options.get("in_batch_negatives"))
         if chosen or warm is None:
-            return torch.tensor(int(chosen))
+            return torch.tensor(int(chosen), device="cpu")
         return (~warm).long()
 
     @staticmethod
@@ -162,5 +162,5 @@ class BankMonitor:
             ahead += (counted & (query.float() @ rows.t() >= right)).sum(dim=1)
         return 1 + ahead * counts
 
-    def _write(self, name: str, value: Tensor, step: int) -> None:
+    def _write(self, name: str, value: Tensor | float, step: int) -> None:
         self.writer.add_scalar(f"{self.prefix}/{name}", float(value), step)

@@ -75,8 +75,9 @@ def _deal(stamps: Tensor, saved_by: int) -> _Deal:
     """The written rows by the call that stored them, then by rank, then by place."""
     size = stamps.shape[0]
     share, more = divmod(size, saved_by)
-    counts = torch.tensor([share + (rank < more) for rank in range(saved_by)])
-    rank = torch.repeat_interleave(torch.arange(saved_by), counts).to(stamps.device)
+    shares = [share + (rank < more) for rank in range(saved_by)]
+    counts = torch.tensor(shares, device=stamps.device)
+    rank = torch.repeat_interleave(torch.arange(saved_by, device=stamps.device), counts)
     order = stamps.argsort(stable=True)
     order = order[rank[order].argsort(stable=True)]
     order = order[(stamps >> CALL_BITS)[order].argsort(stable=True)]
@@ -112,7 +113,7 @@ def restored(given: Mapping[str, Tensor], shard: Shard, slots: int) -> dict[str,
     saved_by = int(given["dealt_to"]) if "dealt_to" in given else 1
     step = given.get("step")
     if step is None:
-        step = torch.ones((), dtype=torch.int64)
+        step = torch.ones((), dtype=torch.int64, device=ids.device)
     found = dict(parts)
     if saved_by != shard.world:
         found = _dealt(parts, shard, slots, saved_by, whole)
@@ -126,7 +127,10 @@ def restored(given: Mapping[str, Tensor], shard: Shard, slots: int) -> dict[str,
     return {
         **found,
         "step": step,
-        **{name: torch.as_tensor(value, dtype=torch.int64) for name, value in counters.items()},
+        **{
+            name: torch.as_tensor(value, dtype=torch.int64, device=ids.device)
+            for name, value in counters.items()
+        },
     }
 
 

@@ -19,6 +19,7 @@ from sede_kernels.types import EMPTY
 
 BANK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
 
+_is_alias: Any = torch._C._is_alias_of  # type: ignore[attr-defined]
 _LOOKS = 8  # at a value on a GPU, which wait for it
 _OVERWRITTEN = (
     "DistributedDataParallel broadcast its buffers and overwrote this rank's {name} with that of "
@@ -41,7 +42,7 @@ def ids_where(name: str, flag: Tensor, ids: Tensor) -> Tensor:
 
 def apart(given: Any, buffer: Tensor) -> Any:
     """What is to be stored, copied where it lies in the buffer that is written to meanwhile."""
-    if isinstance(given, Tensor) and torch._C._is_alias_of(given, buffer):
+    if isinstance(given, Tensor) and _is_alias(given, buffer):
         return given.clone()
     return given
 
@@ -313,7 +314,7 @@ class Ring(nn.Module):
             error_msgs += [f"{where}: {fault}; nothing of it was loaded." for fault in faults]
             return
         if "ptr" in given and "rejected" not in given:  # version 0.1.0 had none
-            state_dict[prefix + "rejected"] = torch.zeros((), dtype=torch.int64)
+            state_dict[prefix + "rejected"] = given["ptr"].new_zeros((), dtype=torch.int64)
         for name, value in given.items():
             state_dict[prefix + name] = self._as_said(name, value)
         super()._load_from_state_dict(

@@ -149,7 +149,7 @@ class ShardedMemoryBank(ShardedRing, MemoryBank):
             at = indices - self.part.offset
             found = stored[at.clamp(0, slots - 1)]
             known = (indices >= 0).view(*indices.shape, *(1 for _ in stored.shape[1:]))
-            return torch.where(known, found, torch.zeros((), dtype=found.dtype))
+            return torch.where(known, found, found.new_zeros(()))
         return fetched("fetch of a sharded bank", stored, indices, shard)
 
     def glance(self) -> None:

@@ -24,7 +24,8 @@ def all_chosen(sets: Tensor) -> bool:
 
 def all_of(regions: Tensor, words: Tensor) -> Tensor:
     """(n, 2): every image beside every caption."""
-    return torch.ones(regions.shape[0], words.shape[0], dtype=torch.bool).nonzero()
+    every = regions.new_ones((regions.shape[0], words.shape[0]), dtype=torch.bool)
+    return every.nonzero()
 
 
 def _chunks(pairs: Tensor, regions: Tensor, words: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -15,7 +15,7 @@ def constants(values: list[Scalar], like: Tensor) -> Tensor:
     # A compiled function keeps a number that changes as an input only through arithmetic.
     compiling = torch.compiler.is_compiling()
     if numbers and like.device.type == "cpu" and not compiling:
-        return torch.tensor(values, dtype=dtype)
+        return torch.tensor(values, dtype=dtype, device="cpu")
     parts = []
     for value in values:
         if isinstance(value, Tensor):

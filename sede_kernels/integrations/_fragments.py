@@ -239,7 +239,7 @@ class FragmentLoss(WarmUp):
         if self.image_bank is None or self.text_bank is None:
             return
         most = self.text_bank.rows.shape[1]
-        lengths = torch.as_tensor(keys.lengths).clamp(max=most)
+        lengths = torch.as_tensor(keys.lengths, device=keys.captions.device).clamp(max=most)
         self.image_bank.enqueue(keys.images, None, ids)
         self.text_bank.enqueue(keys.captions[:, :most], lengths, ids)
         self.advance()

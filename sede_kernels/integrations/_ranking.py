@@ -23,10 +23,10 @@ def ranks_of(scores: NDArray[Any], each: int) -> tuple[Ranks, Ranks]:
     dtype = torch.float32 if single else torch.float64
 
     def block(down: slice, across: slice) -> Tensor:
-        return torch.as_tensor(scores[down, across]).to(dtype)
+        return torch.as_tensor(scores[down, across], device="cpu").to(dtype)
 
     def right(down: slice, across: slice) -> tuple[Tensor, Tensor]:
-        columns = torch.arange(across.start, across.stop)
+        columns = torch.arange(across.start, across.stop, device="cpu")
         rows = columns // each
         inside = (rows >= down.start) & (rows < down.stop)
         return rows[inside] - down.start, columns[inside] - across.start
@@ -63,7 +63,8 @@ def vectors(name: str, images: ArrayLike, captions: ArrayLike) -> tuple[Tensor, 
         raise ValueError(
             f"{name}: images must be (N, D) and captions (C, D), got {im.shape} and {s.shape}."
         )
-    return torch.as_tensor(im, dtype=torch.float32), torch.as_tensor(s, dtype=torch.float32)
+    image, caption = (torch.as_tensor(x, dtype=torch.float32, device="cpu") for x in (im, s))
+    return image, caption
 
 
 def _matrix(name: str, sims: ArrayLike) -> tuple[NDArray[Any], int]:

@@ -188,3 +188,14 @@ def test_a_cast_leaves_counters_and_ids_alone(name: str, dtype: torch.dtype) -> 
     assert all(after[key].dtype == value.dtype for key, value in before.items())
     loss = TWINS[name].step(module, *batch(4, dtype))
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_another_default_device_changes_nothing(name: str) -> None:
+    """The meta device stands for the GPU of ``torch.set_default_device``."""
+    batches = [batch(seed) for seed in range(4)]
+    modules = [TWINS[name].build(), TWINS[name].build()]
+    want = [TWINS[name].step(modules[0], *part) for part in batches]
+    with torch.device("meta"):
+        found = [TWINS[name].step(modules[1], *part) for part in batches]
+    assert all(map(torch.equal, found, want)) and same_state(*modules)

@@ -54,12 +54,13 @@ def score(images: Tensor, captions: Tensor, lengths: Tensor) -> Tensor:
 
 
 def fragment_step(module: nn.Module, left: Tensor, right: Tensor, ids: Tensor) -> Tensor:
-    lengths = torch.full((left.shape[0],), 2)
+    lengths = left.new_full((left.shape[0],), 2, dtype=torch.int64)
     return module(fragments(left), fragments(right), lengths, ids)
 
 
 def score_step(module: nn.Module, left: Tensor, right: Tensor, ids: Tensor) -> Tensor:
-    parts = fragments(left), fragments(right), torch.full((left.shape[0],), 2)
+    lengths = left.new_full((left.shape[0],), 2, dtype=torch.int64)
+    parts = fragments(left), fragments(right), lengths
     return module(left @ right.t(), parts, ids)
 
 

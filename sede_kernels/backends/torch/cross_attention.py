@@ -80,7 +80,7 @@ class _Sides(NamedTuple):
 
     def lost(self, marks: list[tuple[slice, slice, Tensor]], swap: bool) -> Tensor:
         """(n, 2) images and captions of the blocks' marks; where contexts are formed, none."""
-        found = [torch.empty(0, 2, dtype=torch.int64)]
+        found = [self.source.new_empty((0, 2), dtype=torch.int64)]
         for p, q, mark in [] if self.contexts else marks:
             sources, queries = mark.nonzero(as_tuple=True)
             both = sources + p.start, queries + q.start

@@ -20,19 +20,21 @@ from tests.integrations.open_clip_steps import add_model, differing, logged, tra
 
 @pytest.fixture
 def quiet() -> Iterator[None]:
-    """The host's ``setup_logging`` adds its own handlers to the root logger."""
+    """The host's ``setup_logging`` adds handlers to the root logger, and sets every level."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     levels = {name: logging.getLogger(name).level for name in list(root.manager.loggerDict)}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    for name, value in levels.items():
-        logging.getLogger(name).setLevel(value)
+    for name in list(root.manager.loggerDict):
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
 
 
 @pytest.fixture
-def trainer(open_clip: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def trainer(
+    open_clip: ModuleType, quiet: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ModuleType:
     """``open_clip_train.main`` after the recipe."""
     for needed in ("pandas", "webdataset", "braceexpand"):
         pytest.importorskip(needed, reason=f"pip install {needed}")

@@ -70,14 +70,14 @@ def is_integer(dtype: torch.dtype) -> bool:
 
 
 def check_integers(name: str, argument: str, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Integers of this shape, returned as int64."""
+    """Integers of this shape, returned dense as int64, as kernels read them."""
     check_dense(name, argument, values)
     if not is_integer(values.dtype):
         raise TypeError(f"{name}: {argument} must be integers (int64), got {values.dtype}.")
     if tuple(values.shape) != shape:
         each = ", one per row" if len(shape) == 1 else ""
         raise ValueError(f"{name}: {argument} must be {shape}{each}, got {shape_of(values)}.")
-    found = values if values.dtype == torch.int64 else values.to(torch.int64)
+    found = values.to(torch.int64).contiguous()
     if values.dtype == torch.uint64 and readable(found) and bool((found < 0).any()):
         raise ValueError(
             f"{name}: {argument} must be below 2^63, got an unsigned integer beyond it; shift them "
@@ -87,7 +87,7 @@ def check_integers(name: str, argument: str, values: Tensor, shape: tuple[int, .
 
 
 def check_ids(name: str, argument: str, ids: Tensor | None, rows: int) -> Tensor | None:
-    """Integer ids (rows,), returned as int64."""
+    """Integer ids (rows,), returned dense as int64."""
     if ids is None:
         return None
     if not isinstance(ids, Tensor):
@@ -302,7 +302,7 @@ def scalar_parameter(
 def check_lengths(
     name: str, argument: str, lengths: Tensor | None, shape: tuple[int, ...], maximum: int
 ) -> Tensor | None:
-    """Integer lengths of ``shape`` in [0, maximum], as int64."""
+    """Integer lengths of ``shape`` in [0, maximum], dense as int64."""
     if lengths is None:
         return None
     if not isinstance(lengths, Tensor):

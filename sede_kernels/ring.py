@@ -1,8 +1,8 @@
 """What the banks share: a ring of slots whose buffers stay what they are said to be.
 
 Banks live inside models that others cast, move, shard, save, load and build on the meta device.
-Every buffer but the rows has one dtype for ever, a state dict is checked before anything of it is
-taken, and memory that nobody wrote to becomes an empty bank.
+Every buffer but the rows is dense and has one dtype for ever, a state dict is checked before
+anything of it is taken, and memory that nobody wrote to becomes an empty bank.
 """
 
 import os
@@ -129,7 +129,7 @@ class Ring(nn.Module):
         return self._unsettled or bool(watches)
 
     def _ready(self) -> None:
-        """Before any use: dtypes and sizes as said, no memory that nobody wrote, no broadcast.
+        """Before any use: buffers as said, no memory that nobody wrote, no broadcast.
 
         Raises:
             TypeError: floating numbers where integers belong, or the reverse.
@@ -140,7 +140,7 @@ class Ring(nn.Module):
             buffer = self._buffers[name]
             if buffer is None:
                 continue
-            if buffer.dtype != dtype:
+            if buffer.dtype != dtype or not buffer.is_contiguous():
                 self._buffers[name] = self._as_said(name, buffer)
             shape = () if name in self.scalars else tuple(slots)
             if buffer.shape != shape:
@@ -174,7 +174,7 @@ class Ring(nn.Module):
             warnings.warn(message, UserWarning, stacklevel=4)
 
     def _as_said(self, name: str, value: Tensor) -> Tensor:
-        """The value in the dtype of its buffer.
+        """The value in the dtype of its buffer, dense unless it is the rows.
 
         Raises:
             TypeError: floating numbers where integers belong, or the reverse.
@@ -185,7 +185,8 @@ class Ring(nn.Module):
                 f"{type(self).__name__}: {name} must be {dtype}, got {value.dtype}; put the right "
                 "tensor there or call reset_parameters() on a new bank."
             )
-        return value.to(dtype)
+        value = value.to(dtype)
+        return value.contiguous() if name in self.fixed else value
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Loaders put tensors into the place of buffers that they made on the meta device.

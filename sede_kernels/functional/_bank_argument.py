@@ -88,10 +88,14 @@ def _fits(side: tuple[Any, ...]) -> bool:
             and of.dtype == torch.int64
             and of.shape == length
             and of.device == device
+            and of.is_contiguous()
         ):
             return False
     return row_scale is None or (
-        row_scale.dtype == torch.float32 and row_scale.shape == size and row_scale.device == device
+        row_scale.dtype == torch.float32
+        and row_scale.shape == size
+        and row_scale.device == device
+        and row_scale.is_contiguous()
     )
 
 
@@ -134,9 +138,9 @@ def unpack_bank(
             f"{name}: bank must be float32, bfloat16, float16, float64 or int8, got {rows.dtype}."
         )
     check_same_device(name, query, bank=rows, bank_ids=tensors.ids, row_scale=tensors.row_scale)
-    _check_scale(name, rows, tensors.row_scale)
+    row_scale = _checked_scale(name, rows, tensors.row_scale)
     ids = check_ids(name, "bank_ids", tensors.ids, rows.shape[0])
-    return Bank(rows, tensors.row_scale, ids)
+    return Bank(rows, row_scale, ids)
 
 
 def shard_of(bank: Tensor | MemoryBank | BankView | None) -> Shard | None:
@@ -157,10 +161,10 @@ def training_shard(bank: Tensor | MemoryBank | BankView | None) -> Shard | None:
     return _told_apart(shard._replace(group=""))
 
 
-def _check_scale(name: str, rows: Tensor, scale: Tensor | None) -> None:
-    """An int8 bank, and no other, has a float32 scale for each row."""
+def _checked_scale(name: str, rows: Tensor, scale: Tensor | None) -> Tensor | None:
+    """The scales, dense: an int8 bank, and no other, has a float32 scale for each row."""
     if scale is None and rows.dtype != torch.int8:
-        return
+        return None
     if scale is None or rows.dtype != torch.int8:
         raise ValueError(
             f"{name}: an int8 bank, and no other, has row scales; got {rows.dtype} rows "
@@ -171,3 +175,4 @@ def _check_scale(name: str, rows: Tensor, scale: Tensor | None) -> None:
             f"{name}: row_scale of the bank must be ({rows.shape[0]},) float32, "
             f"got {shape_of(scale)} {scale.dtype}."
         )
+    return scale.contiguous()

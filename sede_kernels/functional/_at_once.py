@@ -10,7 +10,14 @@ from sede_kernels.backends.registry import serves_natively
 from sede_kernels.bank import MemoryBank
 from sede_kernels.functional._bank_argument import side_as_it_came
 from sede_kernels.functional._bounded import bounded
-from sede_kernels.functional._fused import Given, Keywords, learns_of, one_shape, settings_of
+from sede_kernels.functional._fused import (
+    PLAIN,
+    Given,
+    Keywords,
+    learns_of,
+    one_shape,
+    settings_of,
+)
 from sede_kernels.ops.transforms import goes_directly, nothing_looks_on
 from sede_kernels.types import InfoNCE, InfoNCERule, Scalars, Side
 
@@ -76,16 +83,11 @@ def at_once(
         if other is None or not one_shape(side, other) or other.query.dtype != side.query.dtype:
             return None
     query_grad, learns = learns_of(side, other)
-    temperature, hardness, batch = values[0], values[1], values[_IN_BATCH]
     try:
-        if not (
-            isinstance(temperature, Tensor)
-            or isinstance(hardness, Tensor)
-            or isinstance(batch, Tensor)
-        ):
+        if PLAIN.issuperset(map(type, values)):
             scalars, rule = _of_numbers(name, hardest, query_grad, learns, *values)
             return ops.info_nce.at_once(side, other, scalars, rule, learns)
-        limited = bounded(name, temperature, values[_BOUND], side.query)
+        limited = bounded(name, values[0], values[_BOUND], side.query)
         keywords = Keywords(limited, *values[1:])
         scalars, rule = settings_of(name, keywords, side.query, hardest, query_grad, learns, True)
     except (TypeError, ValueError):

@@ -34,7 +34,8 @@ from sede_kernels.ops.transforms import check_transforms
 from sede_kernels.types import TABLE, InfoNCE, InfoNCERule, Scalars, Shard, Side
 
 _AT = object()  # in the place of a number that a tensor holds
-_PLAIN = frozenset((float, int, str, bool, type(None), object))
+#: Types whose values may be kept as the key of a cache: they stay what they are.
+PLAIN = frozenset((float, int, str, bool, type(None), object))
 _LOSS, _POSITIVE, _LOG_NEGATIVES, _HARDEST = (
     TABLE.index(name) for name in ("loss", "positive", "log_negatives", "hardest")
 )
@@ -246,7 +247,7 @@ def settings_of(
         learns and batch is not False,
         keywords.max_inverse_temperature,
     )
-    known = not compiling and _PLAIN.issuperset(map(type, values))
+    known = not compiling and PLAIN.issuperset(map(type, values))
     scalars, rule = (_checked_once if known else _settings)(*values)
     if compiling or tau_at or beta_at or isinstance(batch, Tensor):
         scalars = _scalars(name, keywords, scalars, like, compiling)

@@ -246,3 +246,23 @@ def test_an_error_past_the_op_is_that_of_the_checks() -> None:
     for name, options in wrong.items():
         with pytest.raises((TypeError, ValueError), match=f"^weighted_info_nce: {name}"):
             weighted_info_nce(query, query, bank, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("margin", -1.0, 0.5),
+        ("positive_focus", 1e-9, 2.0),
+        ("tau_plus", 1e-9, 0.1),
+        ("max_inverse_temperature", 1.0, 9.0),
+    ],
+)
+def test_a_setting_that_may_change_in_place_is_read_at_each_call(name, before, after) -> None:
+    query, positive, bank = (unit(rows, 6).float() for rows in (5, 5, 9))
+    setting = torch.tensor(before)
+    found = []
+    for value in (before, after):
+        setting.fill_(value)
+        found.append(weighted_info_nce(query, positive, bank, **{name: setting}))
+        assert torch.equal(found[-1], weighted_info_nce(query, positive, bank, **{name: value}))
+    assert not torch.equal(*found)

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from sede_kernels import functional as F
-from sede_kernels.checks import check_backend, check_bool, check_erase
+from sede_kernels.checks import check_backend
+from sede_kernels.erase_checks import check_erase
 from sede_kernels.functional.cross_attention import check_similarity, erase_settings
 
 
@@ -30,10 +31,15 @@ class AttentionErase(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        check_erase("AttentionErase", rule, threshold, keep_min, 1)
-        if erase not in ("low", "high"):
-            raise ValueError(f"AttentionErase: erase must be one of low, high, got {erase!r}.")
-        check_bool("AttentionErase", "renormalize", renormalize)
+        check_erase(
+            "AttentionErase",
+            rule=rule,
+            length=1,
+            threshold=threshold,
+            erase=erase,
+            keep_min=keep_min,
+            renormalize=renormalize,
+        )
         check_backend("AttentionErase", backend)
         self.rule = rule
         self.threshold = threshold

@@ -21,8 +21,6 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LARGEST = sys.float_info.max
 MOST = (1 << 63) - 1  # of an int64
 FALSE_NEGATIVES = ("mask", "positive", "keep")
-ERASE_RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
-RULES_WITHOUT_THRESHOLD = ("mean", "prob")
 
 #: Of a temperature: with similarities up to 10^8, s / temperature is a float32.
 LEAST_TEMPERATURE = 1e-30
@@ -321,35 +319,6 @@ def check_lengths(
                 f"{name}: {argument} must lie in [0, {maximum}], got {smallest} to {largest}."
             )
     return found
-
-
-def check_erase(name: str, rule: str, threshold: float | None, keep_min: int, length: int) -> float:
-    """The threshold as a float, 0 for the rules without one."""
-    check_choice(name, "rule", rule, ERASE_RULES)
-    check_count(name, "keep_min", keep_min, least=1)
-    if rule in RULES_WITHOUT_THRESHOLD:
-        if threshold is not None:
-            raise ValueError(
-                f"{name}: rule {rule!r} takes no threshold, got {threshold}; leave it out or "
-                "use rule='absolute', 'relative', 'topk' or 'quantile'."
-            )
-        return 0.0
-    if threshold is None:
-        meaning = {
-            "absolute": "the smallest attention to keep",
-            "relative": "a share of the largest attention, in [0, 1]",
-            "topk": "how many fragments to keep",
-            "quantile": "a quantile in [0, 1]",
-        }[rule]
-        raise ValueError(f"{name}: rule {rule!r} needs threshold, {meaning}.")
-    if rule == "topk":
-        number = check_number(name, "threshold (k of topk)", threshold, low=1)
-        if number != int(number):
-            raise ValueError(f"{name}: threshold (k of topk) must be an integer, got {number:g}.")
-        return float(min(int(number), max(length, 1)))
-    if rule == "absolute":
-        return check_number(name, "threshold", threshold)
-    return check_number(name, f"threshold ({rule})", threshold, low=0.0, high=1.0)
 
 
 def check_weights(

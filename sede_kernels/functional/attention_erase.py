@@ -6,14 +6,12 @@ from sede_kernels import ops, reference_erase
 from sede_kernels.checks import (
     FLOATS,
     check_backend,
-    check_bool,
-    check_choice,
-    check_erase,
     check_lengths,
     check_same_device,
 )
 from sede_kernels.dense import check_dense
-from sede_kernels.types import Erase, result_dtype
+from sede_kernels.erase_checks import check_erase
+from sede_kernels.types import result_dtype
 
 
 def attention_erase(
@@ -86,24 +84,25 @@ def attention_erase(
             f"{name}: attention must be float32, bfloat16, float16 or float64, "
             f"got {attention.dtype}."
         )
-    check_choice(name, "erase", erase, ("low", "high"))
-    check_bool(name, "renormalize", renormalize)
     fragments = attention.shape[-1]
-    value = check_erase(name, rule, threshold, keep_min, fragments)
+    how = check_erase(
+        name,
+        rule=rule,
+        length=fragments,
+        threshold=threshold,
+        erase=erase,
+        keep_min=keep_min,
+        renormalize=renormalize,
+    )
     counts = check_lengths(name, "lengths", lengths, tuple(attention.shape[:-1]), fragments)
     check_same_device(name, attention, lengths=counts)
     chosen = check_backend(name, backend, attention)
     if chosen == "reference":
+        settings = how._asdict()
+        settings["erase"] = settings.pop("side")
         after, kept = reference_erase.attention_erase(
-            attention.to(result_dtype(attention)),
-            rule=rule,
-            threshold=value,
-            erase=erase,
-            keep_min=keep_min,
-            lengths=counts,
-            renormalize=renormalize,
+            attention.to(result_dtype(attention)), lengths=counts, **settings
         )
         return after.to(attention.dtype), kept
-    how = Erase(rule, value, erase, keep_min, renormalize)
     found = ops.erase.erase(attention, counts, how, chosen)
     return found.attention, found.mask

@@ -10,13 +10,13 @@ from sede_kernels.backends.registry import requested
 from sede_kernels.checks import (
     check_backend,
     check_choice,
-    check_erase,
     check_float_matrix,
     check_lengths,
     check_number,
     check_same_device,
     shape_of,
 )
+from sede_kernels.erase_checks import check_erase
 from sede_kernels.types import Attend, Erase, Fragments, LateInteraction, result_dtype
 
 SMOOTHING = 9.0  # SCAN's on Flickr30K, t2i
@@ -44,14 +44,21 @@ def erase_settings(name: str, erase: str | EraseSettings | None, fragments: int)
     if erase is None:
         return None
     if isinstance(erase, str):
-        return Erase(erase, check_erase(name, erase, None, 1, fragments))
+        return check_erase(name, rule=erase, length=fragments)
     if not isinstance(erase, EraseSettings):
         raise TypeError(
             f"{name}: erase must be None, a rule name or an AttentionErase, "
             f"got {type(erase).__name__}."
         )
-    value = check_erase(name, erase.rule, erase.threshold, erase.keep_min, fragments)
-    return Erase(erase.rule, value, erase.erase, erase.keep_min, erase.renormalize)
+    return check_erase(
+        name,
+        rule=erase.rule,
+        length=fragments,
+        threshold=erase.threshold,
+        erase=erase.erase,
+        keep_min=erase.keep_min,
+        renormalize=erase.renormalize,
+    )
 
 
 def widened(sides: Fragments) -> Fragments:

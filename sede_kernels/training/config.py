@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from sede_kernels.checks import ERASE_RULES, RULES_WITHOUT_THRESHOLD
+from sede_kernels.erase_checks import ERASE_RULES, RULES_WITHOUT_THRESHOLD
 from sede_kernels.training.files import UserError
 from sede_kernels.training.models import MODELS, Erasing
 from sede_kernels.training.models.base import PASSES

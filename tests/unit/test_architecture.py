@@ -27,7 +27,7 @@ FLOORS = (
     ("backends", "reference_late", "reference_scores"),
     ("ops",),
     ("checks",),
-    ("ring", "warmup", "resharding", "scaled_loss"),
+    ("erase_checks", "ring", "warmup", "resharding", "scaled_loss"),
     ("sharded_ring", "fragment_bank"),
     ("bank",),
     ("functional", "sharded_bank", "sharded_fragment_bank"),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sede_kernels import AttentionErase, attention_erase
+from sede_kernels import AttentionErase, attention_erase, cross_attention_similarity
 
 RULES = [
     ("mean", None), ("prob", None), ("absolute", 0.2), ("relative", 0.5), ("topk", 2),
@@ -221,3 +221,19 @@ def test_module_twin() -> None:
         assert torch.equal(got, expected)
     with pytest.raises(ValueError, match="needs threshold"):
         AttentionErase(rule="absolute")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("erase", "both", "erase must be one of low, high, got 'both'"),
+        ("renormalize", "yes", "renormalize must be True or False, got 'yes'"),
+        ("keep_min", 0, "keep_min must be an integer >= 1, got 0"),
+        ("rule", "best", "rule must be one of mean, prob"),
+    ],
+)
+def test_a_setting_changed_after_construction_is_checked_again(name, value, words) -> None:
+    how = AttentionErase()
+    setattr(how, name, value)
+    with pytest.raises((TypeError, ValueError), match=f"cross_attention_similarity: {words}"):
+        cross_attention_similarity(torch.ones(1, 3, 4), torch.ones(1, 2, 4), erase=how)

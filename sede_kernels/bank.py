@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels import ops
-from sede_kernels.checks import FLOATS, check_count, check_key_ids
+from sede_kernels.checks import FLOATS, check_bool, check_count, check_key_ids
 from sede_kernels.dense import check_dense
 from sede_kernels.fragment_bank import FragmentBank, FragmentView
 from sede_kernels.ring import (
@@ -136,6 +136,7 @@ class MemoryBank(Ring):
                 "MemoryBank: dtype must be float32, bfloat16, float16, float64 or int8, "
                 f"got {dtype}."
             )
+        check_bool("MemoryBank", "normalize", normalize)
         self.normalize = normalize
         self.register_buffer("rows", torch.zeros(size, dim, dtype=dtype, device=device))
         scale = None

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sede_kernels.backends.shards import fetched, gather_into, group_of, together
+from sede_kernels.checks import MOST, is_integer
 from sede_kernels.types import EMPTY, Shard
 
 #: A stamp is (number of the enqueue call << CALL_BITS) + place among its keys, from 1.
@@ -85,6 +86,48 @@ def _deal(stamps: Tensor, saved_by: int) -> _Deal:
     return _Deal(order, stamps[order] >> CALL_BITS)
 
 
+def _number(given: Mapping[str, Tensor], name: str, least: int, most: int = MOST) -> int:
+    """A counter of a state dict.
+
+    Raises:
+        ValueError: it is no integer, or outside [least, most].
+    """
+    value = given[name]
+    if value.ndim or not is_integer(value.dtype):
+        raise ValueError(f"{name} must be () torch.int64, got {tuple(value.shape)} {value.dtype}")
+    number = int(value)
+    if not least <= number <= most:
+        raise ValueError(f"{name} must lie in [{least}, {most}], got {number}")
+    return number
+
+
+def _checked_rows(parts: dict[str, Tensor], shard: Shard, slots: int) -> None:
+    """Refuse rows that do not belong together.
+
+    Raises:
+        ValueError: those of neither the whole bank nor this part; stamps that no bank writes.
+    """
+    ids = parts["ids"]
+    if ids.ndim != 1 or not is_integer(ids.dtype):
+        raise ValueError(f"ids must be (K,) torch.int64, got {tuple(ids.shape)} {ids.dtype}")
+    rows = ids.shape[0]
+    if rows not in (slots, shard.size):
+        raise ValueError(
+            f"ids must hold the {slots} slots of this rank or all {shard.size}, got {rows}"
+        )
+    for name, value in parts.items():
+        if value.shape[:1] != ids.shape:
+            raise ValueError(f"{name} must have {rows} rows like ids, got {tuple(value.shape)}")
+    stamps = parts.get("stamps")
+    if stamps is None:
+        return
+    if stamps.ndim != 1 or not is_integer(stamps.dtype):
+        came = f"{tuple(stamps.shape)} {stamps.dtype}"
+        raise ValueError(f"stamps must be ({rows},) torch.int64, got {came}")
+    if int(stamps.min()) < 0:
+        raise ValueError(f"stamps must be >= 0, got {int(stamps.min())}")
+
+
 def restored(given: Mapping[str, Tensor], shard: Shard, slots: int) -> dict[str, Tensor]:
     """The buffers of one rank, of K_r slots, from a state dict that W or another number saved.
 
@@ -94,26 +137,22 @@ def restored(given: Mapping[str, Tensor], shard: Shard, slots: int) -> dict[str,
         slots: K_r.
 
     Raises:
-        ValueError: rows that are those of neither the whole bank nor this part.
+        ValueError: rows that are those of neither the whole bank nor this part, or that do not
+            belong together; counters out of range.
 
     Cost:
         Dealt anew: one exchange of K stamps and one of the rows, unless the tensors are whole.
     """
     parts = {name: local_part(given[name]) for name in ROWS if name in given}
+    _checked_rows(parts, shard, slots)
     ids = parts["ids"]
     whole = ids.shape[0] == shard.size
-    if not whole and ids.shape[0] != slots:
-        raise ValueError(
-            f"ids must hold the {slots} slots of this rank or all {shard.size}, got {ids.shape[0]}"
-        )
     if "stamps" not in parts:
         if not whole or "ptr" not in given:
             raise ValueError("stamps are missing")
-        parts["stamps"] = stamps_of_ring(ids, int(given["ptr"]))
-    saved_by = int(given["dealt_to"]) if "dealt_to" in given else 1
-    step = given.get("step")
-    if step is None:
-        step = torch.ones((), dtype=torch.int64, device=ids.device)
+        parts["stamps"] = stamps_of_ring(ids, _number(given, "ptr", 0, shard.size - 1))
+    saved_by = _number(given, "dealt_to", 1, shard.size) if "dealt_to" in given else 1
+    step = _number(given, "step", 0) if "step" in given else 1
     found = dict(parts)
     if saved_by != shard.world:
         found = _dealt(parts, shard, slots, saved_by, whole)
@@ -123,14 +162,10 @@ def restored(given: Mapping[str, Tensor], shard: Shard, slots: int) -> dict[str,
     filled = found["ids"] != EMPTY
     holes = (found["stamps"] > 0) & ~filled
     counters = {"ptr": newest(found["stamps"]), "count": filled.sum(), "rejected": holes.sum()}
-    counters |= {"dealt_to": shard.world}
-    return {
-        **found,
-        "step": step,
-        **{
-            name: torch.as_tensor(value, dtype=torch.int64, device=ids.device)
-            for name, value in counters.items()
-        },
+    counters |= {"dealt_to": shard.world, "step": step}
+    return found | {
+        name: torch.as_tensor(value, dtype=torch.int64, device=ids.device)
+        for name, value in counters.items()
     }
 
 

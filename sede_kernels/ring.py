@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sede_kernels.ops.enqueue import check_place
-from sede_kernels.types import EMPTY
+from sede_kernels.types import ANONYMOUS, EMPTY
 
 BANK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
 
@@ -293,6 +293,8 @@ class Ring(nn.Module):
         most = {"ptr": size - 1, "count": size}.get(name)
         if most is not None and not 0 <= int(value) <= most:
             return [f"{name} must lie in [0, {most}], got {int(value)}"]
+        if name == "ids" and int(value.min()) < ANONYMOUS:
+            return [f"ids must be >= 0, -1 (empty) or -2 (no id), got {int(value.min())}"]
         if name == "rejected" and int(value) < 0:
             return [f"rejected must be >= 0, got {int(value)}"]
         return []

@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sede_kernels.backends.shards import fetched
 from sede_kernels.bank import BankView, MemoryBank
 from sede_kernels.checks import check_count
 from sede_kernels.sharded_ring import STAMPED, ShardedRing, part_of
@@ -128,10 +127,12 @@ class ShardedMemoryBank(ShardedRing, MemoryBank):
             indices: (B, k) int64 as ``hardest_negatives`` gives them, any B; -1 for none.
 
         Returns:
-            (B, k, ...) in the dtype of ``stored``, 0 where the index is -1. No gradient.
+            (B, k, ...) in the dtype of ``stored``, 0 where the index is -1; in ``eval()`` mode also
+            for indices of other ranks. No gradient.
 
         Raises:
-            ValueError: ``stored`` does not have this rank's slots.
+            ValueError: ``stored`` does not have this rank's slots; indices that are no (B, k) int64
+                or beyond the slots of all ranks; another process group.
 
         Cost:
             Each row goes from its holder to who asked. Three exchanges; the host reads the counts.
@@ -143,14 +144,8 @@ class ShardedMemoryBank(ShardedRing, MemoryBank):
                 f"ShardedMemoryBank.fetch: stored must have the {slots} slots of this rank first, "
                 f"got {came}."
             )
-        self.view()
-        shard = self.shard
-        if not shard.group:
-            at = indices - self.part.offset
-            found = stored[at.clamp(0, slots - 1)]
-            known = (indices >= 0).view(*indices.shape, *(1 for _ in stored.shape[1:]))
-            return torch.where(known, found, found.new_zeros(()))
-        return fetched("fetch of a sharded bank", stored, indices, shard)
+        (found,) = self._fetched("ShardedMemoryBank.fetch", indices, stored)
+        return found
 
     def glance(self) -> None:
         """None: the group is to be looked at too."""

@@ -7,12 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sede_kernels.backends.shards import fetched
 from sede_kernels.checks import check_count
 from sede_kernels.fragment_bank import FragmentBank
 from sede_kernels.sharded_ring import STAMPED, ShardedRing, part_of
-
-_CALL = "fetch of a sharded fragment bank"
 
 
 class ShardedFragmentBank(ShardedRing, FragmentBank):
@@ -102,25 +99,8 @@ class ShardedFragmentBank(ShardedRing, FragmentBank):
             (B, k, L, D) in the dtype of the bank and (B, k) int64, 0 where the index is -1.
 
         Raises:
-            ValueError: indices that are no (B, k) int64; another process group.
+            ValueError: indices that are no (B, k) int64 or beyond the sets of all ranks; another
+                process group.
         """
-        if not isinstance(indices, Tensor) or indices.ndim != 2 or indices.dtype != torch.int64:
-            came = (
-                f"{tuple(indices.shape)} {indices.dtype}"
-                if isinstance(indices, Tensor)
-                else type(indices).__name__
-            )
-            raise ValueError(
-                f"ShardedFragmentBank.fetch: indices must be (B, k) int64, got {came}."
-            )
-        self._ready()
-        self._check_group()
-        shard = self.shard_now()
-        if shard.group:
-            sets = fetched(_CALL, self.rows, indices, shard)
-            return sets, fetched(_CALL, self.lengths, indices, shard)
-        at = indices - self.part.offset
-        slots = self.rows.shape[0]
-        known = (at >= 0) & (at < slots) & (indices >= 0)
-        at = at.clamp(0, slots - 1)
-        return self.rows[at] * known[:, :, None, None], self.lengths[at] * known
+        sets, lengths = self._fetched("ShardedFragmentBank.fetch", indices, self.rows, self.lengths)
+        return sets, lengths

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sede_kernels.checks import check_count
+from sede_kernels.backends.shards import fetched, kept_here
+from sede_kernels.checks import check_count, readable
 from sede_kernels.resharding import CALL_BITS, ROWS, as_part, restored
 from sede_kernels.ring import Ring
 from sede_kernels.types import Shard
@@ -87,6 +88,29 @@ class ShardedRing(Ring):
     def shard_now(self) -> Shard:
         """Which part of the whole is here; without a group in ``eval()`` mode."""
         return self.part if self.training else self.part._replace(group="")
+
+    def _fetched(self, name: str, indices: Tensor, *stored: Tensor) -> list[Tensor]:
+        """What is stored under these indices of the whole bank: (B, k, *) from (K_r, *) each.
+
+        Raises:
+            ValueError: indices that are no (B, k) int64 or beyond the whole; another group.
+        """
+        if not isinstance(indices, Tensor) or indices.ndim != 2 or indices.dtype != torch.int64:
+            came = type(indices).__name__
+            if isinstance(indices, Tensor):
+                came = f"{tuple(indices.shape)} {indices.dtype}"
+            raise ValueError(f"{name}: indices must be (B, k) int64, got {came}.")
+        self._ready()
+        self._check_group()
+        shard = self.shard_now()
+        if shard.group:
+            return [fetched(name, one, indices, shard) for one in stored]
+        if readable(indices) and indices.numel() and int(indices.max()) >= self.size:
+            raise ValueError(
+                f"{name}: indices must be below the {self.size} slots of the whole bank, got "
+                f"{int(indices.max())}."
+            )
+        return [kept_here(one, indices, shard) for one in stored]
 
     def _stamp(self, before: Tensor, number: int) -> None:
         """Count one call that stored ``number`` keys from the slot ``before`` on."""

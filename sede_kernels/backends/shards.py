@@ -279,13 +279,17 @@ def rows_of_others(
 
 def held_rows(indices: Tensor, bank: Bank, dtype: torch.dtype, shard: Shard) -> Tensor:
     """The rows (B, k, D) of these indices among all ranks', 0 for those of other ranks."""
-    at = indices - shard.offset
-    here = (at >= 0) & (at < bank.rows.shape[0]) & (indices >= 0)
-    at = at.clamp(0, bank.rows.shape[0] - 1)
-    rows = bank.rows[at].to(dtype)
+    rows = kept_here(bank.rows, indices, shard).to(dtype)
     if bank.row_scale is not None:
-        rows = rows * bank.row_scale[at].to(dtype).unsqueeze(-1)
-    return rows.masked_fill(~here.unsqueeze(-1), 0.0)
+        rows = rows * kept_here(bank.row_scale, indices, shard).to(dtype).unsqueeze(-1)
+    return rows
+
+
+def kept_here(stored: Tensor, indices: Tensor, shard: Shard) -> Tensor:
+    """(..., *) of these indices among all ranks' rows, from the (K_r, *) here; 0 for all others."""
+    at, slots = indices - shard.offset, stored.shape[0]
+    others = ((at < 0) | (at >= slots)).view(*at.shape, *(1 for _ in stored.shape[1:]))
+    return stored[at.clamp(0, slots - 1)].masked_fill(others, 0)
 
 
 def global_indices(indices: Tensor, shard: Shard) -> Tensor:
@@ -298,6 +302,9 @@ def fetched(call: str, stored: Tensor, indices: Tensor, shard: Shard) -> Tensor:
 
     Ranks may ask for different numbers of rows. Each row goes from its holder to who asked; how
     many there are is read on the host.
+
+    Raises:
+        ValueError: on all ranks, where one of them asks for an index of no rank.
     """
     share, more = divmod(shard.size, shard.world)
     ends = [(rank + 1) * share + min(rank + 1, more) for rank in range(shard.world)]
@@ -305,12 +312,18 @@ def fetched(call: str, stored: Tensor, indices: Tensor, shard: Shard) -> Tensor:
     places = (flat >= 0).nonzero()[:, 0]
     holder = torch.bucketize(flat[places], torch.tensor(ends, device=flat.device), right=True)
     places = places[holder.argsort(stable=True)]
-    asked = torch.bincount(holder, minlength=shard.world)
+    asked = torch.bincount(holder, minlength=shard.world + 1)
+    asked = torch.where(asked[shard.world] > 0, -1, asked[: shard.world])  # -1 is told to all
     given = torch.empty_like(asked)
     width = stored.shape[1:].numel()
     with together(shard, call) as group:
         dist.all_to_all_single(given, asked, group=group)
         sends, gets = asked.tolist(), given.tolist()
+        if -1 in gets:
+            raise ValueError(
+                f"{call}: indices must be below the {shard.size} slots of all ranks, and those of "
+                f"rank {gets.index(-1)} are not."
+            )
         wanted = flat.new_empty(sum(gets))
         dist.all_to_all_single(wanted, flat[places], gets, sends, group=group)
         rows = stored[wanted - shard.offset].reshape(sum(gets), width).contiguous()

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sede_kernels.checks import (
+    check_count,
     check_float_matrix,
     check_ids,
     check_same_device,
@@ -15,7 +16,7 @@ from sede_kernels.checks import (
 )
 from sede_kernels.functional import ranks as blocks
 from sede_kernels.precision import full_precision
-from sede_kernels.types import EMPTY, result_dtype
+from sede_kernels.types import result_dtype
 
 NAME = "recall_at_k"
 
@@ -63,7 +64,8 @@ def recall_at_k(
         images: (N, D) float32, bfloat16, float16 or float64, unit length where the similarity is
             to be a cosine.
         texts: (M, D) on the device of ``images``.
-        image_ids: (N,) integers >= 0 naming what each image is of; -1 belongs to nothing.
+        image_ids: (N,) integers >= 0 naming what each image is of; a negative one belongs to
+            nothing.
         text_ids: (M,) the same for the texts.
         k: the cutoffs, integers >= 1.
         group: process group whose ranks share the work; each brings all the embeddings
@@ -121,12 +123,9 @@ def recall_at_k(
 
 def _cutoffs(k: int | Sequence[int]) -> tuple[int, ...]:
     values = tuple(k) if isinstance(k, Sequence) else (k,)
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{NAME}: k must hold integers >= 1, got {k!r}.")
     if not values:
         raise ValueError(f"{NAME}: k must hold at least one cutoff, got none.")
-    return values
+    return tuple(check_count(NAME, "k", value, least=1) for value in values)
 
 
 def _by_id(name: str, rows: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -156,7 +155,7 @@ def _same_ids(left: Tensor, right: Tensor) -> blocks.Right:
         mine, others = left[rows], right[columns]
         first = torch.searchsorted(others, mine)
         found = torch.searchsorted(others, mine, right=True) - first
-        found[mine == EMPTY] = 0
+        found[mine < 0] = 0
         total = int(found.sum())
         if not total:
             return None

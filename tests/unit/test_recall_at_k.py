@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def test_memory_is_that_of_blocks() -> None:
         ({"image_ids": None}, "image_ids must be a torch.Tensor of integers, got None"),
         ({"text_ids": torch.arange(2)}, r"text_ids must be \(3,\), one per row, got \(2,\)"),
         ({"text_ids": torch.arange(3) + 9}, "no image has the id of a text"),
-        ({"k": 0}, "k must hold integers >= 1, got 0"),
+        ({"k": 0}, "k must be an integer >= 1, got 0"),
         ({"k": ()}, "k must hold at least one cutoff"),
         ({"images": torch.ones(0, 4), "image_ids": torch.arange(0)}, "no image has the id"),
     ],
@@ -127,3 +128,10 @@ def test_bad_input_gets_one_sentence(change: dict, words: str) -> None:
     given = {"images": rows, "texts": rows, "image_ids": ids, "text_ids": ids, **change}
     with pytest.raises((TypeError, ValueError), match=f"^recall_at_k: .*{words}"):
         recall_at_k(**given)
+
+
+def test_an_id_that_names_nothing_matches_nothing() -> None:
+    """-1 and -2 mark slots without an id; the twos here belong to each other."""
+    ids = torch.tensor([-2, -2, -1, 5])
+    found = recall_at_k(torch.eye(4), torch.eye(4), image_ids=ids, text_ids=ids, k=np.array([1])[0])
+    assert found.queries == (1, 1) and found.image_to_text == (100.0,)

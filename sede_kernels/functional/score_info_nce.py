@@ -19,7 +19,7 @@ from sede_kernels.dense import check_dense
 from sede_kernels.functional._fused import Keywords, settings_of
 from sede_kernels.functional._info_nce import InfoNCEStats
 from sede_kernels.score_types import SCORE_TABLE, ScoreLoss, Scores
-from sede_kernels.types import result_dtype
+from sede_kernels.types import ANONYMOUS, EMPTY, result_dtype
 
 NAME = "score_info_nce"
 _STATS = tuple(SCORE_TABLE.index(name) for name in ("loss", "positive", "hardest", "log_negatives"))
@@ -98,7 +98,8 @@ def score_info_nce(
         detach_weights: no score gets a gradient through the weights; a hardness tensor does.
         query_ids: (B,) integers >= 0 naming what each query is of; -1 for unknown.
         key_ids: (N,) integers, -1 for no key, such as an empty slot of a bank. None beside
-            ``query_ids``: those, where the matrix is square and ``positive`` is None.
+            ``query_ids``: those, where the matrix is square and ``positive`` is None; the key of
+            an unknown query is then a negative of all others.
         false_negatives: keys of the query's id: ``mask`` (no negative), ``positive`` (an extra
             positive, uniform soft targets) or ``keep`` (a negative).
         reduction: ``mean``, ``sum`` or ``none``.
@@ -215,7 +216,7 @@ def _checked(
                 f"{NAME}: query_ids say nothing without key_ids, one per column of scores "
                 f"{shape_of(scores)}; pass key_ids."
             )
-        of_keys = ids
+        of_keys = ids.masked_fill(ids == EMPTY, ANONYMOUS)  # a key all the same, of nobody else
     if false_negatives == "positive" and ids is None:
         raise ValueError(
             f"{NAME}: false_negatives='positive' finds positives by id; pass query_ids and key_ids."

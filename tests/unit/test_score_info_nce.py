@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sede_kernels import reference, reference_scores, score_info_nce
+from sede_kernels import reference, reference_scores, score_info_nce, weighted_info_nce
 from sede_kernels.testing import assert_within_budget
+from tests.conftest import unit
 
 
 @pytest.fixture(params=["torch"])
@@ -248,3 +249,20 @@ def test_statistics_carry_no_gradient(own, where, backend) -> None:
         scores, None if own else positive, backend=where or backend, return_stats=True
     )
     assert not any(value.requires_grad for value in stats)
+
+
+def test_a_query_of_unknown_id_is_a_negative_of_all_others(backend) -> None:
+    """As ``weighted_info_nce`` has it with in-batch negatives: -1 is nobody's, yet a key."""
+    query, key = unit(4, 8), unit(4, 8)
+    ids = torch.tensor([-1, 0, 0, -1])
+    for rule in ("mask", "positive"):
+        options = {"temperature": 0.1, "hardness": 2.0, "false_negatives": rule}
+        found, stats = score_info_nce(
+            query @ key.T, query_ids=ids, return_stats=True, backend=backend, **options
+        )
+        want, expected = weighted_info_nce(
+            query, key, None, query_ids=ids, in_batch_negatives=True, return_stats=True,
+            backend=backend, **options,
+        )  # fmt: skip
+        assert stats.negatives.tolist() == expected.negatives.tolist() == [3, 2, 2, 3]
+        torch.testing.assert_close(found, want)

@@ -146,7 +146,8 @@ def symmetric_info_nce(
         NotImplementedError: a second or forward-mode derivative, or torch.func, of a kernel.
 
     Cost:
-        Twice that of ``weighted_info_nce``, and a copy of the queries.
+        Twice that of ``weighted_info_nce``, and a copy of the queries. Images and texts of two
+        dtypes take one call a direction.
 
     Source:
         As ``weighted_info_nce``; both directions with a bank each as in Pan & Huang 2022 (SEDE).
@@ -210,7 +211,11 @@ def symmetric_info_nce(
         first, second = (reference_stats(direction, options) for direction in directions)
         return loss, (first, second)
     if mixed:
-        one, other = (fused(NAME, (side,), keywords, hardest=return_stats) for side in sides)
+        one, other = (
+            at_once(NAME, (side,), values, return_stats)
+            or fused(NAME, (side,), keywords, hardest=return_stats)
+            for side in sides
+        )
         loss = (one.loss + other.loss) / 2
         return (loss, (stats_of(one, 0), stats_of(other, 0))) if return_stats else loss
     found = fused(NAME, sides, keywords, hardest=return_stats, check=check)

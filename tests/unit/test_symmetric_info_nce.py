@@ -164,3 +164,32 @@ def test_statistics_of_both_directions_are_those_of_two_calls(chosen) -> None:
         _, alone = weighted_info_nce(*side, query_ids=ids, return_stats=True, **options)
         for got, want in zip(stats, alone, strict=True):
             torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("with_stats", [False, True])
+def test_two_dtypes_give_the_mean_of_two_losses(with_stats, backend, monkeypatch) -> None:
+    """Also through native code at once, which takes each direction for itself."""
+    image, text = unit(5, 8).float().requires_grad_(), unit(5, 8).bfloat16().requires_grad_()
+    image_key, text_key = unit(5, 8).float(), unit(5, 8).bfloat16()
+    banks = [MemoryBank(7, 8) for _ in range(2)]
+    for bank in banks:
+        bank.enqueue(unit(6, 8).float(), torch.arange(6))
+    options = {"temperature": 0.1, "hardness": 3.0, "backend": backend}
+    ids = torch.arange(5)
+    if backend == "cpu":
+        monkeypatch.setattr("sede_kernels.functional.symmetric_info_nce.fused", None)
+    found = symmetric_info_nce(
+        image, text, image_key, text_key, *banks, ids=ids, return_stats=with_stats, **options
+    )
+    loss = found[0] if with_stats else found
+    ways = [
+        weighted_info_nce(query, key, bank, query_ids=ids, return_stats=True, **options)
+        for query, key, bank in ((image, text_key, banks[1]), (text, image_key, banks[0]))
+    ]
+    want = (ways[0][0] + ways[1][0]) / 2
+    assert loss.dtype == torch.float32 and torch.equal(loss, want)
+    got, expected = (torch.autograd.grad(each, (image, text)) for each in (loss, want))
+    assert all(map(torch.equal, got, expected))
+    if with_stats:
+        for stats, (_, one) in zip(found[1], ways, strict=True):
+            assert all(map(torch.equal, stats, one))

@@ -30,7 +30,8 @@ class BankMonitor:
     that are no negatives because they show the same thing; and ``rank``, the median rank of the
     right key among the stored negatives, where the embeddings are given. For each bank ``fill``,
     the share of slots that hold a key, and ``age``, the steps since its oldest key came.
-    ``temperature`` and ``loss``.
+    ``temperature`` and ``loss``. Of a bank that ranks share, ``rank``, ``fill`` and ``age`` are of
+    the rows here, and ``masked`` takes the parts of the others to be as full.
 
     Args:
         writer: anything with ``add_scalar(name, value, step)``, as TensorBoard's SummaryWriter.
@@ -122,7 +123,10 @@ class BankMonitor:
         stats, rows = side.stats, len(side.stats.loss)
         some = stats.negatives > 0
         warm = getattr(self.criterion, "warm", None)
-        stored = side.bank.count if warm is None else torch.where(warm, side.bank.count, 0)
+        count, shard = side.bank.count, side.bank.shard
+        if shard is not None and shard.group:
+            count = count * shard.size / side.bank.rows.shape[0]
+        stored = count if warm is None else torch.where(warm, count, 0)
         inside = self._in_batch(warm) * max(rows - 1, 0)
         expected = (stored + inside).clamp(min=1)
         found = {

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sede_kernels import BankMonitor, SEDELoss, WeightedInfoNCE, symmetric_info_nce
+from sede_kernels.functional import InfoNCEStats
 from tests.conftest import unit
 
 
@@ -155,3 +156,16 @@ def test_wrong_use_of_the_monitor_is_named() -> None:
         BankMonitor(object(), SEDELoss(4, 8))
     with pytest.raises(ValueError, match="every must be an integer >= 1"):
         BankMonitor(Notes(), SEDELoss(4, 8), every=0)
+
+
+def test_the_other_parts_of_a_shared_bank_are_taken_to_be_as_full() -> None:
+    criterion = SEDELoss(6, 8, sharded=True)
+    criterion.enqueue(*pairs(3), ids=[0, 1, 2])
+    for bank in (criterion.image_bank, criterion.text_bank):
+        bank.part = bank.part._replace(world=2, size=12, group="two")
+    six = torch.full((2,), 6)  # of 2 x 3 stored and none in the batch
+    stats = InfoNCEStats(*(torch.zeros(2) for _ in range(3)), six, six, torch.zeros(2))
+    notes = Notes()
+    BankMonitor(notes, criterion)(0, torch.zeros(()), (stats, stats))
+    inside = 1 if criterion.nce.options["in_batch_negatives"] else 0
+    assert notes.found["bank/text_to_image/masked", 0] == pytest.approx(1 - 6 / (6 + inside))

@@ -23,7 +23,9 @@ def ranks_of(scores: NDArray[Any], each: int) -> tuple[Ranks, Ranks]:
     dtype = torch.float32 if single else torch.float64
 
     def block(down: slice, across: slice) -> Tensor:
-        return torch.as_tensor(scores[down, across], device="cpu").to(dtype)
+        # A copy: torch takes no negative strides and warns of arrays that are not to be written.
+        part = np.array(scores[down, across], np.float32 if single else np.float64, order="C")
+        return torch.from_numpy(part)
 
     def right(down: slice, across: slice) -> tuple[Tensor, Tensor]:
         columns = torch.arange(across.start, across.stop, device="cpu")

@@ -130,7 +130,8 @@ def negative_facts(
     asked = encode_pairs(model, part, words, order[:count])[1]
     scores = torch.cat(
         [model.score(encode_pairs(model, part, words, block)[0], asked) for block in blocks]
-    ).t()  # [captions, images]
+    )
+    scores = scores.t().cpu()  # [captions, images]
     ids = part.image_ids[part.image_of[order]]
     positive = scores[:, :count].diagonal()
     wrong = ids[:count, None] != ids

@@ -150,7 +150,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield staging
         if path.exists():
             os.replace(path, retired)
-        os.replace(staging, path)
+        try:
+            os.replace(staging, path)
+        except OSError:
+            if retired.exists():
+                os.replace(retired, path)
+            raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(retired, ignore_errors=True)

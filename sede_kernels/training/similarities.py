@@ -4,7 +4,8 @@ Models with one vector a side are compared block by block from their vectors, so
 grows with N + C. A score of fragment sets costs more than its number: those are kept, N x C.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,19 +131,27 @@ def compare_part(
     encoders = image_encoder(model, part), caption_encoder(model, part, words)
     counts = len(part.rows), len(words)
     sides = []
-    was_training = model.training
-    model.eval()
     total = sum(-(-count // _BLOCK) for count in counts)
-    hide = None if progress else True
-    with tqdm(total=total, desc="encoding", unit="block", disable=hide) as bar:
+    bar = tqdm(total=total, desc="encoding", unit="block", disable=None if progress else True)
+    with _evaluating(model), bar:
         for count, encode in zip(counts, encoders, strict=True):
             vectors = torch.zeros(count, model.sizes.dim)
             for rows in _runs(count, _BLOCK)[rank::world]:
                 vectors[rows.start : rows.stop] = encode(rows).unit_vector().float().cpu()
                 bar.update()
             sides.append(_of_all(vectors, group))
-    model.train(was_training)
     return Similarities(sides[0], sides[1])
+
+
+@contextmanager
+def _evaluating(model: RetrievalModel) -> Iterator[None]:
+    """The model in evaluation mode, and back however the block ends."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _place(group: "dist.ProcessGroup | None") -> tuple[int, int]:
@@ -211,13 +220,12 @@ def score_part(
         (N, C) float32.
     """
     rank, world = _place(group)
-    was_training = model.training
-    model.eval()
     images, captions = len(part.rows), len(words)
     scores = np.zeros((images, captions), np.float32)
     encode_images, encode = image_encoder(model, part), caption_encoder(model, part, words)
     total = -(-images // block) * -(-captions // block)
-    with tqdm(total=total, desc="scoring", unit="block", disable=None if progress else True) as bar:
+    bar = tqdm(total=total, desc="scoring", unit="block", disable=None if progress else True)
+    with _evaluating(model), bar:
         first = 0
         while first < captions:
             held: list[tuple[range, Encoded]] = []
@@ -233,7 +241,6 @@ def score_part(
                     found = model.score(encoded, texts).float().cpu().numpy()
                     scores[rows.start : rows.stop, columns.start : columns.stop] = found
                     bar.update()
-    model.train(was_training)
     _of_all(torch.from_numpy(scores), group)
     return scores
 

@@ -46,3 +46,13 @@ def test_shards_equal_the_whole(direction: str, capsys: pytest.CaptureFixture[st
         bfan.xattn_score(images, captions, lengths, focal).numpy(),
         atol=1e-5,
     )
+
+
+@pytest.mark.filterwarnings("error")
+def test_evaluation_takes_mirrored_and_locked_arrays() -> None:
+    sims = np.random.default_rng(1).normal(size=(6, 30))
+    want = scan.i2t(None, None, None, sims.copy())
+    mirrored = sims[::-1, ::-1].copy()[::-1, ::-1]
+    locked = sims.copy()
+    locked.flags.writeable = False
+    assert scan.i2t(None, None, None, mirrored) == want == scan.i2t(None, None, None, locked)

@@ -135,6 +135,10 @@ def test_blocked_scores_equal_one_block(family, name):
     assert found.shape == whole.shape and (found.captions is None) == (name == "scan")
     np.testing.assert_allclose(found.column(3), whole[:, 3], atol=2e-6)
     assert evaluate.summarize(found, part.pairs, 2) == summarize(whole, part.pairs, 2)
+    for compare in (score_part, compare_part):
+        with pytest.raises(IndexError):
+            compare(model, part, [[50]])  # a word that the model does not know
+        assert model.training
 
 
 def test_table_lines_up():

@@ -1,5 +1,6 @@
 """A checkpoint with one flipped bit is refused; files are written where nobody planted a link."""
 
+import errno
 import io
 import os
 import stat
@@ -171,3 +172,20 @@ def test_what_a_kill_left_is_removed_by_name(tmp_path):
     assert sorted(path.name for path in removed) == sorted([*mine, ".best.pt.7.tmp"])
     assert sorted(os.listdir(tmp_path)) == sorted([*others, "kept"])
     assert (tmp_path / "kept" / "inside").exists()
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_earlier_one(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with files.atomic_folder(out) as staging:
+        (staging / "file").write_text("first")
+    replace = os.replace
+
+    def fails_once_the_way_is_free(source, target):
+        if str(source).endswith(".tmp"):
+            raise OSError(errno.EACCES, "a scanner holds it")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once_the_way_is_free)
+    with pytest.raises(OSError, match="a scanner holds it"), files.atomic_folder(out) as staging:
+        (staging / "file").write_text("second")
+    assert (out / "file").read_text() == "first" and os.listdir(tmp_path) == ["out"]

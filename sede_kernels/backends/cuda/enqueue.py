@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from sede_kernels.backends._tickets import tickets
 from sede_kernels.backends.cuda import _native
-from sede_kernels.backends.cuda._tickets import tickets
 from sede_kernels.types import FragmentRing, RingState
 
 

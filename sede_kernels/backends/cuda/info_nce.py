@@ -3,17 +3,17 @@
 In-batch negatives take a pass more, and in the backward two launches a chunk of keys.
 """
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from sede_kernels.backends._tickets import tickets
 from sede_kernels.backends.cuda import _native
-from sede_kernels.backends.cuda._tickets import tickets
 from sede_kernels.types import InfoNCE, InfoNCEGradients, InfoNCERule, Scalars, Side
 
 
-@cache
+@lru_cache(maxsize=256)
 def _rule(rule: InfoNCERule) -> tuple[object, ...]:
     """RuleTuple of csrc/bind_cuda_info_nce.cpp."""
     return (

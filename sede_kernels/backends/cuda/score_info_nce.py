@@ -5,8 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from sede_kernels.backends._tickets import tickets
 from sede_kernels.backends.cuda import _native
-from sede_kernels.backends.cuda._tickets import tickets
 from sede_kernels.score_types import ScoreGradients, ScoreLoss, Scores
 from sede_kernels.types import InfoNCERule, Scalars
 

@@ -1,4 +1,4 @@
-"""What the launches of a loss share and no pass computes: exponents, limits, tickets.
+"""What the launches of a loss share and no pass computes: exponents and limits.
 
 Numbers that the host knows are written to the device once for each stream and kept. While a CUDA
 graph is captured nothing that is kept may be used: the graph would outlive it.
@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sede_kernels.backends._tickets import stream_of
 from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.kernels.info_nce_start import _info_nce_start_kernel
 from sede_kernels.backends.triton.kernels.info_nce_table import EXTRA_AT
 from sede_kernels.types import InfoNCERule, Scalars, Side
 
 _NUMBERS = 8
-_FEWEST_TICKETS = 1024
 
 
 class Start(NamedTuple):
@@ -43,7 +43,7 @@ class Start(NamedTuple):
         )
         hardness = scalars.hardness if rule.weighted else 0.0
         inverse = 1.0 / scalars.temperature
-        stream = _stream(device)
+        stream = stream_of(device)
         given = [side.limit for side in sides if side.limit is not None]
         limit = None
         if given:
@@ -99,15 +99,6 @@ def _start(
     )
 
 
-def _stream(device: torch.device) -> int | None:
-    """The current stream of a device; None while it is captured."""
-    if device.type != "cuda":
-        return 0
-    if torch.cuda.is_current_stream_capturing():
-        return None
-    return int(torch.cuda.current_stream(device).cuda_stream)
-
-
 @lru_cache(maxsize=64)
 def _kept(inverse: float, hardness: float, device: str, stream: int) -> Tensor:
     """The numbers of a temperature and hardness, filled in and never copied from the host."""
@@ -117,18 +108,3 @@ def _kept(inverse: float, hardness: float, device: str, stream: int) -> Tensor:
         for place, value in enumerate(values):
             numbers[place].fill_(value)
     return numbers
-
-
-def tickets(like: Tensor, programs: int) -> Tensor:
-    """int32 for the programs that add up a loss: the first is 0, and the kernel leaves it so."""
-    stream = _stream(like.device)
-    if stream is None:
-        return like.new_zeros((1 + programs,), dtype=torch.int32)
-    size = max(_FEWEST_TICKETS, 1 << programs.bit_length())
-    return _kept_tickets(size, str(like.device), stream)
-
-
-@lru_cache(maxsize=64)
-def _kept_tickets(size: int, device: str, stream: int) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.zeros((1 + size,), dtype=torch.int32, device=device)

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sede_kernels.backends._tickets import tickets
 from sede_kernels.backends.triton._host import MAX_PARTS, on_device
 from sede_kernels.backends.triton._problem import Problem
-from sede_kernels.backends.triton._scalars import Start, tickets
+from sede_kernels.backends.triton._scalars import Start
 from sede_kernels.backends.triton.bank_lse import sums
 from sede_kernels.backends.triton.batch_lse import batch_gradients
 from sede_kernels.backends.triton.kernels.info_nce import _info_nce_finish_kernel

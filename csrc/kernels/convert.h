@@ -16,12 +16,12 @@ namespace {
 constexpr index_t kLanes = Simd<float>::width;
 
 SEDE_INLINE VecI lane_numbers() {
-  VecI v;
+  VecI v{};
   for (int n = 0; n < kLanes; ++n) v[n] = n;
   return v;
 }
 SEDE_INLINE VecL long_lane_numbers() {
-  VecL v;
+  VecL v{};
   for (int n = 0; n < kLanes / 2; ++n) v[n] = n;
   return v;
 }
@@ -42,7 +42,7 @@ SEDE_INLINE VecD low_half(const float* p) {
 #elif defined(__AVX2__)
   return (VecD)_mm256_cvtps_pd(_mm_loadu_ps(p));
 #else
-  VecD v;
+  VecD v{};
   for (int n = 0; n < kLanes / 2; ++n) v[n] = double(p[n]);
   return v;
 #endif
@@ -50,7 +50,7 @@ SEDE_INLINE VecD low_half(const float* p) {
 SEDE_INLINE VecD high_half(const float* p) { return low_half(p + kLanes / 2); }
 #if defined(__AVX512F__)
 SEDE_INLINE VecD low_half(VecF v) {
-  return (VecD)_mm512_maskz_cvtps_pd(0xff, _mm512_castps512_ps256((__m512)v));
+  return (VecD)_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 0));
 }
 SEDE_INLINE VecD high_half(VecF v) {
   return (VecD)_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 1));
@@ -99,7 +99,7 @@ SEDE_INLINE VecI load_bytes(const unsigned char* p) {
 #elif defined(__AVX2__)
   const VecI wide = (VecI)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
 #else
-  VecI wide;
+  VecI wide{};
   for (int n = 0; n < kLanes; ++n) wide[n] = p[n];
 #endif
   return wide != 0;

@@ -17,7 +17,7 @@ constexpr index_t kHalves = SEDE_VEC_BYTES / 2;  // bf16 values in a vector
 
 // Lane n of the result is lane n / 2 of x, or of y for an odd n: of the lower or the upper halves.
 SEDE_INLINE VecPair interleave(VecH x, VecH y, int first) {
-  VecH lanes;
+  VecH lanes{};
   for (int n = 0; n < kHalves; ++n) lanes[n] = std::uint16_t(first + n / 2 + n % 2 * kHalves);
   return (VecPair)shuffle(x, y, lanes);
 }

@@ -19,38 +19,27 @@ profiler it is the op that runs.
 """
 
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
-from types import UnionType
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
+from sede_kernels.ops._arguments import Argument, argument_of
 from sede_kernels.ops.transforms import goes_directly, no_view, once
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_SCHEMA_TYPES = {
-    Tensor: "Tensor",
-    Tensor | None: "Tensor?",
-    str: "str",
-    bool: "bool",
-    int: "SymInt",
-    float: "float",
-    tuple[int, ...]: "SymInt[]",
-}
-_ABSENT = {"str": "", "bool": False, "SymInt": 0, "float": 0.0, "SymInt[]": (), "Tensor?": None}
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
     """What a backward has at hand: ``saved["bank_rows"]`` is what went by that flat name."""
 
-    parameters: Sequence["_Parameter"]
+    parameters: Sequence[Argument]
     values: dict[str, Any]  # the tensors of ``saves``, and all arguments that are no tensors
     needs: frozenset[str]  # flat names of the tensors that need a gradient
 
@@ -65,66 +54,6 @@ class Saved:
 
 
 Gradients = Callable[[Saved, Any], dict[str, Tensor | None]]
-
-
-class _Parameter(NamedTuple):
-    """One parameter of a description: a plain value, or a NamedTuple of parameters."""
-
-    name: str
-    kind: str  # schema type of a plain value, empty for a group
-    group: Any = None  # the NamedTuple class
-    optional: bool = False  # whether the group may be None
-    parts: tuple[Any, ...] = ()  # the fields of the group, parameters too
-    nested: bool = False  # whether one of them is a group
-    flat: tuple[tuple[str, str], ...] = ()  # (flat name, schema type) of each value
-
-    def tensors(self) -> tuple[int, ...] | None:
-        """Indices of the fields that hold tensors; () for a tensor itself, None without any."""
-        if self.group is None:
-            return () if "Tensor" in self.kind else None
-        return tuple(at for at, part in enumerate(self.parts) if part.tensors() is not None) or None
-
-    def flatten(self, value: Any) -> Sequence[Any]:
-        """The values of the flat names."""
-        if self.group is None:
-            return (value,)
-        if not self.optional and not self.nested:
-            return value  # type: ignore[no-any-return]
-        found: list[Any] = [value is not None] if self.optional else []
-        if value is None:
-            return [*found, *(_ABSENT[kind] for _, kind in self.flat[1:])]
-        for part, field in zip(self.parts, value, strict=True):
-            found.extend(part.flatten(field))
-        return found
-
-    def collect(self, values: Iterator[Any]) -> Any:
-        """The inverse of ``flatten``; takes what belongs to this parameter."""
-        if self.group is None:
-            value = next(values)
-            return tuple(value) if self.kind == "SymInt[]" else value
-        given = next(values) if self.optional else True
-        fields = [part.collect(values) for part in self.parts]
-        return self.group(*fields) if given else None
-
-
-def _parameter(name: str, hint: Any, *, within_optional: bool = False) -> _Parameter:
-    if hint in _SCHEMA_TYPES:
-        kind = _SCHEMA_TYPES[hint]
-        kind = "Tensor?" if kind == "Tensor" and within_optional else kind
-        return _Parameter(name, kind, flat=((name, kind),))
-    optional = isinstance(hint, UnionType)
-    group = (
-        next(part for part in typing.get_args(hint) if part is not type(None)) if optional else hint
-    )
-    fields = typing.get_type_hints(group)
-    parts = tuple(
-        _parameter(f"{name}_{field}", fields[field], within_optional=optional or within_optional)
-        for field in group._fields
-    )
-    nested = any(part.group is not None for part in parts)
-    flat = [(f"{name}_given", "bool")] if optional else []
-    flat.extend(pair for part in parts for pair in part.flat)
-    return _Parameter(name, "", group, optional, parts, nested, tuple(flat))
 
 
 def _at(values: Sequence[Any], place: tuple[int, int]) -> Any:
@@ -153,7 +82,7 @@ class Op(Generic[P, R]):
         self._run = run
         self._check = check
         self._differentiable = differentiable
-        self._parameters = [_parameter(name, hint) for name, hint in hints.items()]
+        self._parameters = [argument_of(name, hint) for name, hint in hints.items()]
         self._defaults = [value.default for value in signature(shapes).parameters.values()]
         self._places = [
             (at, tensors)

@@ -1,7 +1,7 @@
 """What a caller may ask of an erasing: rules, their thresholds, which side goes."""
 
 from sede_kernels.checks import check_bool, check_choice, check_count, check_number
-from sede_kernels.types import Erase
+from sede_kernels.fragment_types import Erase
 
 ERASE_RULES = ("mean", "prob", "absolute", "relative", "topk", "quantile")
 RULES_WITHOUT_THRESHOLD = ("mean", "prob")

@@ -131,14 +131,15 @@ class SideGradients(NamedTuple):
     second: Tensor  # of the keys, or the words
 
     @classmethod
-    def empty(cls, sides: "Fragments", wanted: "Wanted") -> "SideGradients":
-        """Memory for those that are wanted."""
-        dtype = result_dtype(sides.regions)
-        first, second = (
-            side.new_empty(side.shape if asked else (0,), dtype=dtype)
-            for side, asked in ((sides.regions, wanted.regions), (sides.words, wanted.words))
+    def empty(cls, first: Tensor, second: Tensor, wanted: tuple[bool, bool]) -> "SideGradients":
+        """Memory for those that are wanted, in the dtype of the results."""
+        dtype = result_dtype(first)
+        return cls(
+            *(
+                side.new_empty(side.shape if asked else (0,), dtype=dtype)
+                for side, asked in zip((first, second), wanted, strict=True)
+            )
         )
-        return cls(first, second)
 
 
 class Ranked(NamedTuple):
@@ -192,67 +193,6 @@ class RankedRows(NamedTuple):
         found = Ranked.empty(query, k)
         shape = (query.shape[0], k if with_rows else 0, query.shape[1])
         return cls(*found, query.new_empty(shape, dtype=result_dtype(query)))
-
-
-class Erase(NamedTuple):
-    """How attention is erased."""
-
-    rule: str
-    threshold: float = 0.0
-    side: str = "low"  # the side that goes: "low" or "high"
-    keep_min: int = 1
-    renormalize: bool = True
-
-
-class Fragments(NamedTuple):
-    """Sets of fragments of both sides; (B, R, D) and (C, L, D), or chosen pairs (B, N or 1, ...).
-
-    Fragments beyond a length may hold anything.
-    """
-
-    regions: Tensor
-    words: Tensor
-    region_lengths: Tensor | None = None  # a number each set, int64
-    word_lengths: Tensor | None = None
-
-
-class Attend(NamedTuple):
-    """How a pair of sets becomes a similarity."""
-
-    direction: str  # "t2i": words attend to regions; "i2t": regions to words
-    smoothing: float
-    aggregate: str
-    aggregate_scale: float
-    erase: Erase | None
-
-
-class LateInteraction(NamedTuple):
-    """How a pair of sets becomes a similarity where each query takes its nearest source."""
-
-    direction: str  # as in ``Attend``
-    aggregate: str
-    aggregate_scale: float
-
-
-class Attended(NamedTuple):
-    """The similarities of all pairs."""
-
-    similarity: Tensor  # (B, C)
-    kept: Tensor  # for the backward, flat, in the order of the backend: S, or marks of pairs
-
-
-class Wanted(NamedTuple):
-    """Which sides get a gradient."""
-
-    regions: bool
-    words: bool
-
-
-class Erased(NamedTuple):
-    """Attention (..., L) after erasing."""
-
-    attention: Tensor
-    mask: Tensor  # bool, True where a fragment is kept
 
 
 class Side(NamedTuple):

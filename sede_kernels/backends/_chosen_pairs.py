@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from sede_kernels.types import Attend, Fragments, SideGradients, Wanted
+from sede_kernels.fragment_types import Attend, Fragments, Wanted
+from sede_kernels.types import SideGradients
 
 _FEW_DIMENSIONS = 3  # vectors of so few elements lie close together or cancel
 _CHUNK_ELEMENTS = 1 << 22  # of the gathered sets: 16 MB in fp32

@@ -17,7 +17,8 @@ from sede_kernels.checks import (
     shape_of,
 )
 from sede_kernels.erase_checks import check_erase
-from sede_kernels.types import Attend, Erase, Fragments, LateInteraction, result_dtype
+from sede_kernels.fragment_types import Attend, Erase, Fragments, LateInteraction
+from sede_kernels.types import result_dtype
 
 SMOOTHING = 9.0  # SCAN's on Flickr30K, t2i
 _FEW_PAIRS, _FEW_SETS = 16, 6  # pairs, or sets of either side: most of a tile would be empty

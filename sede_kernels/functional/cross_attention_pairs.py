@@ -4,6 +4,7 @@ from torch import Tensor
 
 from sede_kernels import ops, reference, reference_late
 from sede_kernels.checks import check_backend, shape_of
+from sede_kernels.fragment_types import LateInteraction
 from sede_kernels.functional.cross_attention import (
     SMOOTHING,
     EraseSettings,
@@ -12,7 +13,6 @@ from sede_kernels.functional.cross_attention import (
     widened,
     will_learn,
 )
-from sede_kernels.types import LateInteraction
 
 
 def cross_attention_pairs(

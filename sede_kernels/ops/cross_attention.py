@@ -8,15 +8,9 @@ alone.
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
+from sede_kernels.fragment_types import Attend, Attended, Fragments, Wanted
 from sede_kernels.ops._op import Saved, op
-from sede_kernels.types import (
-    Attend,
-    Attended,
-    Fragments,
-    SideGradients,
-    Wanted,
-    result_dtype,
-)
+from sede_kernels.types import SideGradients, result_dtype
 
 #: What a backward needs of the sides.
 SIDES = ("sides_regions", "sides_words", "sides_region_lengths", "sides_word_lengths")
@@ -39,7 +33,7 @@ def cross_attention_backward(
     grad: Tensor, kept: Tensor, sides: Fragments, how: Attend, wanted: Wanted, backend: str
 ) -> SideGradients:
     """The gradients of regions (B, R, D) and words (C, L, D)."""
-    return SideGradients.empty(sides, wanted)
+    return SideGradients.empty(sides.regions, sides.words, wanted)
 
 
 def side_gradients(saved: Saved, found: SideGradients) -> dict[str, Tensor | None]:

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
+from sede_kernels.fragment_types import Attend, Fragments, Wanted
 from sede_kernels.ops._op import Saved, op
 from sede_kernels.ops.cross_attention import SIDES, side_gradients, wanted_of
-from sede_kernels.types import Attend, Fragments, SideGradients, Wanted, result_dtype
+from sede_kernels.types import SideGradients, result_dtype
 
 
 @op(decides=SIDES[:2], differentiable=("out",))
@@ -21,7 +22,7 @@ def cross_attention_pairs_backward(
     grad: Tensor, sides: Fragments, how: Attend, wanted: Wanted, backend: str
 ) -> SideGradients:
     """The gradients of regions and words in their shapes."""
-    return SideGradients.empty(sides, wanted)
+    return SideGradients.empty(sides.regions, sides.words, wanted)
 
 
 @cross_attention_pairs.gradients(saves=SIDES)

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from sede_kernels.fragment_types import Erase, Erased
 from sede_kernels.ops._op import Saved, op
-from sede_kernels.types import Erase, Erased
 
 
 @op(decides=("weights",), differentiable=("attention",))

@@ -5,19 +5,15 @@ caller will want one (``keep``), as ``ops/cross_attention.py`` does; ``late_inte
 how many.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
-from sede_kernels.ops._op import Saved, op
+from sede_kernels.fragment_types import Attended, Fragments, LateInteraction, Wanted
+from sede_kernels.ops._op import Gradients, Saved, op
 from sede_kernels.ops.cross_attention import SIDES, side_gradients, wanted_of
-from sede_kernels.types import (
-    Attended,
-    Fragments,
-    LateInteraction,
-    SideGradients,
-    Wanted,
-    result_dtype,
-)
+from sede_kernels.types import SideGradients, result_dtype
 
 
 def _attended(
@@ -50,7 +46,7 @@ def late_interaction_backward(
     backend: str,
 ) -> SideGradients:
     """The gradients of regions (B, R, D) and words (C, L, D)."""
-    return SideGradients.empty(sides, wanted)
+    return SideGradients.empty(sides.regions, sides.words, wanted)
 
 
 @op(decides=SIDES[:2], differentiable=("similarity",))
@@ -73,32 +69,25 @@ def late_interaction_pairs_backward(
     backend: str,
 ) -> SideGradients:
     """The gradients of regions and words in their shapes."""
-    return SideGradients.empty(sides, wanted)
+    return SideGradients.empty(sides.regions, sides.words, wanted)
 
 
-@late_interaction.gradients(saves=("kept", *SIDES))
-def _(saved: Saved, grad: Attended) -> dict[str, Tensor | None]:
-    sides, how = saved.take("sides"), saved.take("how")
-    found = late_interaction_backward(
-        grad.similarity.contiguous(),
-        saved["kept"],
-        sides,
-        how,
-        wanted_of(saved),
-        saved["backend"],
-    )
-    return side_gradients(saved, found)
+def _by(run: Callable[..., SideGradients]) -> Gradients:
+    """The gradients of either op, by the backward of that op."""
+
+    def gradients(saved: Saved, grad: Attended) -> dict[str, Tensor | None]:
+        found = run(
+            grad.similarity.contiguous(),
+            saved["kept"],
+            saved.take("sides"),
+            saved.take("how"),
+            wanted_of(saved),
+            saved["backend"],
+        )
+        return side_gradients(saved, found)
+
+    return gradients
 
 
-@late_interaction_pairs.gradients(saves=("kept", *SIDES))
-def _(saved: Saved, grad: Attended) -> dict[str, Tensor | None]:
-    sides, how = saved.take("sides"), saved.take("how")
-    found = late_interaction_pairs_backward(
-        grad.similarity.contiguous(),
-        saved["kept"],
-        sides,
-        how,
-        wanted_of(saved),
-        saved["backend"],
-    )
-    return side_gradients(saved, found)
+late_interaction.gradients(saves=("kept", *SIDES))(_by(late_interaction_backward))
+late_interaction_pairs.gradients(saves=("kept", *SIDES))(_by(late_interaction_pairs_backward))

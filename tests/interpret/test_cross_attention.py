@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from sede_kernels import AttentionErase, cross_attention_similarity
 from sede_kernels.errors import BackendUnavailableError
+from sede_kernels.fragment_types import Attend, Fragments, Wanted
 from sede_kernels.ops.cross_attention import cross_attention_backward
 from sede_kernels.testing import assert_within_budget
-from sede_kernels.types import Attend, Fragments, Wanted
 
 DIRECTIONS = ["t2i", "i2t"]
 AGGREGATES = ["lse", "mean", "max", "sum"]

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from sede_kernels import AttentionErase, cross_attention_pairs, cross_attention_similarity
 from sede_kernels.errors import BackendUnavailableError
+from sede_kernels.fragment_types import Attend, Fragments, Wanted
 from sede_kernels.ops.cross_attention_pairs import cross_attention_pairs_backward
-from sede_kernels.types import Attend, Fragments, Wanted
 
 #: (B, N of regions, N of words, R, L, D): either side shared, none, and both padded sizes.
 SIZES = {

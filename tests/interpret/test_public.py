@@ -18,9 +18,10 @@ from sede_kernels.backends.triton import emulated, launch, tuning
 from sede_kernels.backends.triton import enqueue as enqueue_module
 from sede_kernels.backends.triton import erase as erase_module
 from sede_kernels.backends.triton import hardest as hardest_module
+from sede_kernels.fragment_types import Erase
 from sede_kernels.ops.bank_lse import bank_lse
 from sede_kernels.ops.batch_lse import batch_lse
-from sede_kernels.types import Bank, Erase, Match, RingState, Want
+from sede_kernels.types import Bank, Match, RingState, Want
 
 OPTIONS = [
     {"hardness": 3.0, "detach_weights": False, "margin": 0.3},

@@ -16,6 +16,7 @@ FLOORS = (
         "dense",
         "errors",
         "first_version",
+        "fragment_types",
         "ids",
         "jsonl",
         "precision",

@@ -12,9 +12,9 @@ from sede_kernels import (
     cross_attention_similarity,
 )
 from sede_kernels.backends.torch import late_interaction as backend
+from sede_kernels.fragment_types import Fragments, LateInteraction
 from sede_kernels.ops.late_interaction import late_interaction, late_interaction_pairs
 from sede_kernels.testing import assert_within_budget
-from sede_kernels.types import Fragments, LateInteraction
 
 AGGREGATES = ["lse", "mean", "max", "sum"]
 NAMES = ["reference", "torch", "auto"]

@@ -20,7 +20,8 @@ from sede_kernels import (
     weighted_info_nce,
 )
 from sede_kernels.backends import registry
-from sede_kernels.types import Attend, Bank, Erase, Fragments, Match, RingState, Want
+from sede_kernels.fragment_types import Attend, Erase, Fragments
+from sede_kernels.types import Bank, Match, RingState, Want
 from tests.conftest import CPU_BACKENDS, unit
 
 

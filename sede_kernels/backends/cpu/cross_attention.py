@@ -30,7 +30,8 @@ from sede_kernels.backends.cpu.cross_attention_pairs import (
     cross_attention_pairs_backward,
     native_settings,
 )
-from sede_kernels.types import Attend, Attended, Fragments, SideGradients, Wanted
+from sede_kernels.fragment_types import Attend, Attended, Fragments, Wanted
+from sede_kernels.types import SideGradients
 
 _KEPT_ELEMENTS = 1 << 24  # of S, at most, for the backward: 64 MB
 _PARTIAL_ELEMENTS = 1 << 22  # of all partial Gram gradients of a group

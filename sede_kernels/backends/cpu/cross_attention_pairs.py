@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from sede_kernels.backends._chosen_pairs import all_chosen, shape_of
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.cpu.erase import RULE_CODES
-from sede_kernels.types import Attend, Erase, Fragments, SideGradients, Wanted
+from sede_kernels.fragment_types import Attend, Erase, Fragments, Wanted
+from sede_kernels.types import SideGradients
 
 Settings = tuple[float, int, float, bool, int, float, bool, int, bool]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.cpu import _native
-from sede_kernels.types import Erase, Erased
+from sede_kernels.fragment_types import Erase, Erased
 
 _DIMENSIONS = 8  # of a tensor, at most, in csrc/bind_tensors.h
 #: Rule of csrc/kernels/erase_api.h.

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from sede_kernels.backends._chosen_pairs import shape_of
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.torch.cross_attention_block import aggregated, aggregated_backward
-from sede_kernels.types import Attended, Fragments, LateInteraction, SideGradients, Wanted
+from sede_kernels.fragment_types import Attended, Fragments, LateInteraction, Wanted
+from sede_kernels.types import SideGradients
 
 _BLOCK_ELEMENTS = 1 << 19  # of S: 2 MB, within a cache
 _COLUMNS = 1024  # of a block, at most

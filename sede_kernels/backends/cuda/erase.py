@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends.cuda import _native
-from sede_kernels.types import Erase, Erased
+from sede_kernels.fragment_types import Erase, Erased
 
 #: Rule of csrc/cuda/args.h.
 RULE_CODES = {"mean": 0, "prob": 1, "absolute": 2, "relative": 3, "topk": 4, "quantile": 5}

@@ -22,7 +22,8 @@ from sede_kernels.backends.torch.cross_attention_pairs import (
     cross_attention_pairs,
     cross_attention_pairs_backward,
 )
-from sede_kernels.types import Attend, Attended, Fragments, SideGradients, Wanted
+from sede_kernels.fragment_types import Attend, Attended, Fragments, Wanted
+from sede_kernels.types import SideGradients
 
 # Elements of one block of S: about ten tensors of this size are alive in the backward.
 _BLOCK_ELEMENTS = 1 << 21

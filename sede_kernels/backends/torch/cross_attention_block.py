@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sede_kernels.backends.torch.erase import erase as erase_rows
 from sede_kernels.backends.torch.erase import erase_backward
-from sede_kernels.types import Attend, LateInteraction
+from sede_kernels.fragment_types import Attend, LateInteraction
 
 _NORM_EPS = 1e-8
 _COSINE_EPS = 1e-8

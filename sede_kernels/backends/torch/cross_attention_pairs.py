@@ -11,7 +11,8 @@ from sede_kernels.backends.torch.cross_attention_block import (
     attend_backward,
     valid_sets,
 )
-from sede_kernels.types import Attend, Fragments, SideGradients, Wanted
+from sede_kernels.fragment_types import Attend, Fragments, Wanted
+from sede_kernels.types import SideGradients
 
 
 class _Pairs:

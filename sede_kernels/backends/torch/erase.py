@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sede_kernels import reference_erase
 from sede_kernels.backends.torch._blocks import compute_dtype
-from sede_kernels.types import Erase, Erased
+from sede_kernels.fragment_types import Erase, Erased
 
 
 def erase(weights: Tensor, lengths: Tensor | None, how: Erase) -> Erased:

@@ -13,7 +13,8 @@ from sede_kernels.backends.torch.cross_attention_block import (
     aggregated_backward,
     valid_sets,
 )
-from sede_kernels.types import Attended, Fragments, LateInteraction, SideGradients, Wanted
+from sede_kernels.fragment_types import Attended, Fragments, LateInteraction, Wanted
+from sede_kernels.types import SideGradients
 
 _BLOCK_ELEMENTS = 1 << 21  # of S
 

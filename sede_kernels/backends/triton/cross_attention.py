@@ -37,7 +37,8 @@ from sede_kernels.backends.triton.pair_launches import (
     add_gradients,
     write_similarities,
 )
-from sede_kernels.types import Attend, Attended, Erase, Fragments, SideGradients, Wanted
+from sede_kernels.fragment_types import Attend, Attended, Erase, Fragments, Wanted
+from sede_kernels.types import SideGradients
 
 Numbers = tuple[float, float, int, int, int]
 

@@ -20,7 +20,8 @@ from sede_kernels.backends.triton.pair_launches import (
     add_gradients,
     write_similarities,
 )
-from sede_kernels.types import Attend, Fragments, SideGradients, Wanted
+from sede_kernels.fragment_types import Attend, Fragments, Wanted
+from sede_kernels.types import SideGradients
 
 
 def _side(sets: Tensor, lengths: Tensor | None, pairs: int) -> PairSide:

@@ -9,7 +9,7 @@ from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton._host import on_device
 from sede_kernels.backends.triton._problem import Problem
 from sede_kernels.backends.triton.kernels.erase import _erase_bwd_kernel, _erase_fwd_kernel
-from sede_kernels.types import Erase, Erased
+from sede_kernels.fragment_types import Erase, Erased
 
 #: Fused multiply-add would move the interpolated quantile by a rounding step.
 EXACT = {"enable_fp_fusion": False}

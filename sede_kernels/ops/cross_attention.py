@@ -5,11 +5,13 @@ is small, or which pairs lose digits. Its ``cross_attention_kept`` says how many
 alone.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
 from sede_kernels.fragment_types import Attend, Attended, Fragments, Wanted
-from sede_kernels.ops._op import Saved, op
+from sede_kernels.ops._op import Gradients, Saved, op
 from sede_kernels.types import SideGradients, result_dtype
 
 #: What a backward needs of the sides.
@@ -47,14 +49,21 @@ def wanted_of(saved: Saved) -> Wanted:
     return Wanted(SIDES[0] in saved.needs, SIDES[1] in saved.needs)
 
 
-@cross_attention.gradients(saves=("kept", *SIDES))
-def _(saved: Saved, grad: Attended) -> dict[str, Tensor | None]:
-    found = cross_attention_backward(
-        grad.similarity.contiguous(),
-        saved["kept"],
-        saved.take("sides"),
-        saved.take("how"),
-        wanted_of(saved),
-        saved["backend"],
-    )
-    return side_gradients(saved, found)
+def gradients_by(run: Callable[..., SideGradients]) -> Gradients:
+    """The gradients of an op whose backward takes what it kept."""
+
+    def gradients(saved: Saved, grad: Attended) -> dict[str, Tensor | None]:
+        found = run(
+            grad.similarity.contiguous(),
+            saved["kept"],
+            saved.take("sides"),
+            saved.take("how"),
+            wanted_of(saved),
+            saved["backend"],
+        )
+        return side_gradients(saved, found)
+
+    return gradients
+
+
+cross_attention.gradients(saves=("kept", *SIDES))(gradients_by(cross_attention_backward))

@@ -5,14 +5,12 @@ caller will want one (``keep``), as ``ops/cross_attention.py`` does; ``late_inte
 how many.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from sede_kernels.backends.registry import resolve
 from sede_kernels.fragment_types import Attended, Fragments, LateInteraction, Wanted
-from sede_kernels.ops._op import Gradients, Saved, op
-from sede_kernels.ops.cross_attention import SIDES, side_gradients, wanted_of
+from sede_kernels.ops._op import op
+from sede_kernels.ops.cross_attention import SIDES, gradients_by
 from sede_kernels.types import SideGradients, result_dtype
 
 
@@ -72,22 +70,7 @@ def late_interaction_pairs_backward(
     return SideGradients.empty(sides.regions, sides.words, wanted)
 
 
-def _by(run: Callable[..., SideGradients]) -> Gradients:
-    """The gradients of either op, by the backward of that op."""
-
-    def gradients(saved: Saved, grad: Attended) -> dict[str, Tensor | None]:
-        found = run(
-            grad.similarity.contiguous(),
-            saved["kept"],
-            saved.take("sides"),
-            saved.take("how"),
-            wanted_of(saved),
-            saved["backend"],
-        )
-        return side_gradients(saved, found)
-
-    return gradients
-
-
-late_interaction.gradients(saves=("kept", *SIDES))(_by(late_interaction_backward))
-late_interaction_pairs.gradients(saves=("kept", *SIDES))(_by(late_interaction_pairs_backward))
+late_interaction.gradients(saves=("kept", *SIDES))(gradients_by(late_interaction_backward))
+late_interaction_pairs.gradients(saves=("kept", *SIDES))(
+    gradients_by(late_interaction_pairs_backward)
+)

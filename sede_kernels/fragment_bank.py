@@ -126,7 +126,6 @@ class FragmentBank(Ring):
         self._ready()
         key_lengths = self._checked(keys, lengths)
         key_ids = check_key_ids(NAME, ids, keys.shape[0], keys.device)
-        self._check_place(NAME)
         if keys.shape[0]:
             ring = FragmentRing(*(held[name] for name in _RING))
             ops.enqueue_fragments.enqueue_fragments(

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sede_kernels.ops.enqueue import check_place
 from sede_kernels.types import ANONYMOUS, EMPTY
 
 BANK_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
@@ -328,6 +327,3 @@ class Ring(nn.Module):
             self._drop_non_finite()
             if int(self.count) != self._filled():
                 self.count = torch.full_like(self.count, self._filled())
-
-    def _check_place(self, name: str) -> None:
-        check_place(name, self.rows.shape[0], self.ptr, self.count)

@@ -21,9 +21,6 @@ from sede_kernels.checks import (
     shape_of,
 )
 from sede_kernels.functional._bank_argument import training_shard, unpack_bank
-from sede_kernels.functional._exponents import (
-    Scalar,
-)
 from sede_kernels.functional._rows import Rows, rows_of
 from sede_kernels.ops.sharded import reduced, whole_bank
 from sede_kernels.ops.transforms import check_transforms
@@ -53,8 +50,8 @@ class InfoNCEStats(NamedTuple):
 class Options(NamedTuple):
     """The keywords of a loss, checked."""
 
-    temperature: Scalar
-    hardness: Scalar
+    temperature: float | Tensor
+    hardness: float | Tensor
     normalize_weights: bool
     detach_weights: bool
     positive_focus: float

@@ -27,7 +27,6 @@ from sede_kernels.functional._bank_argument import (
     side_as_it_came,
     unpack_bank,
 )
-from sede_kernels.functional._exponents import Scalar, constants
 from sede_kernels.functional._rows import rows_of
 from sede_kernels.types import Match, Want, result_dtype
 
@@ -51,11 +50,22 @@ def _scales_tensor(name: str, scales: float | Sequence[float] | Tensor, query: T
                 check_number(name, "scales", value, low=0.0)
     else:
         numbers = scales if isinstance(scales, Sequence) else [scales]
-        checked: list[Scalar] = [check_number(name, "scales", x, low=0.0) for x in numbers]
+        checked = [check_number(name, "scales", x, low=0.0) for x in numbers]
         _check_number_of_scales(name, len(checked))
-        return constants(checked, query)
+        return _beside(query, checked)
     _check_number_of_scales(name, values.shape[0])
     return values
+
+
+def _beside(query: Tensor, values: list[float]) -> Tensor:
+    """[E] on the device of the query; numbers are filled in, never copied from the host."""
+    dtype = result_dtype(query)
+    if torch.compiler.is_compiling():
+        # A compiled function keeps a number that changes as an input only through arithmetic.
+        return torch.cat([query.new_ones((1,), dtype=dtype) * value for value in values])
+    if query.device.type == "cpu":
+        return torch.tensor(values, dtype=dtype, device="cpu")
+    return torch.cat([query.new_full((1,), value, dtype=dtype) for value in values])
 
 
 def _check_number_of_scales(name: str, number: int) -> None:

@@ -252,8 +252,8 @@ def test_an_error_past_the_op_is_that_of_the_checks() -> None:
     ("name", "before", "after"),
     [
         ("margin", -1.0, 0.5),
-        ("positive_focus", 1e-9, 2.0),
-        ("tau_plus", 1e-9, 0.1),
+        ("positive_focus", 2.0**-20, 2.0),
+        ("tau_plus", 2.0**-20, 0.125),
         ("max_inverse_temperature", 1.0, 9.0),
     ],
 )

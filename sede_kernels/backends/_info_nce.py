@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends._info_nce_row import RowSums, reduce, row_losses
+from sede_kernels.precision import full_precision
 from sede_kernels.types import (
     TABLE,
     BatchSums,
@@ -310,7 +311,7 @@ def around(passes: Passes) -> tuple[Callable[..., InfoNCE], Callable[..., InfoNC
     def info_nce(side: Side, other: Side | None, scalars: Scalars, rule: InfoNCERule) -> InfoNCE:
         """See ``sede_kernels.ops.info_nce``: the passes, and operations on B numbers."""
         sides = [side] if other is None else [side, other]
-        with torch.no_grad(), torch.autocast(side.query.device.type, enabled=False):
+        with torch.no_grad(), full_precision(side.query.device.type):
             return _forward(passes, sides, scalars, rule)
 
     def info_nce_backward(
@@ -327,7 +328,7 @@ def around(passes: Passes) -> tuple[Callable[..., InfoNCE], Callable[..., InfoNC
     ) -> InfoNCEGradients:
         """See ``sede_kernels.ops.info_nce``."""
         found = list(InfoNCEGradients.empty(grad, side, other, (0,) * len(needs), spare))
-        with torch.no_grad(), torch.autocast(side.query.device.type, enabled=False):
+        with torch.no_grad(), full_precision(side.query.device.type):
             for n, one in enumerate([side] if other is None else [side, other]):
                 if not (needs[2 * n] or needs[2 * n + 1]):
                     continue

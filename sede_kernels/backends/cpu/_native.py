@@ -149,8 +149,3 @@ def counts(name: str, lengths: Tensor, shape: tuple[int, ...], most: int) -> Ten
 def contiguous(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The tensor in ``dtype`` and contiguous; hold on to it while its address is in use."""
     return None if tensor is None else tensor.to(dtype).contiguous()
-
-
-def compute_dtype(query: Tensor) -> torch.dtype:
-    """fp64 for fp64 queries, else fp32: the dtype of every floating result."""
-    return torch.float64 if query.dtype == torch.float64 else torch.float32

@@ -31,6 +31,7 @@ from sede_kernels.backends.cpu.cross_attention_pairs import (
     native_settings,
 )
 from sede_kernels.fragment_types import Attend, Attended, Fragments, Wanted
+from sede_kernels.precision import full_precision
 from sede_kernels.types import SideGradients
 
 _KEPT_ELEMENTS = 1 << 24  # of S, at most, for the backward: 64 MB
@@ -172,7 +173,7 @@ def cross_attention(sides: Fragments, how: Attend, keep: bool) -> Attended:
     if _chosen_pairs.all_chosen(regions):
         pairs = _chosen_pairs.all_of(regions, words)
     else:
-        with torch.autocast("cpu", enabled=False):
+        with full_precision("cpu"):
             plan = _Plan(sides, how.direction)
             pairs = _all_pairs(plan, native_settings(how), kept, out)
     _chosen_pairs.write_similarities(cross_attention_pairs, pairs, sides, how, out)
@@ -211,7 +212,7 @@ def cross_attention_backward(
         )
         grads = SideGradients(d_regions, d_words)
     else:
-        with torch.autocast("cpu", enabled=False):
+        with full_precision("cpu"):
             plan = _Plan(sides, how.direction)
             grads, pairs = _all_pairs_backward(plan, native_settings(how), kept, g, wanted)
     _chosen_pairs.add_gradients(cross_attention_pairs_backward, pairs, g, sides, how, grads)

@@ -17,6 +17,7 @@ from sede_kernels.backends._chosen_pairs import shape_of
 from sede_kernels.backends.cpu import _native
 from sede_kernels.backends.torch.cross_attention_block import aggregated, aggregated_backward
 from sede_kernels.fragment_types import Attended, Fragments, LateInteraction, Wanted
+from sede_kernels.precision import full_precision
 from sede_kernels.types import SideGradients
 
 _BLOCK_ELEMENTS = 1 << 19  # of S: 2 MB, within a cache
@@ -182,7 +183,7 @@ def late_interaction_kept(regions: Tensor, words: Tensor, direction: str) -> int
 
 def late_interaction(sides: Fragments, how: LateInteraction, keep: bool) -> Attended:
     """See ``sede_kernels.ops.late_interaction``."""
-    with torch.autocast("cpu", enabled=False):
+    with full_precision("cpu"):
         size = late_interaction_kept(sides.regions, sides.words, how.direction) if keep else 0
         kept = _native.empty(size)
         problem = _Problem(sides, how, kept)
@@ -199,7 +200,7 @@ def late_interaction_backward(
     grad: Tensor, kept: Tensor, sides: Fragments, how: LateInteraction, wanted: Wanted
 ) -> SideGradients:
     """See ``sede_kernels.ops.late_interaction``."""
-    with torch.autocast("cpu", enabled=False):
+    with full_precision("cpu"):
         problem = _Problem(sides, how, kept)
         by_source = grad.to(torch.float32)
         by_source = by_source.T if problem.swap else by_source
@@ -319,7 +320,7 @@ def _flat(sets: Tensor, lengths: Tensor | None) -> _Side:
 
 def late_interaction_pairs(sides: Fragments, how: LateInteraction, keep: bool) -> Attended:
     """See ``sede_kernels.ops.late_interaction``."""
-    with torch.autocast("cpu", enabled=False):
+    with full_precision("cpu"):
         size = late_interaction_kept(sides.regions, sides.words, how.direction) if keep else 0
         kept = _native.empty(size)
         pairs = _Pairs(sides, how, kept)
@@ -338,7 +339,7 @@ def late_interaction_pairs_backward(
     grad: Tensor, kept: Tensor, sides: Fragments, how: LateInteraction, wanted: Wanted
 ) -> SideGradients:
     """See ``sede_kernels.ops.late_interaction``."""
-    with torch.autocast("cpu", enabled=False):
+    with full_precision("cpu"):
         pairs = _Pairs(sides, how, kept)
         asked = wanted[::-1] if pairs.swap else wanted
         rows = [

@@ -1,4 +1,4 @@
-"""What the blocked ops share: dtypes, block sizes, dense bank blocks, valid slots."""
+"""What the blocked ops share: block sizes, dense bank blocks, valid slots."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,6 @@ from sede_kernels.types import EMPTY, Bank, Match
 
 # Elements of one block of similarities: 4 MB in fp32, which stays in a last-level cache.
 _BLOCK_ELEMENTS = 1 << 20
-
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """fp64 when any input is fp64, else fp32."""
-    double = any(tensor.dtype == torch.float64 for tensor in tensors)
-    return torch.float64 if double else torch.float32
 
 
 def blocks(total: int, rows: int) -> Iterator[tuple[int, int]]:

@@ -6,11 +6,11 @@ from torch import Tensor
 from sede_kernels.backends._pair import in_two_passes
 from sede_kernels.backends.torch._blocks import (
     blocks,
-    compute_dtype,
     dense_block,
     valid_block,
 )
-from sede_kernels.types import Bank, Match, Sums, Want
+from sede_kernels.precision import full_precision
+from sede_kernels.types import Bank, Match, Sums, Want, result_dtype
 
 
 class RunningSums:
@@ -83,8 +83,8 @@ def bank_lse(query: Tensor, bank: Bank, scales: Tensor, match: Match, want: Want
 
     ``unit_length`` changes nothing: the running maximum serves all rows.
     """
-    dtype = compute_dtype(query)
-    with torch.autocast(query.device.type, enabled=False):
+    dtype = result_dtype(query)
+    with full_precision(query.device.type):
         q = query.to(dtype)
         rows = q.shape[0]
         sums = RunningSums(scales.to(dtype), rows, q.shape[1], want.accumulate, want.moments)

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.torch._blocks import blocks, compute_dtype, valid_block
+from sede_kernels.backends.torch._blocks import blocks, valid_block
 from sede_kernels.backends.torch.bank_lse import RunningHardest, RunningSums
-from sede_kernels.types import EMPTY, BatchSums, Match, SideGradients, Want
+from sede_kernels.precision import full_precision
+from sede_kernels.types import EMPTY, BatchSums, Match, SideGradients, Want, result_dtype
 
 
 def _valid(s: Tensor, match: Match, start: int) -> Tensor:
@@ -34,8 +35,8 @@ def batch_lse(
     query: Tensor, key: Tensor, scales: Tensor, match: Match, want: Want, keep: bool
 ) -> BatchSums:
     """See ``sede_kernels.ops.batch_lse``."""
-    dtype = compute_dtype(query)
-    with torch.autocast(query.device.type, enabled=False):
+    dtype = result_dtype(query)
+    with full_precision(query.device.type):
         q, k = query.to(dtype), key.to(dtype)
         rows = q.shape[0]
         sums = RunningSums(scales.to(dtype), rows, 0, (), want.moments)
@@ -63,8 +64,8 @@ def batch_lse_backward(
     match: Match,
 ) -> SideGradients:
     """See ``sede_kernels.ops.batch_lse``."""
-    dtype = compute_dtype(query)
-    with torch.autocast(query.device.type, enabled=False):
+    dtype = result_dtype(query)
+    with full_precision(query.device.type):
         q, k = query.to(dtype), key.to(dtype)
         grad_query, grad_key = torch.zeros_like(q), torch.zeros_like(k)
         base = lse.masked_fill(lse == -torch.inf, 0.0)

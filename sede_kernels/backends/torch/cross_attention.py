@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends import _chosen_pairs
-from sede_kernels.backends.torch._blocks import compute_dtype
 from sede_kernels.backends.torch.cross_attention_block import (
     Block,
     attend,
@@ -23,7 +22,8 @@ from sede_kernels.backends.torch.cross_attention_pairs import (
     cross_attention_pairs_backward,
 )
 from sede_kernels.fragment_types import Attend, Attended, Fragments, Wanted
-from sede_kernels.types import SideGradients
+from sede_kernels.precision import full_precision
+from sede_kernels.types import SideGradients, result_dtype
 
 # Elements of one block of S: about ten tensors of this size are alive in the backward.
 _BLOCK_ELEMENTS = 1 << 21
@@ -91,7 +91,7 @@ class _Sides(NamedTuple):
 
 def _sides(fragments: Fragments, swap: bool) -> _Sides:
     regions, words, region_lengths, word_lengths = fragments
-    dtype = compute_dtype(regions, words)
+    dtype = result_dtype(regions)
     v = valid_sets(regions.to(dtype), region_lengths)
     e = valid_sets(words.to(dtype), word_lengths)
     contexts = regions.device.type != "cpu" or _chosen_pairs.all_chosen(regions)
@@ -106,7 +106,7 @@ def cross_attention_kept(regions: Tensor, words: Tensor) -> int:
 def cross_attention(sides: Fragments, how: Attend, keep: bool) -> Attended:
     """See ``sede_kernels.ops.cross_attention``. S lives in memory one block at a time."""
     swap = how.direction == "i2t"
-    with torch.autocast(sides.regions.device.type, enabled=False):
+    with full_precision(sides.regions.device.type):
         roles = _sides(sides, swap)
         out = roles.source.new_zeros((roles.source.shape[0], roles.query.shape[0]))
         marks = []
@@ -124,7 +124,7 @@ def cross_attention_backward(
 ) -> SideGradients:
     """See ``sede_kernels.ops.cross_attention``."""
     swap = how.direction == "i2t"
-    with torch.autocast(sides.regions.device.type, enabled=False):
+    with full_precision(sides.regions.device.type):
         roles = _sides(sides, swap)
         g = grad.to(roles.source.dtype)
         by_source = g.T if swap else g

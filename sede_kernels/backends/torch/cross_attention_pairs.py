@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends._chosen_pairs import shape_of
-from sede_kernels.backends.torch._blocks import compute_dtype
 from sede_kernels.backends.torch.cross_attention_block import (
     Block,
     attend,
@@ -12,7 +11,8 @@ from sede_kernels.backends.torch.cross_attention_block import (
     valid_sets,
 )
 from sede_kernels.fragment_types import Attend, Fragments, Wanted
-from sede_kernels.types import SideGradients
+from sede_kernels.precision import full_precision
+from sede_kernels.types import SideGradients, result_dtype
 
 
 class _Pairs:
@@ -20,7 +20,7 @@ class _Pairs:
 
     def __init__(self, fragments: Fragments, direction: str) -> None:
         regions, words, region_lengths, word_lengths = fragments
-        dtype = compute_dtype(regions, words)
+        dtype = result_dtype(regions)
         self.shape = shape_of(regions, words)
         sides = [
             valid_sets(
@@ -42,7 +42,7 @@ class _Pairs:
 
 def cross_attention_pairs(sides: Fragments, how: Attend) -> Tensor:
     """See ``sede_kernels.ops.cross_attention_pairs``."""
-    with torch.autocast(sides.regions.device.type, enabled=False):
+    with full_precision(sides.regions.device.type):
         pairs = _Pairs(sides, how.direction)
         if pairs.source.numel() == 0 or pairs.query.numel() == 0:
             return pairs.source.new_zeros(pairs.shape)
@@ -53,7 +53,7 @@ def cross_attention_pairs_backward(
     grad: Tensor, sides: Fragments, how: Attend, wanted: Wanted
 ) -> SideGradients:
     """See ``sede_kernels.ops.cross_attention_pairs``."""
-    with torch.autocast(sides.regions.device.type, enabled=False):
+    with full_precision(sides.regions.device.type):
         pairs = _Pairs(sides, how.direction)
         source, query = pairs.source, pairs.query
         d_source, d_query = torch.zeros_like(source), torch.zeros_like(query)

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from sede_kernels.backends.torch._blocks import compute_dtype
-from sede_kernels.types import RingState
+from sede_kernels.types import RingState, result_dtype
 
 # A key this close to unit length (in squared norm) is stored as it came.
 _UNIT_TOLERANCE = 1e-6
@@ -15,7 +14,7 @@ def enqueue(ring: RingState, keys: Tensor, key_ids: Tensor | None, normalize: bo
     rows, row_scale, ids, ptr, count, rejected = ring
     size, total = rows.shape[0], keys.shape[0]
     skipped = max(0, total - size)
-    kept = keys[skipped:].to(compute_dtype(keys))
+    kept = keys[skipped:].to(result_dtype(keys))
     slots = (ptr + torch.arange(skipped, total, device=rows.device)) % size
     good = None
     if normalize:

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from sede_kernels import reference_erase
-from sede_kernels.backends.torch._blocks import compute_dtype
 from sede_kernels.fragment_types import Erase, Erased
+from sede_kernels.types import result_dtype
 
 
 def erase(weights: Tensor, lengths: Tensor | None, how: Erase) -> Erased:
     """See ``sede_kernels.ops.erase``."""
     out, mask = reference_erase.attention_erase(
-        weights.to(compute_dtype(weights)),
+        weights.to(result_dtype(weights)),
         rule=how.rule,
         threshold=how.threshold,
         erase=how.side,
@@ -24,7 +24,7 @@ def erase(weights: Tensor, lengths: Tensor | None, how: Erase) -> Erased:
 
 def erase_backward(grad_out: Tensor, weights: Tensor, mask: Tensor, renormalize: bool) -> Tensor:
     """See ``sede_kernels.ops.erase``."""
-    dtype = compute_dtype(weights)
+    dtype = result_dtype(weights)
     grad = grad_out.to(dtype).masked_fill(~mask, 0.0)
     if renormalize:
         kept = weights.to(dtype).masked_fill(~mask, 0.0)

@@ -5,17 +5,17 @@ from torch import Tensor
 
 from sede_kernels.backends.torch._blocks import (
     blocks,
-    compute_dtype,
     dense_block,
     valid_block,
 )
-from sede_kernels.types import Bank, Match, Ranked
+from sede_kernels.precision import full_precision
+from sede_kernels.types import Bank, Match, Ranked, result_dtype
 
 
 def hardest(query: Tensor, bank: Bank, query_ids: Tensor | None, k: int) -> Ranked:
     """See ``sede_kernels.ops.hardest``. Ties go to the lowest index: stable sorts, index order."""
-    dtype = compute_dtype(query)
-    with torch.autocast(query.device.type, enabled=False):
+    dtype = result_dtype(query)
+    with full_precision(query.device.type):
         q = query.to(dtype)
         rows = q.shape[0]
         values = q.new_full((rows, k), -torch.inf)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends._chosen_pairs import shape_of
-from sede_kernels.backends.torch._blocks import compute_dtype
 from sede_kernels.backends.torch.cross_attention_block import (
     aggregated,
     aggregated_backward,
     valid_sets,
 )
 from sede_kernels.fragment_types import Attended, Fragments, LateInteraction, Wanted
-from sede_kernels.types import SideGradients
+from sede_kernels.precision import full_precision
+from sede_kernels.types import SideGradients, result_dtype
 
 _BLOCK_ELEMENTS = 1 << 21  # of S
 
@@ -58,7 +58,7 @@ class _Best(NamedTuple):
 def _sides(sides: Fragments, direction: str) -> tuple[_Sets, _Sets]:
     """Sources (P, R, D) and queries (Q, L, D)."""
     regions, words, region_lengths, word_lengths = sides
-    dtype = compute_dtype(regions, words)
+    dtype = result_dtype(regions)
     v = _Sets(*valid_sets(regions.to(dtype), region_lengths))
     e = _Sets(*valid_sets(words.to(dtype), word_lengths))
     return (e, v) if direction == "i2t" else (v, e)
@@ -90,7 +90,7 @@ def late_interaction_kept(regions: Tensor, words: Tensor, direction: str) -> int
 
 def late_interaction(sides: Fragments, how: LateInteraction, keep: bool) -> Attended:
     """See ``sede_kernels.ops.late_interaction``. S lives in memory one block at a time."""
-    with torch.autocast(sides.regions.device.type, enabled=False):
+    with full_precision(sides.regions.device.type):
         source, query = _sides(sides, how.direction)
         out = source.rows.new_zeros((source.rows.shape[0], query.rows.shape[0]))
         for p, q in _tiles(source, query):
@@ -104,7 +104,7 @@ def late_interaction_backward(
 ) -> SideGradients:
     """See ``sede_kernels.ops.late_interaction``."""
     swap = how.direction == "i2t"
-    with torch.autocast(sides.regions.device.type, enabled=False):
+    with full_precision(sides.regions.device.type):
         source, query = _sides(sides, how.direction)
         g = grad.to(source.rows.dtype)
         by_source = g.T if swap else g
@@ -155,7 +155,7 @@ class _Pairs:
 
 def late_interaction_pairs(sides: Fragments, how: LateInteraction, keep: bool) -> Attended:
     """See ``sede_kernels.ops.late_interaction``."""
-    with torch.autocast(sides.regions.device.type, enabled=False):
+    with full_precision(sides.regions.device.type):
         pairs = _Pairs(sides, how.direction)
         out = pairs.source.rows.new_zeros(pairs.shape)
         if not pairs.nothing:
@@ -167,7 +167,7 @@ def late_interaction_pairs_backward(
     grad: Tensor, kept: Tensor, sides: Fragments, how: LateInteraction, wanted: Wanted
 ) -> SideGradients:
     """See ``sede_kernels.ops.late_interaction``."""
-    with torch.autocast(sides.regions.device.type, enabled=False):
+    with full_precision(sides.regions.device.type):
         pairs = _Pairs(sides, how.direction)
         source, query = pairs.source.rows, pairs.query.rows
         d_source, d_query = torch.zeros_like(source), torch.zeros_like(query)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels.backends._info_nce_row import Value, reduce
+from sede_kernels.precision import full_precision
 from sede_kernels.score_types import SCORE_TABLE, ScoreGradients, ScoreLoss, Scores
 from sede_kernels.types import EMPTY, InfoNCERule, Scalars, result_dtype
 
@@ -159,7 +160,7 @@ def _rows(
 
 def score_info_nce(given: Scores, scalars: Scalars, rule: InfoNCERule) -> ScoreLoss:
     """See ``sede_kernels.ops.score_info_nce``."""
-    with torch.no_grad(), torch.autocast(given.scores.device.type, enabled=False):
+    with torch.no_grad(), full_precision(given.scores.device.type):
         return _forward(given, scalars, rule)
 
 
@@ -198,7 +199,7 @@ def score_info_nce_backward(
     """See ``sede_kernels.ops.score_info_nce``."""
     row = dict(zip(SCORE_TABLE, table.unbind(), strict=True))
     found = ScoreGradients.empty(grad, given, needs, spare)
-    with torch.no_grad(), torch.autocast(given.scores.device.type, enabled=False):
+    with torch.no_grad(), full_precision(given.scores.device.type):
         by_positive = row["positive_grad"] * grad
         if needs[0]:
             by_score = _by_score(row, given, scalars, rule) * grad.expand(table.shape[1])[:, None]

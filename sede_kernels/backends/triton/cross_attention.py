@@ -38,6 +38,7 @@ from sede_kernels.backends.triton.pair_launches import (
     write_similarities,
 )
 from sede_kernels.fragment_types import Attend, Attended, Erase, Fragments, Wanted
+from sede_kernels.precision import full_precision
 from sede_kernels.types import SideGradients
 
 Numbers = tuple[float, float, int, int, int]
@@ -260,7 +261,7 @@ def cross_attention_backward(
     d_query = empty.new_zeros(queries.shape) if for_queries else empty
     d_source = empty.new_zeros(sources.shape) if for_sources else empty
     if queries.numel() and sources.numel():
-        with on_device(g), torch.autocast(g.device.type, enabled=False):
+        with on_device(g), full_precision(g.device.type):
             largest = _range(g, queries.dtype)
             g = g if largest is None else g / largest
             problem = Problem.of_sets(queries)

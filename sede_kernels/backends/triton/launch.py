@@ -3,7 +3,7 @@
 A table is keyed by what decides a tile (operand width, padded dimension, accumulators) and then by
 an architecture class, which follows from the compute capability and the shared memory of a block,
 never from a GPU's name. The first entry of a row is the default, the others are what
-``SEDE_AUTOTUNE=1`` tries. ``report.py`` compiles every entry; nothing else runs.
+``SEDE_AUTOTUNE=1`` tries. ``compile_report`` compiles every entry; nothing else runs.
 
 An older Triton needs more registers for the same tile. ``launch_tables/below-VERSION`` holds the
 rows that a Triton older than that takes instead; an empty list there takes the entry away.

@@ -51,7 +51,7 @@ class Pairs:
         rows: B.
         pairs: N.
         lost: (B, N) int8, contiguous: not 0 where a pair is wanted; None: all are.
-        numbers: what ``threshold_numbers`` gives.
+        numbers: what ``how_numbers`` gives.
         options: AGGREGATE and the constants of erasing.
     """
 

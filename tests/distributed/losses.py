@@ -212,6 +212,16 @@ def fragments(rank: int) -> float:
     return max(gap(found[0], rows[indices]), gap(found[1], counts[indices]))
 
 
+def beyond(rank: int) -> str:
+    """What each rank is told where one of them asks for a slot that no rank has."""
+    bank = ShardedMemoryBank(21, DIM)
+    try:
+        bank.fetch(bank.rows, torch.tensor([[3, 21 if rank == 2 else 20, -1]]))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def recalls(rank: int) -> bool:
     """The ranks share the blocks and find what one of them finds alone."""
     images, texts = unit(40, DIM), unit(90, DIM)
@@ -282,7 +292,8 @@ def work(rank: int, folder: Path) -> dict[str, Any]:
                 found[f"{world}-{name}"] = value
             if world == 2:
                 found["compiled"] = compiled(rank, group)
-    for name, call in (("fragments", fragments), ("recall", recalls), ("eval", alone_in_eval)):
+    alone = {"fragments": fragments, "beyond": beyond, "recall": recalls, "eval": alone_in_eval}
+    for name, call in alone.items():
         torch.manual_seed(5)
         found[name] = call(rank)
     return found

@@ -56,6 +56,11 @@ def test_found_sets_come_from_their_holders(losses_of: list) -> None:
     assert all(found["fragments"] == 0 for found in losses_of)
 
 
+def test_all_ranks_refuse_a_slot_that_none_of_them_has(losses_of: list) -> None:
+    words = "indices must be below the 21 slots of all ranks, and those of rank 2 are not"
+    assert all(words in found["beyond"] for found in losses_of)
+
+
 def test_ranks_share_the_blocks_of_recall(losses_of: list) -> None:
     assert all(found["recall"] for found in losses_of)
 

@@ -3,14 +3,14 @@
 import argparse
 import json
 import math
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from sede_kernels.backends import order
+from sede_kernels.whole_file import write_text
 
-from . import records, table
+from . import flags, records, table
 
 Record = dict[str, Any]
 NAMES = {"sede triton": "triton", "sede cuda": "cuda"}
@@ -62,16 +62,15 @@ def rows(cases: dict[tuple[Any, ...], dict[str, Record]], device: str) -> list[d
 def main(argv: list[str]) -> int:
     """A line for each case; with ``--order`` also the rows for ``auto``."""
     parser = argparse.ArgumentParser(prog="sede bench ahead", description=__doc__)
-    parser.add_argument("records", type=Path, help="a file of records")
+    parser.add_argument("records", type=Path, help="results file or folder")
     parser.add_argument("--order", type=Path, metavar="FILE", help="write backends/order.json here")
     parser.add_argument("--device", default="", help="such as sm_90: whose rows these are")
     options = parser.parse_args(argv)
     if options.order and not options.device:
         parser.error("--order needs --device")
-    found, problems = records.read([options.records])
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    cases = times(found)
+    if options.order:
+        flags.check_place(options.order, "--order")
+    cases = times(records.load([options.records]))
     for both in cases.values():
         print(line(both))
     if not cases:
@@ -79,5 +78,6 @@ def main(argv: list[str]) -> int:
     if options.order and cases:
         kept = json.loads(options.order.read_text()) if options.order.exists() else []
         kept = [row for row in kept if row["device"] != options.device]
-        options.order.write_text(json.dumps(kept + rows(cases, options.device), indent=1) + "\n")
+        found = kept + rows(cases, options.device)
+        write_text(options.order, json.dumps(found, indent=1) + "\n")
     return 0

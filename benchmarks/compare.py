@@ -1,7 +1,6 @@
 """``sede bench compare BASE HEAD``: what became faster, slower, wrong, or is gone."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,7 @@ def _share(text: str) -> float:
 
 
 def _load(place: Path) -> dict[tuple[Any, ...], Record]:
-    found, problems = records.read(records.files_in(place))
-    for problem in problems:
-        print(f"unreadable: {problem}", file=sys.stderr)
-    return records.latest(found)
+    return records.latest(records.load([place]))
 
 
 def _slower(base: Record, head: Record, fail_above: float) -> bool:

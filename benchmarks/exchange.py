@@ -25,6 +25,7 @@ from torch import Tensor
 from sede_kernels import ShardedMemoryBank, weighted_info_nce
 from sede_kernels.backends import shards
 
+from . import flags
 from .waiting import write_record
 
 WORLDS = (1, 2, 4)
@@ -123,7 +124,7 @@ def measured(world: int, rounds: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write a record where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=flags.whole(1, 10_000), default=30)
     parser.add_argument("--write", action="store_true", help="keep a record")
     options = parser.parse_args(argv)
     cases = [measured(world, options.rounds) for world in WORLDS]

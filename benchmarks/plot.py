@@ -86,27 +86,34 @@ def _page(found: list[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def newest(places: list[Path]) -> list[Record]:
+    """The newest run of each case with the most threads, of all results there."""
+    return list(records.latest(records.of_most_threads(records.load(places))).values())
+
+
 def main(argv: list[str], results: Path) -> int:
     """Draw the newest run of each case with the most threads, one folder of figures a device."""
     parser = argparse.ArgumentParser(prog="sede bench plot", description=__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
     parser.add_argument(
-        "--out", type=Path, help="folder of one folder per device [figures/ beside its results]"
+        "--out", type=Path, help="folder of one folder per device [figures/ beside the results]"
     )
     arguments = parser.parse_args(argv)
     require_matplotlib()
     if arguments.out is not None:
         flags.check_folder(arguments.out, "--out")
-    paths = [p for place in arguments.results or [results] for p in records.files_in(place)]
-    found, problems = records.read(paths)
-    for problem in problems:
-        print(f"unreadable: {problem}", file=sys.stderr)
-    latest = list(records.latest(records.of_most_threads(found)).values())
+    latest = newest(arguments.results or [results])
     written = []
     for device in dict.fromkeys(r["device"] for r in latest):
         mine = [r for r in latest if r["device"] == device]
         slug = machine.slug(device)
-        folder = arguments.out / slug if arguments.out else results / slug / "figures"
+        if arguments.out:
+            folder = arguments.out / slug
+        elif arguments.results:
+            place = arguments.results[0]
+            folder = (place if place.is_dir() else place.parent) / "figures" / slug
+        else:
+            folder = results / slug / "figures"
         written += draw(mine, folder)
     for path in written:
         print(path)

@@ -1,5 +1,6 @@
 """Results as JSON lines: appended whole, checked on reading, nothing dropped in silence."""
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,23 @@ def files_in(place: Path) -> list[Path]:
         raise FileNotFoundError(
             f"no results (*.jsonl) in {place}; run `sede bench --quick` to make some."
         )
+    return found
+
+
+def load(places: Iterable[Path]) -> list[dict[str, Any]]:
+    """Records of files and folders, for a reader; lines that are none are told on stderr.
+
+    Raises:
+        FileNotFoundError: a place has no results.
+        ValueError: their files hold no record at all.
+    """
+    places = list(places)
+    found, problems = read([path for place in places for path in files_in(place)])
+    if not found:
+        where = ", ".join(map(str, places))
+        raise ValueError(f"{where}: there is no record of `sede bench` in it, expected JSON lines")
+    for problem in problems:
+        print(f"unreadable: {problem}", file=sys.stderr)
     return found
 
 

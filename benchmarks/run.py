@@ -1,14 +1,15 @@
-"""``sede bench``: measure, compare, plot, table, targets, modules, host.
+"""``sede bench``: measure, compare, plot, table, targets, modules, host, ahead.
 
 Usage: sede bench [--quick] [options] | sede bench compare BASE HEAD
      | sede bench plot [RESULTS] | sede bench table [RESULTS] | sede bench targets [RESULTS]
-     | sede bench modules [options] | sede bench host [options]
+     | sede bench modules [options] | sede bench host [options] | sede bench ahead RESULTS
 """
 
 import argparse
 import fnmatch
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from .records import threads_of
 from .registry import GRIDS, OPERATIONS
 from .runner import Record, Runner, shrunk
 
+PARTS = ("compare", "plot", "table", "targets", "modules", "host", "ahead")
 _QUICK_SECONDS, _QUICK_BUDGET, _FULL_BUDGET = 250.0, 1.2, 6.0
 
 
@@ -41,8 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sede bench",
         description="Time and memory of every op beside its peers; each result is checked against "
-        "fp64 before it is timed. Also: `sede bench compare BASE HEAD`, `sede bench plot`, "
-        "`sede bench table`, `sede bench targets`, `sede bench modules`, `sede bench host`.",
+        f"fp64 before it is timed. Also: {', '.join(f'`sede bench {part}`' for part in PARTS)}.",
     )
     parser.add_argument("--quick", action="store_true", help="the short grid, under five minutes")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda [auto]")
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         help="results file, or a folder that exists [<device>/... in records/bench/ of the clone, "
-        "elsewhere in ./sede-bench/]",
+        "elsewhere in ./sede-bench/; of --smoke a temporary folder]",
     )
     parser.add_argument(
         "--figures",
@@ -158,7 +159,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     slug = machine.slug(machine.device_name(device))
     stamp = machine.utc_now().replace("-", "").replace(":", "")
     run = f"{stamp}-{machine.git_state().rstrip('+')}"
-    out = arguments.out or machine.home() / slug / f"{run}.jsonl"
+    shared = arguments.out is None and not arguments.smoke  # beside results of earlier runs
+    home = Path(tempfile.mkdtemp(prefix="sede-bench-")) if arguments.smoke else machine.home()
+    out = arguments.out or home / slug / f"{run}.jsonl"
     if out.is_dir():
         out /= f"{run}.jsonl"
     flags.check_place(out, "--out")
@@ -193,7 +196,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     records = _measure(runner, cases, None if seconds is None else started + seconds)
     print(f"\n{table.summary(records)}")
     if not arguments.no_figures:
-        for path in plot.draw(records, figures):
+        for path in plot.draw(plot.newest([out.parent]) if shared else records, figures):
             print(f"figure: {path}")
     print(f"{len(records)} records in {out}; {time.monotonic() - started:.0f} s")
     bad = [r for r in records if r["kind"] == "ours" and r["status"] in ("wrong", "error")]
@@ -223,6 +226,8 @@ def main(argv: list[str] | None = None) -> int:
             return host.main(list(words[1:]), results)
         if words and words[0] == "plot":
             return plot.main(list(words[1:]), results)
+        if words and not words[0].startswith("-"):
+            raise ValueError(f"there is no `sede bench {words[0]}`: choose from {', '.join(PARTS)}")
         return _bench(_parser().parse_args(words))
     except (ValueError, FileNotFoundError) as error:
         print(f"sede bench: {error}", file=sys.stderr)

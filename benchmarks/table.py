@@ -1,7 +1,6 @@
 """Tables for the terminal."""
 
 import argparse
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -154,11 +153,7 @@ def main(argv: list[str], results: Path) -> int:
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
     parser.add_argument("--lines", type=flags.whole(1), default=38, help="most cases a device [38]")
     arguments = parser.parse_args(argv)
-    paths = [p for place in arguments.results or [results] for p in store.files_in(place)]
-    found, problems = store.read(paths)
-    for problem in problems:
-        print(f"unreadable: {problem}", file=sys.stderr)
-    latest = list(store.latest(found).values())
+    latest = list(store.latest(store.load(arguments.results or [results])).values())
     for device in dict.fromkeys(r["device"] for r in latest):
         print(device)
         print(summary([r for r in latest if r["device"] == device], arguments.lines))

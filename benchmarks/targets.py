@@ -1,7 +1,6 @@
 """``sede bench targets``: what the CPU backend is asked to reach, and what the records say."""
 
 import argparse
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,10 +250,7 @@ def main(argv: list[str], results: Path) -> int:
     parser = argparse.ArgumentParser(prog="sede bench targets", description=main.__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="files or folders [all results]")
     arguments = parser.parse_args(argv)
-    paths = [p for place in arguments.results or [results] for p in records.files_in(place)]
-    found, problems = records.read(paths)
-    for problem in problems:
-        print(f"unreadable: {problem}", file=sys.stderr)
+    found = records.load(arguments.results or [results])
     latest = [r for r in records.latest(found).values() if r["driver"] is None]
     for device in dict.fromkeys(r["device"] for r in latest):
         print(device, markdown(r for r in latest if r["device"] == device), sep="\n\n")

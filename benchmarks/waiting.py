@@ -22,7 +22,7 @@ import torch
 from sede_kernels.cli import main as sede
 from sede_kernels.whole_file import write_text
 
-from . import machine
+from . import flags, machine
 
 REGIONS, WIDTH = 36, 2048
 IMAGES = 29_000
@@ -31,9 +31,13 @@ _READ = 16 << 20
 
 
 def corpus(folder: Path, images: int, regions: int = REGIONS, width: int = WIDTH) -> Path:
-    """The corpus, made where it is not there; one caption an image. Returns its feature file."""
+    """The corpus, made where it is not there in this size; one caption an image.
+
+    Returns:
+        Its feature file.
+    """
     features, last = folder / "train_ims.npy", folder / "train_caps.txt"
-    if last.exists():
+    if last.exists() and np.load(features, mmap_mode="r").shape == (images, regions, width):
         return features
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.default_rng(0)
@@ -101,10 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write a record where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sede_waiting")
-    parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1])
-    parser.add_argument("--threads", type=int, default=1, help="of the training process")
+    parser.add_argument("--images", type=flags.whole(2), default=IMAGES)
+    parser.add_argument("--batch-size", type=flags.whole(2), default=128)
+    parser.add_argument("--workers", type=flags.whole(0, 1024), nargs="+", default=[1])
+    threads = flags.whole(1, flags.THREADS)
+    parser.add_argument("--threads", type=threads, default=1, help="of the training process")
     parser.add_argument("--write", action="store_true", help="keep a record")
     options = parser.parse_args(argv)
     features = corpus(options.folder / "cold_precomp", options.images)

@@ -55,6 +55,18 @@ def test_figures_come_from_the_lines_alone(tmp_path, capsys):
     assert "unreadable" in capsys.readouterr().err
 
 
+def test_figures_of_named_results_lie_beside_them(tmp_path, monkeypatch):
+    """And not over those of all results of the machine."""
+    monkeypatch.setattr(run.machine, "home", lambda: tmp_path / "home")
+    path = tmp_path / "mine" / "some.jsonl"
+    for one in _sweep_records():
+        records.append(path, one)
+    for place in (path, path.parent):
+        assert run.main(["plot", str(place)]) == 0
+        assert (path.parent / "figures" / "some-cpu" / "summary.md").exists()
+    assert not (tmp_path / "home").exists()
+
+
 def test_a_case_is_drawn_from_its_runs_with_the_most_threads(tmp_path):
     path = tmp_path / "some.jsonl"
     for one in _sweep_records():

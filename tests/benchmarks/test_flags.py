@@ -101,6 +101,28 @@ def test_bench_refuses_before_anything_runs(flag, nothing_runs, tmp_path, capfd)
         (["compare", "RECORDS", "RECORDS", "--allow-missing=gpu"], "--allow-missing must be one"),
         (["compare", "RECORDS", "RECORDS", "--fail-above=x"], "must be like 5% or 0.05"),
         (["plot", "RECORDS", "--out=/proc/x"], "--out: /proc/x cannot be written"),
+        (
+            ["ahead", "RECORDS", "--order=/proc/x", "--device=d"],
+            "--order: /proc/x cannot be written",
+        ),
+        *(
+            (
+                [part, *["RECORDS"] * count],
+                "there is no record of `sede bench` in it, expected JSON",
+            )
+            for part, count in (
+                ("compare", 2),
+                ("table", 1),
+                ("plot", 1),
+                ("targets", 1),
+                ("ahead", 1),
+            )
+        ),
+        (["table", "nowhere"], "no results (*.jsonl) in nowhere; run `sede bench --quick`"),
+        (
+            ["tabel"],
+            "there is no `sede bench tabel`: choose from compare, plot, table, targets, mod",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -30,5 +31,21 @@ def test_waiting_is_measured_on_a_corpus_of_its_own(
     assert found["disk_mb_per_s"] > 0
     (case,) = found["cases"]
     assert case["workers"] == 0 and 0 <= case["waiting_percent"] <= 100
-    made = waiting.corpus(tmp_path / "cold_precomp", 7)
-    assert made.stat().st_size == found["file_bytes"], "the corpus is made once"
+    made = waiting.corpus(tmp_path / "cold_precomp", 40)
+    before = made.stat()
+    assert waiting.corpus(made.parent, 40).stat().st_mtime_ns == before.st_mtime_ns, "made once"
+    assert waiting.corpus(made.parent, 7).stat().st_size == 128 + 7 * 36 * 2048 * 4, "as asked for"
+
+
+@pytest.mark.parametrize(
+    ("part", "flag"),
+    [(exchange, "--rounds=0"), (waiting, "--images=0"), (waiting, "--workers=-1"),
+     (waiting, "--batch-size=x"), (waiting, "--threads=0")],
+)  # fmt: skip
+def test_wrong_numbers_are_refused_before_anything_runs(
+    part: ModuleType, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        part.main([flag])
+    assert caught.value.code == 2
+    assert "must be a whole number from" in capsys.readouterr().err.splitlines()[-1]

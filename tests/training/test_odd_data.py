@@ -85,6 +85,8 @@ BROKEN = {
     "utf-16": (text("train_caps.txt", str, "utf-16"), "is not UTF-8 text (byte 0): save it as"),
     "utf-32": (text("train_caps.txt", str, "utf-32"), "is not UTF-8 text (byte 0): save it as"),
     "latin-1": (text("train_caps.txt", lambda t: t + "é", "latin-1"), "is not UTF-8 text (byte"),
+    "bare-utf-16": (text("train_caps.txt", str, "utf-16-le"), "a zero byte in line 1: save it as"),
+    "zero": (text("dev_caps.txt", lambda t: t + "A\0dog\n"), "dev_caps.txt holds a zero byte in l"),
     "only-bom": (text("train_caps.txt", lambda t: BOM), "train_caps.txt is empty"),
     "bom-line": (text("train_caps.txt", lambda t: t + BOM + "\n"), "empty caption in line 31"),
     "spaces": (text("train_caps.txt", lambda t: t + " \t\n"), "has an empty caption in line 31"),
@@ -131,6 +133,18 @@ def test_the_same_data_in_another_form(name, tiny, tmp_path):
     assert load_vocabulary(folder).words == words.words
     assert part.image_of.tolist() == expected.image_of.tolist()
     assert torch.equal(part.regions(range(6)), expected.regions(range(6)))
+
+
+def test_captions_of_rare_words_only_are_told(tiny, capfd):
+    path = tiny / "train_caps.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("".join(f"w{n} x{n}\n" for n in range(len(lines))))
+    special = len(load_vocabulary(tiny))
+    said = f"No word of {path} occurs 4 times or more, so the model knows none: a vocab.json"
+    assert capfd.readouterr().err.startswith(said)
+    path.write_text("".join(f"w{n // 4} x{n}\n" for n in range(len(lines))))
+    assert len(load_vocabulary(tiny)) > special == 4
+    assert capfd.readouterr().err == ""
 
 
 def test_large_files_are_searched_batch_by_batch(tiny, monkeypatch):

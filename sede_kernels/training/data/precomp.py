@@ -1,5 +1,6 @@
 """Read one part of a ``*_precomp`` folder of the SCAN family, checked before training starts."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +132,14 @@ def load_vocabulary(folder: Path) -> Vocabulary:
     """``vocab.json`` of the folder, or the words of the training captions seen 4 times or more."""
     if (folder / "vocab.json").exists():
         return Vocabulary.load(folder / "vocab.json")
-    return Vocabulary.build(_read_lines(folder / "train_caps.txt"), _FAMILY_MIN_COUNT)
+    words = Vocabulary.build(_read_lines(folder / "train_caps.txt"), _FAMILY_MIN_COUNT)
+    if len(words) == len(Vocabulary.build(())):
+        print(
+            f"No word of {folder / 'train_caps.txt'} occurs {_FAMILY_MIN_COUNT} times or more, so "
+            "the model knows none: a vocab.json beside it says which words count.",
+            file=sys.stderr,
+        )
+    return words
 
 
 def load_part(folder: Path, part: str, text_embeddings: str = "") -> Part:
@@ -236,6 +244,8 @@ def _read_lines(path: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise UserError(f"{path} has an empty caption in line {number}.")
+        if "\0" in line:  # UTF-16 without a mark is such a text
+            raise UserError(f"{path} holds a zero byte in line {number}: save it as UTF-8 text.")
     return [line.strip() for line in lines]
 
 

@@ -17,8 +17,6 @@ constexpr int kBlocksPerProcessor = 2, kFewestTiles = 4;
 constexpr int kWidestFused = 512, kWidestTf32 = 256;
 constexpr index_t kMostIndexed = (index_t(1) << 31) - 2 * kTile;  // a fused pass counts in int
 
-index_t blocks(index_t size, index_t block) { return (size + block - 1) / block; }
-
 unsigned grid_size(index_t size) { return unsigned(size); }
 
 // What the product multiplies: a half type only where no input loses bits by it.
@@ -116,10 +114,7 @@ std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream s
   const int columns = fused_columns(padded, full ? kExponents : exponents, sums_rows, bytes);
   const index_t row_blocks = blocks(B, kFusedRows), tiles = blocks(K, columns);
   const index_t wanted = index_t(multiprocessors()) * kBlocksPerProcessor;
-  const index_t most = std::max<index_t>(1, std::min<index_t>(kMostParts, tiles / kFewestTiles));
-  const index_t split = blocks(wanted, row_blocks * planes);
-  const index_t tiles_per_part = blocks(tiles, std::min(split, most));
-  const int parts = int(blocks(tiles, tiles_per_part));
+  const Parts parts = parts_of(tiles, blocks(wanted, row_blocks * planes), kFewestTiles);
 
   const char* kind = !sums_rows ? "_lse" : full ? "_full" : exponents == 2 ? "_two" : "_one";
   Fused op{};
@@ -131,12 +126,12 @@ std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream s
   op.dim = int(D);
   op.query_stride = sides[0].query.row_stride;
   op.bank_stride = sides[0].bank.row_stride;
-  op.tiles_per_part = int(tiles_per_part);
+  op.tiles_per_part = parts.tiles;
   op.fixed = has_fixed_peak(sides[0], passes.want);
   std::vector<Partial> found;
   int z = 0;
   for (const BankSide& side : sides) {
-    found.push_back(partial(scratch, parts, B, D, passes.of(side)));
+    found.push_back(partial(scratch, parts.count, B, D, passes.of(side)));
     for (int plane = 0; plane < std::max(1, passes.of(side).accumulators); ++plane)
       op.side[z++] = {side.query.data,     side.bank.data, side.match,    found.back(),
                       plane,               side.further,   side.key.data, side.key.row_stride,
@@ -147,7 +142,7 @@ std::vector<Partial> fused_pass(const Passes& passes, Scratch& scratch, Stream s
   const std::string operand = bytes == 4 ? "_tf32" : suffix(sides[0].query.dtype);
   const std::string name = operand + kind + "_" + std::to_string(padded);
   launch(bytes == 4 ? Image::fused_tf32 : Image::fused, "fused" + name,
-         {grid_size(row_blocks), unsigned(parts), unsigned(planes)},
+         {grid_size(row_blocks), unsigned(parts.count), unsigned(planes)},
          unsigned(32 * kFusedWarps * fused_groups(padded, sums_rows)), shared, stream, &op);
   return found;
 }
@@ -230,6 +225,12 @@ Passes only(const Passes& passes, const std::vector<size_t>& members) {
 }
 
 }  // namespace
+
+Parts parts_of(index_t tiles, index_t split, index_t fewest) {
+  const index_t most = std::max<index_t>(1, std::min<index_t>(kMostParts, tiles / fewest));
+  const index_t part = blocks(tiles, std::min(split, most));
+  return {int(part), int(blocks(tiles, part))};
+}
 
 Partial partial(Scratch& scratch, int parts, index_t rows, index_t dim, const Want& want) {
   const index_t E = want.exponents, A = want.accumulators;

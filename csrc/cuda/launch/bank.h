@@ -54,6 +54,16 @@ struct Passes {
   const Want& of(const BankSide& side) const { return side.further ? further : want; }
 };
 
+inline index_t blocks(index_t size, index_t block) { return (size + block - 1) / block; }
+
+// How a bank is split: tiles of every part but the last, and how many parts.
+struct Parts {
+  int tiles, count;
+};
+
+// About `split` parts, each of at least `fewest` tiles where there are two of them.
+Parts parts_of(index_t tiles, index_t split, index_t fewest);
+
 // Memory for what a pass of so many parts finds.
 Partial partial(Scratch& scratch, int parts, index_t rows, index_t dim, const Want& want);
 

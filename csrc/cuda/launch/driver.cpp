@@ -15,6 +15,7 @@ namespace {
 // The few names of cuda.h that are needed, as the driver's stable interface has them.
 using Result = int;
 using Device = int;
+using Context = void*;
 using Library = void*;
 using Kernel = void*;
 constexpr Result kSuccess = 0, kNoBinary = 209, kInvalidImage = 200, kInvalidPtx = 218;
@@ -27,6 +28,10 @@ constexpr unsigned kDefaultShared = 48 * 1024;
 struct Driver {
   Result (*init)(unsigned);
   Result (*error_string)(Result, const char**);
+  Result (*context)(Context*);
+  Result (*set_context)(Context);
+  Result (*first_device)(Device*, int);
+  Result (*retain)(Context*, Device);
   Result (*device_of_context)(Device*);
   Result (*attribute)(int*, int, Device);
   Result (*load)(Library*, const void*, void*, void**, unsigned, void*, void**, unsigned);
@@ -58,6 +63,10 @@ Driver opened() {
   }
   find(handle, driver, driver.init, "cuInit");
   find(handle, driver, driver.error_string, "cuGetErrorString");
+  find(handle, driver, driver.context, "cuCtxGetCurrent");
+  find(handle, driver, driver.set_context, "cuCtxSetCurrent");
+  find(handle, driver, driver.first_device, "cuDeviceGet");
+  find(handle, driver, driver.retain, "cuDevicePrimaryCtxRetain");
   find(handle, driver, driver.device_of_context, "cuCtxGetDevice");
   find(handle, driver, driver.attribute, "cuDeviceGetAttribute");
   find(handle, driver, driver.load, "cuLibraryLoadData");
@@ -85,8 +94,26 @@ void check(Result result, const std::string& what) {
   if (result != kSuccess) throw DriverError(what + ": " + said(result));
 }
 
-Device device() {
+// A context is current in this thread from here on. One that autograd has started for the first
+// GPU has none yet: PyTorch makes one current with the first call of its own, unless the thread is
+// for another GPU, where it does so at once.
+void need_context() {
   if (!driver().missing.empty()) throw DriverError(driver().missing);
+  Context current = nullptr;
+  check(driver().context(&current), "the CUDA context could not be read");
+  if (current != nullptr) return;
+  static const Context first = [] {
+    Device device = 0;
+    Context found = nullptr;
+    check(driver().first_device(&device, 0), "there is no first GPU");
+    check(driver().retain(&found, device), "the GPU has no context");
+    return found;
+  }();
+  check(driver().set_context(first), "the CUDA context could not be set");
+}
+
+Device device() {
+  need_context();
   Device current = 0;
   check(driver().device_of_context(&current), "no CUDA context is current");
   return current;
@@ -165,6 +192,7 @@ TensorMap tensor_map(const void* data, bool bf16, index_t columns, index_t rows,
   const std::uint64_t sizes[] = {std::uint64_t(columns), std::uint64_t(rows)};
   const std::uint64_t bytes[] = {std::uint64_t(stride) * 2};
   const unsigned box[] = {box_columns, box_rows}, steps[] = {1, 1};
+  need_context();
   TensorMap map;
   check(driver().map(&map, bf16 ? kMapBf16 : kMapF16, 2, const_cast<void*>(data), sizes, bytes,
                      box, steps, 0, kSwizzle128, kFetch256, 0),
@@ -174,7 +202,7 @@ TensorMap tensor_map(const void* data, bool bf16, index_t columns, index_t rows,
 
 void launch(Image image, const std::string& name, Grid grid, unsigned threads, unsigned shared,
             Stream stream, const void* argument) {
-  if (!driver().missing.empty()) throw DriverError(driver().missing);
+  need_context();
   void* arguments[] = {const_cast<void*>(argument)};
   check(driver().launch(kernel(image, name, shared), grid.x, grid.y, grid.z, threads, 1, 1, shared,
                         stream, arguments, nullptr),

@@ -14,8 +14,6 @@ constexpr index_t kMostIndexed = (index_t(1) << 31) - 256;  // the pass counts i
 
 bool allowed = true;
 
-index_t blocks(index_t size, index_t block) { return (size + block - 1) / block; }
-
 // Whether four neighbouring columns can be read at once.
 bool vectors(const Matrix& m) {
   const index_t bytes = m.dtype == f32 ? 4 : m.dtype == i8 ? 1 : 2;
@@ -51,10 +49,7 @@ std::vector<Partial> exact_pass(const Passes& passes, Scratch& scratch, Stream s
   const index_t row_blocks = blocks(B, 16 * exact_warps(padded));
   const index_t tiles = blocks(K, exact_columns(padded));
   const index_t wanted = index_t(multiprocessors()) * kBlocksPerProcessor;
-  const index_t most = std::max<index_t>(1, std::min<index_t>(kMostParts, tiles / kFewestTiles));
-  const index_t split = blocks(wanted, row_blocks * planes);
-  const index_t tiles_per_part = blocks(tiles, std::min(split, most));
-  const int parts = int(blocks(tiles, tiles_per_part));
+  const Parts parts = parts_of(tiles, blocks(wanted, row_blocks * planes), kFewestTiles);
 
   ExactPass op{};
   op.want = passes.want;
@@ -63,11 +58,11 @@ std::vector<Partial> exact_pass(const Passes& passes, Scratch& scratch, Stream s
   op.rows = B;
   op.bank_rows = K;
   op.dim = int(D);
-  op.tiles_per_part = int(tiles_per_part);
+  op.tiles_per_part = parts.tiles;
   std::vector<Partial> found;
   int z = 0;
   for (const BankSide& side : sides) {
-    found.push_back(partial(scratch, parts, B, D, passes.of(side)));
+    found.push_back(partial(scratch, parts.count, B, D, passes.of(side)));
     for (int plane = 0; plane < std::max(1, passes.of(side).accumulators); ++plane)
       op.side[z++] = {side.query,     side.bank,          side.key, side.row_scale,
                       side.match,     found.back(),       plane,    side.further,
@@ -76,7 +71,7 @@ std::vector<Partial> exact_pass(const Passes& passes, Scratch& scratch, Stream s
   if (scratch.counting()) return found;
   const std::string name = std::string(sums_rows ? "full_" : "lse_") + std::to_string(padded);
   launch(Image::fused_exact, "fused_exact_" + name,
-         {unsigned(row_blocks), unsigned(parts), unsigned(planes)},
+         {unsigned(row_blocks), unsigned(parts.count), unsigned(planes)},
          unsigned(exact_threads(padded, sums_rows)), unsigned(exact_shared(padded, sums_rows)),
          stream, &op);
   return found;

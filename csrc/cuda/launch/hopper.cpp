@@ -29,8 +29,6 @@ TensorMap map_of(const Matrix& m) {
                     kHopperRows);
 }
 
-index_t blocks(index_t size, index_t block) { return (size + block - 1) / block; }
-
 // Whether a call asks for more than two log-sum-exps and one weighted sum.
 bool full(const Want& want) { return want.moments || want.hardest || want.exponents > 2; }
 
@@ -52,9 +50,7 @@ std::vector<Partial> hopper_pass(const Passes& passes, Scratch& scratch, Stream 
   const int padded = D <= 64 ? 64 : D <= 128 ? 128 : 256;
   const index_t row_blocks = blocks(B, kHopperQueries), tiles = blocks(K, kHopperRows);
   const index_t split = blocks(multiprocessors(), row_blocks * index_t(sides.size()));
-  const index_t most = std::max<index_t>(1, std::min<index_t>(kMostParts, tiles / kFewestTiles));
-  const index_t tiles_per_part = blocks(tiles, std::min(split, most));
-  const int parts = int(blocks(tiles, tiles_per_part));
+  const Parts parts = parts_of(tiles, split, kFewestTiles);
 
   HopperPass op{};
   op.pass.want = want;
@@ -63,12 +59,12 @@ std::vector<Partial> hopper_pass(const Passes& passes, Scratch& scratch, Stream 
   op.pass.bank_rows = K;
   op.pass.query_stride = sides[0].query.row_stride;
   op.pass.dim = int(D);
-  op.pass.tiles_per_part = int(tiles_per_part);
+  op.pass.tiles_per_part = parts.tiles;
   op.pass.fixed = has_fixed_peak(sides[0], want);
   std::vector<Partial> found;
   for (size_t i = 0; i < sides.size(); ++i) {
     const BankSide& side = sides[i];
-    found.push_back(partial(scratch, parts, B, D, want));
+    found.push_back(partial(scratch, parts.count, B, D, want));
     op.pass.side[i] = {side.query.data, nullptr, side.match, found.back(), 0, 0,
                        side.key.data, side.key.row_stride, side.limited()};
   }
@@ -82,7 +78,7 @@ std::vector<Partial> hopper_pass(const Passes& passes, Scratch& scratch, Stream 
   const char* kind = want.accumulators > 0 ? with_rows : without;
   const std::string name = std::string(sides[0].query.dtype == bf16 ? "bf16" : "f16") + kind;
   launch(Image::hopper, "hopper_" + name + std::to_string(padded),
-         {unsigned(row_blocks), unsigned(parts), unsigned(sides.size())}, kHopperThreads,
+         {unsigned(row_blocks), unsigned(parts.count), unsigned(sides.size())}, kHopperThreads,
          hopper_shared(padded), stream, &op);
   return found;
 }

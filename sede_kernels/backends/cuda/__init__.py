@@ -34,7 +34,6 @@ def _device_reason(index: int) -> str | None:
     if capability < _OLDEST_CAPABILITY:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, 8.0 is needed"
     with torch.cuda.device(index):
-        torch.cuda.current_stream().synchronize()  # a context, which the driver asks for
         return _native.module().unavailable_reason() or None
 
 

@@ -1,5 +1,7 @@
 """The public functions with backend="cuda" against the reference in fp64."""
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor
@@ -219,3 +221,17 @@ def test_what_it_has_no_kernel_for_is_refused() -> None:
         functional.bank_lse(
             unit(2, 8, 1).double(), unit(3, 8, 2).double(), torch.tensor([1.0]), backend="cuda"
         )
+
+
+def test_a_thread_that_has_no_context_of_the_gpu_gets_one() -> None:
+    """As those in which autograd runs the backward."""
+    attention = torch.rand(3, 9).softmax(1)
+    found = []
+
+    def erase() -> None:
+        found.append(functional.attention_erase(attention, rule="mean", backend="cuda")[1])
+
+    thread = threading.Thread(target=erase)
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], functional.attention_erase(attention, backend="reference")[1])

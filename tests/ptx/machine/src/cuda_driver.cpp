@@ -27,7 +27,8 @@ using ptx::u32;
 using ptx::u64;
 using ptx::u8;
 
-constexpr int kSuccess = 0, kInvalidValue = 1, kInvalidPtx = 218, kNotFound = 500, kFailed = 719;
+constexpr int kSuccess = 0, kInvalidValue = 1, kInvalidContext = 201, kInvalidPtx = 218,
+              kNotFound = 500, kFailed = 719;
 constexpr int kMultiprocessors = 16, kMajor = 75, kMinor = 76, kMaxDynamicShared = 8;
 constexpr u32 kDefaultShared = 48 * 1024;
 
@@ -54,6 +55,8 @@ struct State {
   std::vector<std::string> launched;
   std::map<std::string, void*> stand_ins;  // modules whose kernel of that name runs instead
 };
+
+thread_local void* current_context = nullptr;
 
 State& state() {
   static State all;
@@ -137,7 +140,29 @@ int cuGetErrorString(int, const char** text) {
   return kSuccess;
 }
 
+// The one context; a thread has none until it is set there, as with PyTorch's own threads.
+int cuCtxGetCurrent(void** context) {
+  *context = current_context;
+  return kSuccess;
+}
+
+int cuCtxSetCurrent(void* context) {
+  current_context = context;
+  return kSuccess;
+}
+
+int cuDeviceGet(int* device, int ordinal) {
+  *device = ordinal;
+  return ordinal == 0 ? kSuccess : failed(kInvalidValue, "there is one device");
+}
+
+int cuDevicePrimaryCtxRetain(void** context, int) {
+  *context = &state();
+  return kSuccess;
+}
+
 int cuCtxGetDevice(int* device) {
+  if (current_context == nullptr) return failed(kInvalidContext, "no context is current");
   *device = 0;
   return kSuccess;
 }
@@ -213,6 +238,7 @@ int cuLaunchKernel(void* handle, unsigned x, unsigned y, unsigned z, unsigned th
                    unsigned threads_y, unsigned threads_z, unsigned shared, void*,
                    void** arguments, void**) {
   State& s = state();
+  if (current_context == nullptr) return failed(kInvalidContext, "no context is current");
   if (s.idle) return kSuccess;
   Kernel kernel = *static_cast<Kernel*>(handle);
   if (const auto other = s.stand_ins.find(kernel.name); other != s.stand_ins.end())

@@ -115,6 +115,10 @@ class Variant:
 class Operation(ABC):
     """An op: how its inputs are drawn, what is right, what it costs, who computes it."""
 
+    def most_sets(self, device: torch.device) -> int:
+        """Input sets that are drawn where fewer do not fill the cache."""
+        return 32
+
     def absent(self, case: Case, device: torch.device) -> str | None:
         """Why the op as a whole cannot be measured here, or None."""
         return None
@@ -142,6 +146,11 @@ class Operation(ABC):
     @abstractmethod
     def variants(self, case: Case) -> list[Variant]:
         """All implementations, present or not; ours first."""
+
+
+def of(generator: torch.Generator) -> dict[str, Any]:
+    """Keywords of a draw: with the generator, on its device."""
+    return {"generator": generator, "device": generator.device}
 
 
 def with_gradient(

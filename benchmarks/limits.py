@@ -11,6 +11,7 @@ from .machine import cpu_flags
 
 _GEMM_SIZE = {"cpu": 2048, "cuda": 8192}
 _COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
+_SMALL = 256  # rows of a matrix that only shows that it runs
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,11 @@ def _seconds(device: torch.device, call: Callable[[], object], seconds: float) -
     return min(times)
 
 
-def gemm_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.4) -> Rate:
+def gemm_rate(
+    device: torch.device, dtype: torch.dtype, seconds: float = 0.4, *, small: bool = False
+) -> Rate:
     """GFLOP/s of a large square matrix product by torch (without tf32)."""
-    n = _GEMM_SIZE[device.type]
+    n = _SMALL if small else _GEMM_SIZE[device.type]
     a = torch.randn(n, n, device=device).to(dtype)
     b = torch.randn(n, n, device=device).to(dtype)
     out = torch.empty(n, n, device=device, dtype=dtype)
@@ -68,13 +71,13 @@ def fma_peak(milliseconds: int = 200) -> Rate | None:
     return Rate(max(runs), f"register-only fp32 FMA loop, {counted}")
 
 
-def copy_bandwidth(device: torch.device, seconds: float = 0.4) -> Rate:
+def copy_bandwidth(device: torch.device, seconds: float = 0.4, *, small: bool = False) -> Rate:
     """GB/s of a large copy, bytes read plus bytes written."""
-    count = _COPY_BYTES[device.type] // 4
+    count = _SMALL**2 if small else _COPY_BYTES[device.type] // 4
     source = torch.arange(count, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     best = _seconds(device, lambda: target.copy_(source), seconds)
-    return Rate(2 * 4 * count / best / 1e9, f"copy of {count * 4 >> 20} MiB")
+    return Rate(2 * 4 * count / best / 1e9, f"copy of {count * 4 / 2**20:g} MiB")
 
 
 @dataclass
@@ -108,8 +111,10 @@ class Limits:
             self.copy = fresh.copy
 
 
-def measure(device: torch.device, dtypes: set[str], seconds: float = 0.4) -> Limits:
-    """The limits that the dtypes of a run need; about a second each.
+def measure(
+    device: torch.device, dtypes: set[str], seconds: float = 0.4, *, small: bool = False
+) -> Limits:
+    """The limits that the dtypes of a run need; about a second each. ``small``: as a smoke test.
 
     On a CPU: the FMA peak of its registers (twice that for bf16 where the processor multiplies
     pairs with vdpbf16ps), or torch's matrix product where the extension is not built. An int8 bank
@@ -119,10 +124,10 @@ def measure(device: torch.device, dtypes: set[str], seconds: float = 0.4) -> Lim
     peak = fma_peak(round(500 * seconds)) if device.type == "cpu" else None
     for name in sorted(dtypes):
         if device.type == "cpu" and name in ("fp32", "int8", "fp16"):
-            rates[name] = peak or gemm_rate(device, torch.float32, seconds)
+            rates[name] = peak or gemm_rate(device, torch.float32, seconds, small=small)
         elif device.type == "cpu" and peak and "avx512_bf16" in cpu_flags():
             rates[name] = Rate(2 * peak.value, f"2 x {peak.of} (vdpbf16ps)")
         else:
             dtype = torch.bfloat16 if name == "int8" else DTYPES[name]
-            rates[name] = gemm_rate(device, dtype, seconds)
-    return Limits(rates, copy_bandwidth(device, seconds))
+            rates[name] = gemm_rate(device, dtype, seconds, small=small)
+    return Limits(rates, copy_bandwidth(device, seconds, small=small))

@@ -32,6 +32,19 @@ class Timing:
     repeats: int
 
 
+class CallError(Exception):
+    """A call that failed while it was timed.
+
+    Attributes:
+        name: of the variant.
+        reason: what it raised.
+    """
+
+    def __init__(self, name: str, reason: Exception) -> None:
+        super().__init__(name)
+        self.name, self.reason = name, reason
+
+
 def summarize(samples_ms: list[float]) -> Timing:
     """Median, p20, p80."""
     p20, p50, p80 = np.percentile(samples_ms, [20, 50, 80])
@@ -87,11 +100,19 @@ def interleave(
         device: where they run; on a GPU events are the clock.
         budget_s: seconds for the whole case, kept unless the fewest samples take longer.
         sample: (run, turn, calls) -> ms a call; for tests.
+
+    Raises:
+        CallError: a call failed; it says whose.
     """
-    take = sample or (_device_sample if device.type == "cuda" else _host_sample)
-    estimate_s: dict[str, float] = {}
-    for name, run in runs.items():
-        estimate_s[name] = take(run, 1, 1) / 1e3
+    timed = sample or (_device_sample if device.type == "cuda" else _host_sample)
+
+    def take(name: str, turn: int, calls: int) -> float:
+        try:
+            return timed(runs[name], turn, calls)
+        except Exception as error:
+            raise CallError(name, error) from error
+
+    estimate_s = {name: take(name, 1, 1) / 1e3 for name in runs}
     calls = {
         name: max(1, min(50, round(_SHORTEST_SAMPLE_S / max(cost, 1e-7))))
         for name, cost in estimate_s.items()
@@ -107,8 +128,8 @@ def interleave(
     turn = 0
     with _collector_off():
         for number in range(rounds):
-            for name, run in runs.items():
+            for name in runs:
                 if number % stride[name] == 0 and not (name in slow and len(samples[name]) >= 3):
-                    samples[name].append(take(run, turn, calls[name]))
+                    samples[name].append(take(name, turn, calls[name]))
                     turn += calls[name]
     return {name: summarize(values) for name, values in samples.items()}

@@ -86,9 +86,9 @@ def _bank(
     return Case(op, mode, dtype, {"B": batch, "K": slots, "D": dim}, only)
 
 
-def _steps(names: Iterable[str]) -> list[Case]:
-    """One training step of each."""
-    sizes = {True: FRAGMENT_STEP_SIZES, False: STEP_SIZES}
+def _steps(names: Iterable[str], bank: int = STEP_SIZES["K"]) -> list[Case]:
+    """One training step of each; ``bank``: of those that compare vectors."""
+    sizes = {True: FRAGMENT_STEP_SIZES, False: STEP_SIZES | {"K": bank}}
     return [
         Case(f"train_step_{name}", BOTH, "fp32", sizes[compares_fragments(name)]) for name in names
     ]
@@ -217,7 +217,7 @@ def gpu_quick() -> list[Case]:
     cases += [Case(f"erase_{rule}", FORWARD, "fp32", {"N": 65536, "L": 1024}) for rule in RULES]
     ring = {"N": 4096, "K": 1 << 20, "D": 256}
     cases += [Case("enqueue", FORWARD, dtype, ring) for dtype in ("bf16", "int8")]
-    cases += _steps(STEPS)
+    cases += _steps(STEPS, bank=65536)
     cases += [Case(name, BOTH, "bf16", SCORE_SIZES) for name in SCORES]
     cases += [
         Case("info_nce_batch", BOTH, dtype, {"B": 4096, "D": 512}) for dtype in ("bf16", "fp32")

@@ -11,6 +11,7 @@ import secrets
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,9 +34,11 @@ from .case import Case
 from .memory import Memory
 from .records import threads_of
 from .registry import GRIDS, OPERATIONS
+from .resume import DeviceLostError, Progress, is_lost
 from .runner import Record, Runner, shrunk
 
 PARTS = ("compare", "plot", "table", "targets", "modules", "host", "ahead")
+_LOST = 75  # the status of a process that another one can follow
 _QUICK_SECONDS, _QUICK_BUDGET, _FULL_BUDGET = 250.0, 1.2, 6.0
 
 
@@ -65,6 +68,18 @@ def _parser() -> argparse.ArgumentParser:
         help="start no case after so many seconds [250 quick, none full]",
     )
     parser.add_argument("--seed", type=flags.whole(0, flags.SEED), help="of the inputs [fresh]")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="note in this file what is done and under way; where one is left by a run that was "
+        "ended, go on with it",
+    )
+    parser.add_argument(
+        "--patience",
+        type=flags.seconds,
+        help="end where a first call, or the timing of a case, takes more seconds [any time]",
+    )
     parser.add_argument(
         "--threads", type=flags.whole(1, flags.THREADS), help="torch CPU threads [torch's choice]"
     )
@@ -105,15 +120,18 @@ def _matches(case: Case, globs: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(name, glob) for name in (case.op, case.title) for glob in globs)
 
 
-def _cases(arguments: argparse.Namespace, device: torch.device) -> list[Case]:
-    cases = GRIDS[(device.type, arguments.quick or arguments.smoke)]()
-    if arguments.op:
-        cases = [c for c in cases if _matches(c, arguments.op)]
+def cases_of(device: str, *, quick: bool, smoke: bool, op: Sequence[str] | None) -> list[Case]:
+    """The cases of a run with these options.
+
+    Raises:
+        ValueError: there is none.
+    """
+    cases = GRIDS[(device, quick or smoke)]()
+    if op:
+        cases = [c for c in cases if _matches(c, op)]
     if not cases:
-        raise ValueError(f"no case matches --op {' '.join(arguments.op)}; see --list")
-    if arguments.smoke:
-        cases = list({shrunk(c).title: shrunk(c) for c in cases}.values())
-    return cases
+        raise ValueError(f"no case matches --op {' '.join(op or ())}; see --list")
+    return list({shrunk(c).title: shrunk(c) for c in cases}.values()) if smoke else cases
 
 
 def _check_implementations(asked: Sequence[str], cases: Sequence[Case]) -> None:
@@ -123,8 +141,10 @@ def _check_implementations(asked: Sequence[str], cases: Sequence[Case]) -> None:
             raise ValueError(f"--impl must be one of {', '.join(known)}, got {name!r}")
 
 
-def _measure(runner: Runner, cases: list[Case], until: float | None) -> list[Record]:
-    found: list[Record] = []
+def _measure(runner: Runner, cases: list[Case], until: float | None) -> tuple[list[Record], int]:
+    """The records, and the status that they have the process end with."""
+    found = runner.broken(cases)
+    failed = False
     for number, case in enumerate(cases, 1):
         if until is not None and time.monotonic() > until:
             left = cases[number - 1 :]
@@ -137,9 +157,19 @@ def _measure(runner: Runner, cases: list[Case], until: float | None) -> list[Rec
         except (MemoryError, torch.cuda.OutOfMemoryError) as error:
             print(f"{case.title}: its inputs do not fit in memory ({error})")
             continue
+        except DeviceLostError as error:
+            print(f"{case.title}: the GPU is lost to this process ({error})", flush=True)
+            return found, _LOST
+        except RuntimeError:  # in the inputs or the truth: the next case may be well
+            print(f"{case.title}: not measured\n{traceback.format_exc()}", flush=True)
+            failed = True
+            if is_lost(runner.device):
+                return found, _LOST
+            continue
         found += new
         print(table.of_case(new) if new else case.title, flush=True)
-    return found
+    bad = [r for r in found if r["kind"] == "ours" and r["status"] in ("wrong", "error")]
+    return found, 1 if bad or failed else 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -148,7 +178,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.backends.cuda.matmul.allow_tf32 = False
-    cases = _cases(arguments, device)
+    cases = cases_of(device.type, quick=arguments.quick, smoke=arguments.smoke, op=arguments.op)
     if arguments.list:
         print("\n".join(case.title for case in cases))
         return 0
@@ -176,7 +206,10 @@ def _bench(arguments: argparse.Namespace) -> int:
     threads = threads_of([{"threads": torch.get_num_threads()}])
     print(f"{machine.device_name(device)}, {threads}; results in {out}")
     found_limits = limits.measure(
-        device, {case.dtype for case in cases}, seconds=0.05 if arguments.smoke else 0.4
+        device,
+        {case.dtype for case in cases},
+        seconds=0.01 if arguments.smoke else 0.4,
+        small=arguments.smoke,
     )
     for dtype, rate in found_limits.matrix.items():
         print(f"limit {dtype}: {rate.value:,.0f} GFLOP/s ({rate.of})")
@@ -186,28 +219,30 @@ def _bench(arguments: argparse.Namespace) -> int:
         device,
         found_limits,
         out,
-        run=run,
         seed=secrets.randbelow(1 << 31) if arguments.seed is None else arguments.seed,
         budget_s=arguments.budget or default,
         memory=memory,
         only=frozenset(arguments.impl or ()),
         fresh_limits=not arguments.smoke,
+        progress=Progress(out, run, arguments.resume, arguments.patience),
     )
-    records = _measure(runner, cases, None if seconds is None else started + seconds)
+    records, status = _measure(runner, cases, None if seconds is None else started + seconds)
     print(f"\n{table.summary(records)}")
     if not arguments.no_figures:
         for path in plot.draw(plot.newest([out.parent]) if shared else records, figures):
             print(f"figure: {path}")
     print(f"{len(records)} records in {out}; {time.monotonic() - started:.0f} s")
-    bad = [r for r in records if r["kind"] == "ours" and r["status"] in ("wrong", "error")]
-    return 1 if bad else 0
+    if status != _LOST:
+        runner.progress.end()
+    return status
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``sede bench`` and ``python -m benchmarks.run``.
 
     Returns:
-        0; 1 when a result of ours failed its check or a comparison got worse; 2 for wrong usage.
+        0; 1 when a result of ours failed its check or a comparison got worse; 2 for wrong usage;
+        75 when the GPU is lost to this process, and `--resume` goes on in another.
     """
     words: Sequence[str] = sys.argv[1:] if argv is None else argv
     results = machine.home()

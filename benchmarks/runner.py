@@ -16,13 +16,13 @@ from . import machine, records
 from .case import Case, Inputs, Operation, Run, Variant, Work
 from .check import Checker, Verdict
 from .limits import Limits
-from .measure import Timing, interleave
+from .measure import CallError, Timing, interleave
 from .memory import Memory, Peak, device_peak, out_of_memory
 from .peers.packages import DISTRIBUTIONS
 from .registry import OPERATIONS
+from .resume import DeviceLostError, Progress, is_lost
 
 _ROTATE_OVER = 3  # input sets together fill the last-level cache so many times
-_MOST_SETS = 32
 
 Record = dict[str, Any]
 
@@ -63,12 +63,12 @@ class Runner:
         device: where.
         limits: of this machine, measured in this run.
         out: the JSON-lines file to append to.
-        run: id of the run.
         seed: of the inputs; a fresh one each run unless asked.
         budget_s: seconds of timing a case.
         memory: measures peaks in processes of their own; None on a GPU, or to leave it out.
         only: names of implementations to keep; empty for all.
         fresh_limits: measure the limits again before each case, and keep the best.
+        progress: id of the run, what of it is done, and where it is.
     """
 
     def __init__(
@@ -77,33 +77,41 @@ class Runner:
         limits: Limits,
         out: Path,
         *,
-        run: str,
         seed: int,
         budget_s: float,
         memory: Memory | None,
         only: frozenset[str] = frozenset(),
         fresh_limits: bool = False,
+        progress: Progress,
     ) -> None:
         self.device, self.limits, self.out = device, limits, out
-        self.run, self.seed, self.budget_s = run, seed, budget_s
+        self.seed, self.budget_s = seed, budget_s
         self.memory, self.only, self.fresh_limits = memory, only, fresh_limits
+        self.progress = progress
         self.facts = machine.facts(device)
         self.cache_bytes = machine.last_level_cache(device)
         self._told_absent: set[tuple[str, str]] = set()
 
     def case(self, case: Case) -> list[Record]:
-        """Measure all variants of a case; the records are on disk when this returns."""
+        """Measure all variants of a case; the records are on disk when this returns.
+
+        Raises:
+            DeviceLostError: a variant has left the GPU in a state that only a new process ends.
+        """
         operation = OPERATIONS[case.op]
+        if self.progress.done(case) and not list(self._wanted(operation, case)):
+            return []
+        self.progress.at(case)
         missing = operation.absent(case, self.device)
         if missing is not None:
             entry = _Entry(Variant("all", "peer", _unbuildable), "absent", missing)
             return self._write(case, operation.work(case), [entry], 0)
         if self.fresh_limits:
             self.limits.again(self.device)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator(self.device).manual_seed(self.seed)
         sets = [operation.draw(case, self.device, generator)]
         count = math.ceil(_ROTATE_OVER * self.cache_bytes / max(1, nbytes(sets[0])))
-        for _ in range(min(_MOST_SETS, count) - 1):
+        for _ in range(min(operation.most_sets(self.device), count) - 1):
             sets.append(operation.draw(case, self.device, generator))
         checker = Checker(operation, case, sets[0])
         entries = [_Entry(variant) for variant in self._wanted(operation, case)]
@@ -115,21 +123,62 @@ class Runner:
         for entry in present:
             if entry.status == "ok":
                 self._prepare(entry, case, sets, checker)
-        runs = {e.variant.name: e.run for e in entries if e.run is not None}
-        timings = interleave(runs, self.device, self.budget_s) if runs else {}
-        for entry in entries:
-            entry.timing = timings.get(entry.variant.name)
-            entry.run = None
+        self._time(case, entries)
         found = self._write(case, operation.work(case), entries, len(sets))
+        self.progress.between()
         torch.compiler.reset()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return found
 
+    def _time(self, case: Case, entries: list[_Entry]) -> None:
+        """Time what is ready; what fails now, on another input set, leaves its reason."""
+        ready = {entry.variant.name: entry for entry in entries if entry.run is not None}
+        while ready:
+            self.progress.at(case)
+            runs = {name: entry.run for name, entry in ready.items() if entry.run}
+            try:
+                timings = interleave(runs, self.device, self.budget_s)
+            except CallError as error:
+                self.progress.at(case, error.name)
+                self._failed(ready.pop(error.name), error.reason)
+                continue
+            for name, entry in ready.items():
+                entry.timing = timings[name]
+            break
+        for entry in entries:
+            entry.run = None
+
+    def _failed(self, entry: _Entry, error: BaseException) -> None:
+        """A peer may raise anything; it becomes its record, unless the GPU is lost with it."""
+        entry.status = "out of memory" if out_of_memory(error) else "error"
+        entry.reason = _first_line(error)
+        if is_lost(self.device):
+            raise DeviceLostError(entry.reason) from error
+
+    def broken(self, cases: Iterable[Case]) -> list[Record]:
+        """Write what the process before this one was at when it ended, if it did not end well."""
+        title, name = self.progress.broken
+        written: list[Record] = []
+        for case in (case for case in cases if case.title == title):
+            operation = OPERATIONS[case.op]
+            entries = [
+                _Entry(variant, "error", "the process ended while it ran; the log says where")
+                for variant in self._wanted(operation, case)
+                if name in ("", variant.name)
+            ]
+            written += self._write(case, operation.work(case), entries, 0)
+            self.progress.leave_out(case, {entry.variant.name for entry in entries})
+        self.progress.between()
+        return written
+
     def _wanted(self, operation: Operation, case: Case) -> Iterable[Variant]:
+        done = self.progress.done(case)
         for variant in operation.variants(case):
             if case.only and variant.name not in case.only:
+                continue
+            if variant.name in done:
                 continue
             if not self.only or variant.name in self.only:
                 yield variant
@@ -137,6 +186,7 @@ class Runner:
     def _prepare(self, entry: _Entry, case: Case, sets: list[Inputs], checker: Checker) -> None:
         """Build and check; what fails leaves its reason in the entry."""
         variant = entry.variant
+        self.progress.at(case, variant.name)
         try:
             run = variant.build(case, sets)
             entry.verdict = checker.verdict(variant, run(0))
@@ -148,9 +198,8 @@ class Runner:
             entry.run = run
         except BackendUnavailableError as error:
             entry.status, entry.reason = "absent", _why_absent(str(error))
-        except Exception as error:  # a peer may raise anything; it becomes its record
-            entry.status = "out of memory" if out_of_memory(error) else "error"
-            entry.reason = _first_line(error)
+        except Exception as error:
+            self._failed(entry, error)
 
     def _weigh(self, entries: list[_Entry], case: Case) -> None:
         """Peak memory in processes of their own; a variant that fails there goes no further."""
@@ -187,7 +236,7 @@ class Runner:
         fraction = limit_ms / timing.median if timing and limit_ms is not None else None
         return {
             "schema": records.SCHEMA,
-            "run": self.run,
+            "run": self.progress.run,
             "utc": machine.utc_now(),
             "op": case.op,
             "implementation": entry.variant.name,

@@ -57,7 +57,7 @@ def prepared(request: pytest.FixtureRequest) -> Iterator[Prepared]:
         pytest.skip(missing)
     if case.title not in _latest:
         _latest.clear()
-        generator = torch.Generator().manual_seed(torch.seed() % (1 << 31))
+        generator = torch.Generator(DEVICE).manual_seed(torch.seed() % (1 << 31))
         sets = [operation.draw(case, DEVICE, generator)]
         count = math.ceil(3 * machine.last_level_cache(DEVICE) / max(1, nbytes(sets[0])))
         for _ in range(min(8, max(2, count)) - 1):

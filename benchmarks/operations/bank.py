@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sede_kernels import MemoryBank, hardest_negatives, weighted_info_nce
 
-from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, of, with_gradient
 from ..ours import absent_backend, backend_variants
 from ..peers import bank as plain
 from ..peers import packages
@@ -40,7 +40,7 @@ class LossOptions:
 
 def unit_rows(rows: int, dim: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """(rows, dim) random directions, fp32."""
-    drawn = torch.randn(rows, dim, generator=generator)
+    drawn = torch.randn(rows, dim, **of(generator))
     return F.normalize(drawn, dim=1, out=drawn).to(device)
 
 

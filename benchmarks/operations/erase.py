@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sede_kernels import attention_erase, reference_erase
 
-from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, of
 from ..ours import backend_variants
 from ..peers.bank import no_compiler
 
@@ -62,10 +62,10 @@ class Erase(Operation):
 
     def draw(self, case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
         """Softmax rows; rows with a fragment on the cut are replaced by others."""
-        a = torch.randn(case.N, case.L, generator=generator).mul_(1.5).softmax(dim=1)
+        a = torch.randn(case.N, case.L, **of(generator)).mul_(1.5).softmax(dim=1)
         good = decided(a, self.rule, RULES[self.rule](case.L)).nonzero()[:, 0]
-        a = a[good[torch.arange(case.N) % good.shape[0]]]
-        weight = torch.randn(case.N, case.L, generator=generator)
+        a = a[good[torch.arange(case.N, device=a.device) % good.shape[0]]]
+        weight = torch.randn(case.N, case.L, **of(generator))
         return {
             "attention": a.to(case.torch_dtype).to(device).requires_grad_(case.backward),
             "weight": weight.to(case.torch_dtype).to(device),

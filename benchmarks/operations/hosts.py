@@ -22,6 +22,7 @@ from ..case import (
     Run,
     Variant,
     Work,
+    of,
     with_gradient,
 )
 from ..peers import fragments, packages
@@ -285,7 +286,7 @@ def _fragments(case: Case, device: torch.device, generator: torch.Generator) -> 
         unit_rows(case.B * count, case.D, generator, device).reshape(case.B, count, case.D)
         for count in (case.R, case.L)
     )
-    lengths = torch.randint(5, case.L + 1, (case.B,), generator=generator).to(device)
+    lengths = torch.randint(5, case.L + 1, (case.B,), **of(generator)).to(device)
     return {"regions": regions, "words": words, "lengths": lengths}
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sede_kernels import cross_attention_pairs, cross_attention_similarity
 
-from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, of, with_gradient
 from ..ours import absent_backend, backend_variants
 from ..peers import fragments
 from ..peers.bank import no_compiler
@@ -28,15 +28,15 @@ class Pairs(Operation):
         """Unit fragments, captions of 1 to L words; the images get a gradient."""
 
         def sets(*sizes: int) -> Tensor:
-            drawn = torch.randn(*sizes, case.D, generator=generator)
+            drawn = torch.randn(*sizes, case.D, **of(generator))
             return F.normalize(drawn, dim=-1).to(case.torch_dtype).to(device)
 
-        lengths = torch.randint(1, case.L + 1, (case.B, case.N), generator=generator).to(device)
+        lengths = torch.randint(1, case.L + 1, (case.B, case.N), **of(generator)).to(device)
         return {
             "regions": sets(case.B, case.R).requires_grad_(case.backward),
             "words": sets(case.B, case.N, case.L),
             "lengths": lengths,
-            "weight": torch.rand(case.B, case.N, generator=generator).add_(0.5).to(device),
+            "weight": torch.rand(case.B, case.N, **of(generator)).add_(0.5).to(device),
         }
 
     def _outputs(self, case: Case, similarity: _Similarity, i: Inputs) -> Outputs:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sede_kernels import MemoryBank
 
-from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, of
 from ..ours import backend_variants
 
 
@@ -16,10 +16,10 @@ class Enqueue(Operation):
     def draw(self, case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
         """Keys of any length, a bank of random rows, and a pointer that makes the ring wrap."""
         bank = MemoryBank(case.K, case.D, dtype=case.torch_dtype, device=device)
-        filler = torch.randn(case.K, case.D, generator=generator).to(device)
+        filler = torch.randn(case.K, case.D, **of(generator)).to(device)
         bank.enqueue(filler, backend="torch")
         bank.ptr.fill_(case.K - case.N // 2)
-        keys = (torch.randn(case.N, case.D, generator=generator) * 3).to(device)
+        keys = (torch.randn(case.N, case.D, **of(generator)) * 3).to(device)
         ids = torch.arange(case.N, device=device)
         return {"bank": bank, "keys": keys.to(case.query_dtype), "ids": ids}
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from sede_kernels import cross_attention_similarity
 
-from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, of, with_gradient
 from ..ours import backend_variants
 from ..peers import fragments
 from ..peers.bank import no_compiler
@@ -55,16 +55,16 @@ class Scan(Operation):
 
     def draw(self, case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
         """Unit fragments around a shared direction, captions of 5 to L words."""
-        centre = torch.randn(case.D, generator=generator) * 0.3
+        centre = torch.randn(case.D, **of(generator)) * 0.3
 
         def sets(count: int, length: int) -> Tensor:
-            drawn = torch.randn(count, length, case.D, generator=generator) + centre
+            drawn = torch.randn(count, length, case.D, **of(generator)) + centre
             return F.normalize(drawn, dim=2).to(case.torch_dtype).to(device)
 
         regions, words = sets(case.B, case.R), sets(case.C, case.L)
         least = min(_FEWEST_WORDS, case.L)
-        lengths = torch.randint(least, case.L + 1, (case.C,), generator=generator).to(device)
-        weight = torch.rand(case.B, case.C, generator=generator).add_(0.5).to(device)
+        lengths = torch.randint(least, case.L + 1, (case.C,), **of(generator)).to(device)
+        weight = torch.rand(case.B, case.C, **of(generator)).add_(0.5).to(device)
         if self.options.erase:
             weight = weight * self._decided(regions, words, lengths)
         return {

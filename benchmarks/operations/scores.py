@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sede_kernels import score_info_nce
 from sede_kernels.reference_scores import score_info_nce as specification
 
-from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, with_gradient
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, of, with_gradient
 from ..ours import backend_variants
 from ..peers.bank import no_compiler
 
@@ -31,9 +31,9 @@ class ScoreLoss(Operation):
 
     def draw(self, case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
         """Scores as cosines of fragments are, the right ones larger; ids with five keys each."""
-        scores = torch.randn(case.B, case.N, generator=generator).mul_(0.15)
+        scores = torch.randn(case.B, case.N, **of(generator)).mul_(0.15)
         scores.diagonal().add_(0.3)
-        key_ids = torch.randint(case.N // _EACH, (case.N,), generator=generator)
+        key_ids = torch.randint(case.N // _EACH, (case.N,), **of(generator))
         return {
             "scores": scores.to(case.torch_dtype).to(device).requires_grad_(case.backward),
             "ids": key_ids[: case.B].to(device),

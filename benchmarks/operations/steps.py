@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sede_kernels import FragmentBank, MemoryBank
 from sede_kernels.training.models import MODELS
 
-from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work
+from ..case import Case, Inputs, Operation, Outputs, Run, Variant, Work, of
 from ..ours import BACKENDS, absent_backend
 
 _WORDS = 200
@@ -53,10 +53,10 @@ def fill_banks(module: torch.nn.Module, generator: torch.Generator) -> None:
     """Full banks of random unit vectors: steps are timed as they are after the first epochs."""
     for bank in module.modules():
         if isinstance(bank, MemoryBank):
-            drawn = torch.randn(bank.rows.shape, generator=generator)
+            drawn = torch.randn(bank.rows.shape, **of(generator))
             bank.enqueue(drawn.to(bank.rows.device), backend="torch")
         elif isinstance(bank, FragmentBank):
-            drawn = F.normalize(torch.randn(bank.rows.shape, generator=generator), dim=2)
+            drawn = F.normalize(torch.randn(bank.rows.shape, **of(generator)), dim=2)
             bank.enqueue(drawn.to(bank.rows.device))
 
 
@@ -102,9 +102,13 @@ class TrainingStep(Operation):
         missing = [m for m in ("tqdm", "tensorboard") if importlib.util.find_spec(m) is None]
         return f"not installed: pip install {' '.join(missing)}" if missing else None
 
+    def most_sets(self, device: torch.device) -> int:
+        """On a GPU the weights and banks of two trainers are larger than its cache."""
+        return 2 if device.type == "cuda" else super().most_sets(device)
+
     def draw(self, case: Case, device: torch.device, generator: torch.Generator) -> Inputs:
         """Features, captions, and the state of the banks."""
-        seed = int(torch.randint(1 << 30, (1,), generator=generator))
+        seed = int(torch.randint(1 << 30, (1,), **of(generator)))
         folder = tempfile.TemporaryDirectory(prefix="sede-bench-")
         rng = np.random.default_rng(seed)
         for part in ("train", "dev", "test"):

@@ -18,6 +18,7 @@ from benchmarks.operations import exact
 from benchmarks.operations.bank import BankLoss, LossOptions
 from benchmarks.peers import bank as peers
 from benchmarks.registry import GRIDS, OPERATIONS, find
+from benchmarks.resume import Progress
 from benchmarks.runner import Runner, shrunk
 from sede_kernels import reference
 from tests.benchmarks.test_records import record
@@ -32,8 +33,9 @@ def _generator():
 
 
 def _runner(tmp_path, **changes):
-    settings = {"run": "r", "seed": 3, "budget_s": 0.01, "memory": None}
-    return Runner(CPU, LIMITS, tmp_path / "out.jsonl", **(settings | changes))
+    out = tmp_path / "out.jsonl"
+    settings = {"seed": 3, "budget_s": 0.01, "memory": None, "progress": Progress(out, "r")}
+    return Runner(CPU, LIMITS, out, **(settings | changes))
 
 
 def _tiny_cases():

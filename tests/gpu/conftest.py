@@ -4,6 +4,8 @@
 on CPU tensors and the compiled code; what needs a driver (streams, graphs) is skipped there.
 """
 
+import os
+
 import problems
 import pytest
 import torch
@@ -30,6 +32,23 @@ def _poisoned_memory():
     ]
     del blocks
     yield
+
+
+@pytest.fixture(autouse=True)
+def _answering_device():
+    """A fault on the GPU stays with its process, and all tests after it would fail.
+
+    Under xdist the process ends and another one takes the tests that are left.
+    """
+    yield
+    if not torch.cuda.is_available() or problems.EMULATED:
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(70)
+        pytest.exit(f"the GPU is lost to this process: {error}", returncode=70)
 
 
 @pytest.fixture(autouse=True)

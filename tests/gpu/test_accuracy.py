@@ -3,6 +3,7 @@
 import problems
 import pytest
 import torch
+from problems import BACKEND
 from torch.nn import functional as F
 
 from sede_kernels import MemoryBank, functional, reference
@@ -37,7 +38,7 @@ def test_weighted_info_nce(dtype, B, K, D, detach):
         "hardness": 2.0, "detach_weights": detach, "query_ids": problems.ids(B, high=50),
         "bank_ids": bank_ids, "margin": 0.2, "in_batch_negatives": True,
     }  # fmt: skip
-    found = problems.loss_and_gradients(query, key, bank, "triton", **options)
+    found = problems.loss_and_gradients(query, key, bank, BACKEND, **options)
     inputs = [tensor.double() for tensor in (query, key, bank)]
     truth = problems.loss_and_gradients(*inputs, "reference", **options)
     eager = problems.loss_and_gradients(query, key, bank, "torch", **options)
@@ -52,7 +53,7 @@ def test_a_fixed_maximum_for_unit_vectors(B, K, D, hardness):
     bank[0], bank[-1] = query[0], -query[-1]
     options = {"hardness": hardness, "temperature": 1 / 23, "query_ids": problems.ids(B, high=50),
                "bank_ids": problems.ids(K, low=-1, high=50)}  # fmt: skip
-    found = problems.loss_and_gradients(query, key, bank, "triton", unit_length=True, **options)
+    found = problems.loss_and_gradients(query, key, bank, BACKEND, unit_length=True, **options)
     inputs = [tensor.double() for tensor in (query, key, bank)]
     truth = problems.loss_and_gradients(*inputs, "reference", **options)
     eager = problems.loss_and_gradients(query, key, bank, "torch", **options)
@@ -68,10 +69,8 @@ def test_memory_bank(dtype, storage):
     plain = MemoryBank(slots, 320, dtype=storage).to(problems.DEVICE)
     for step, rows in enumerate((700, 1, 0, slots + 999, 513)):
         keys, key_ids = problems.unit(rows, 320, dtype) * (step + 1), problems.ids(rows)
-        bank.enqueue(keys, key_ids)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SEDE_BACKEND", "torch")
-            plain.enqueue(keys, key_ids)
+        bank.enqueue(keys, key_ids, backend=BACKEND)
+        plain.enqueue(keys, key_ids, backend="torch")
     for (name, got), (_, want) in zip(
         bank.state_dict().items(), plain.state_dict().items(), strict=True
     ):
@@ -83,7 +82,7 @@ def test_memory_bank(dtype, storage):
             assert torch.equal(got, want), name
     query = problems.unit(65, 320, dtype)
     scales = [14.3, 5.0, 0.0]
-    found = functional.bank_lse(query, bank, scales, backend="triton")
+    found = functional.bank_lse(query, bank, scales, backend=BACKEND)
     plain_lse = functional.bank_lse(query, bank, scales, backend="torch")
     truth = functional.bank_lse(query.double(), bank, scales, backend="torch")
     assert_within_budget(found, truth, plain_lse, dtype)
@@ -96,7 +95,7 @@ def test_hardest_negatives(k, dtype):
     query, bank = problems.unit(67, 200, dtype), problems.unit(slots, 200, dtype)
     query_ids, bank_ids = problems.ids(67, high=30), problems.ids(slots, low=-1, high=30)
     values, indices = functional.hardest_negatives(
-        query, bank, k, query_ids=query_ids, bank_ids=bank_ids, backend="triton"
+        query, bank, k, query_ids=query_ids, bank_ids=bank_ids, backend=BACKEND
     )
     truth, _ = reference.hardest_negatives(query.double(), bank.double(), k, query_ids, bank_ids)
     assert torch.allclose(values.double(), truth, atol=1e-6)
@@ -123,7 +122,7 @@ def test_attention_erase(rule, threshold, fragments):
     options = {"rule": rule, "lengths": lengths, "keep_min": 1}
     value = min(threshold, fragments) if rule == "topk" else threshold
     x, y = attention.clone().requires_grad_(), attention.double().requires_grad_()
-    found, mask = functional.attention_erase(x, threshold=value, backend="triton", **options)
+    found, mask = functional.attention_erase(x, threshold=value, backend=BACKEND, **options)
     truth, kept = functional.attention_erase(y, threshold=value, backend="reference", **options)
     assert torch.equal(mask, kept)
     assert_within_budget(found, truth)
@@ -133,6 +132,7 @@ def test_attention_erase(rule, threshold, fragments):
     assert_within_budget(got, want, dtype=torch.bfloat16)
 
 
+@problems.of_triton
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
 @pytest.mark.parametrize("erase", [None, "mean"])
 def test_cross_attention_similarity(direction, erase):
@@ -156,6 +156,7 @@ def test_cross_attention_similarity(direction, erase):
         assert_within_budget(got, want, plain)
 
 
+@problems.of_triton
 @pytest.mark.parametrize("direction", ["t2i", "i2t"])
 @pytest.mark.parametrize("ask", ["images", "captions"])
 def test_cross_attention_pairs(direction, ask):
@@ -184,7 +185,7 @@ def test_tf32_where_torch_allows_it():
     torch.set_float32_matmul_precision("high")
     bank = problems.unit(problems.size(4096, 400), 256)
     query, key = problems.unit(64, 256), problems.unit(64, 256)
-    found = problems.loss_and_gradients(query, key, bank, "triton")
+    found = problems.loss_and_gradients(query, key, bank, BACKEND)
     truth = problems.loss_and_gradients(query.double(), key.double(), bank.double(), "reference")
     for got, want in zip(found, truth, strict=True):
         assert_within_budget(got, want, dtype=torch.bfloat16)
@@ -204,7 +205,7 @@ def test_two_banks_at_once_equal_one_after_the_other(B, D, dtype):
     ids = problems.ids(B, high=50)
     leaves = [side.requires_grad_() for side in sides]
     image, text, image_key, text_key = leaves
-    options = {"hardness": 2.0, "in_batch_negatives": True, "backend": "triton"}
+    options = {"hardness": 2.0, "in_batch_negatives": True, "backend": BACKEND}
     both = functional.symmetric_info_nce(*leaves, *banks, ids=ids, **options)
     first = functional.weighted_info_nce(image, text_key, banks[1], query_ids=ids, **options)
     second = functional.weighted_info_nce(text, image_key, banks[0], query_ids=ids, **options)

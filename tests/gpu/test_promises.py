@@ -3,6 +3,7 @@
 import problems
 import pytest
 import torch
+from problems import BACKEND
 
 from sede_kernels import MemoryBank, functional
 
@@ -26,12 +27,12 @@ def _problem(dtype=torch.bfloat16, B=130, D=256):
 @pytest.mark.parametrize("D", [256, 1024], ids=["one-pass", "chunks"])
 def test_a_hundred_repeats_are_bitwise_equal(D):
     tensors, options = _problem(D=D)
-    first = problems.loss_and_gradients(*tensors, "triton", **options)
-    top = functional.hardest_negatives(tensors[0], tensors[2], 20, backend="triton")
+    first = problems.loss_and_gradients(*tensors, BACKEND, **options)
+    top = functional.hardest_negatives(tensors[0], tensors[2], 20, backend=BACKEND)
     for _ in range(problems.size(100, 3)):
-        again = problems.loss_and_gradients(*tensors, "triton", **options)
+        again = problems.loss_and_gradients(*tensors, BACKEND, **options)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-        found = functional.hardest_negatives(tensors[0], tensors[2], 20, backend="triton")
+        found = functional.hardest_negatives(tensors[0], tensors[2], 20, backend=BACKEND)
         assert all(torch.equal(a, b) for a, b in zip(top, found, strict=True))
 
 
@@ -44,9 +45,9 @@ def test_cuda_graph_of_a_training_step(D):
 
     def step():
         static_query.grad = None
-        loss = functional.weighted_info_nce(static_query, key, bank, hardness=2.0, backend="triton")
+        loss = functional.weighted_info_nce(static_query, key, bank, hardness=2.0, backend=BACKEND)
         loss.backward()
-        bank.enqueue(key)
+        bank.enqueue(key, backend=BACKEND)
         return loss.detach()
 
     stream = torch.cuda.Stream()
@@ -72,14 +73,14 @@ def test_cuda_graph_of_a_training_step(D):
 def test_two_streams_at_once():
     tensors, options = _problem()
     others, _ = _problem()
-    expected = [problems.loss_and_gradients(*t, "triton", **options) for t in (tensors, others)]
+    expected = [problems.loss_and_gradients(*t, BACKEND, **options) for t in (tensors, others)]
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     for _ in range(10):
         found = []
         for stream, inputs in zip(streams, (tensors, others), strict=True):
             with torch.cuda.stream(stream):
-                found.append(problems.loss_and_gradients(*inputs, "triton", **options))
+                found.append(problems.loss_and_gradients(*inputs, BACKEND, **options))
         torch.cuda.synchronize()
         for got, want in zip(found, expected, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
@@ -88,13 +89,13 @@ def test_two_streams_at_once():
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_device_that_is_not_the_current_one():
     tensors, options = _problem()
-    expected = problems.loss_and_gradients(*tensors, "triton", **options)
+    expected = problems.loss_and_gradients(*tensors, BACKEND, **options)
     moved = [tensor.to("cuda:1") for tensor in tensors]
     there = {
         name: value.to("cuda:1") if torch.is_tensor(value) else value
         for name, value in options.items()
     }
-    found = problems.loss_and_gradients(*moved, "triton", **there)
+    found = problems.loss_and_gradients(*moved, BACKEND, **there)
     assert all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(found, expected, strict=True))
 
 
@@ -113,10 +114,10 @@ def test_addresses_beyond_32_bits(dim):
     small, small_ids = bank[-4097:].clone(), ids[-4097:].clone()
     for inputs, inputs_ids in ((bank, ids), (small, small_ids)):
         q = query.clone().requires_grad_()
-        lse = functional.bank_lse(q, inputs, 10.0, bank_ids=inputs_ids, backend="triton")
+        lse = functional.bank_lse(q, inputs, 10.0, bank_ids=inputs_ids, backend=BACKEND)
         (grad,) = torch.autograd.grad(lse.sum(), q)
         values, index = functional.hardest_negatives(
-            query, inputs, 3, bank_ids=inputs_ids, backend="triton"
+            query, inputs, 3, bank_ids=inputs_ids, backend=BACKEND
         )
         if inputs is bank:
             large = lse.detach(), grad, values, index - (size - 4097)
@@ -130,7 +131,7 @@ def test_compiles_fullgraph_with_inductor():
     (query, key, bank), options = _problem()
 
     def step(q, k):
-        return functional.weighted_info_nce(q, k, bank, backend="triton", **options)
+        return functional.weighted_info_nce(q, k, bank, backend=BACKEND, **options)
 
     compiled = torch.compile(step, fullgraph=True)
     outcome = []
@@ -150,12 +151,12 @@ def test_no_host_synchronisation():
 
     def step():
         loss = functional.weighted_info_nce(
-            q, key, bank, hardness=2.0, in_batch_negatives=True, backend="triton"
+            q, key, bank, hardness=2.0, in_batch_negatives=True, backend=BACKEND
         )
         loss.backward()
-        bank.enqueue(key)
-        functional.hardest_negatives(query, bank, 5, backend="triton")
-        functional.attention_erase(query.float().softmax(1), backend="triton")
+        bank.enqueue(key, backend=BACKEND)
+        functional.hardest_negatives(query, bank, 5, backend=BACKEND)
+        functional.attention_erase(query.float().softmax(1), backend=BACKEND)
 
     step()
     torch.cuda.synchronize()
@@ -167,10 +168,11 @@ def test_no_host_synchronisation():
         torch.cuda.set_sync_debug_mode(mode)
 
 
+@problems.of_triton
 @problems.needs_driver
 def test_autocast_and_auto_choice():
     (query, key, bank), _ = _problem(torch.float32)
     with torch.autocast("cuda", dtype=torch.bfloat16):
         under = functional.weighted_info_nce(query, key, bank)
-    plain = functional.weighted_info_nce(query, key, bank, backend="triton")
+    plain = functional.weighted_info_nce(query, key, bank, backend=BACKEND)
     assert torch.equal(under, plain)

@@ -54,6 +54,10 @@ class Problem:
     every_pass: bool = True
 
 
+#: Where the checks of a run that keeps results leave what was found, by the names of the checks.
+results: dict[str, Tensor] | None = None
+
+
 def unit(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Random rows of unit length."""
     return F.normalize(torch.randn(*shape), dim=-1).to(dtype)
@@ -78,8 +82,14 @@ def compared(
 ) -> Iterator[Check]:
     """A check each; ``floor`` as in ``sede_kernels.testing``."""
     for name, got, want, plain in zip(names, found, truth, eager, strict=True):
+        _keep(name, got)
         budget = 2 * relative_error(plain, want) + floor
         yield Check(name, relative_error(got, want), budget, _peak(got, want))
+
+
+def _keep(name: str, got: Tensor) -> None:
+    if results is not None:
+        results[name] = got.detach()
 
 
 def _peak(got: Tensor, want: Tensor) -> float:
@@ -90,6 +100,7 @@ def _peak(got: Tensor, want: Tensor) -> float:
 
 def same(name: str, got: Tensor, want: Tensor) -> Check:
     """A check that must come out equal."""
+    _keep(name, got)
     return Check(name, 0.0 if torch.equal(got, want) else float("inf"), 1.0)
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import runpy
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 _ROOT = str(Path(__file__).parents[3])
@@ -20,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cuda", action="store_true", help="what asks for backend triton is served by cuda"
     )
+    parser.add_argument("--gpu", action="store_true", help="tensors say that they are on a GPU")
     parser.add_argument("--keep-going", action="store_true", help="list faults at the end instead")
     parser.add_argument("--seed", type=int, default=0, help="random order of the warps")
     parser.add_argument("--slice", type=int, default=0, help="most instructions of a warp's turn")
@@ -47,8 +49,18 @@ def _print_table() -> None:
         print(f"{name:14} {meaning}\n{'':14} PTX ISA 9.0, {source}")
 
 
+def _script(options: argparse.Namespace) -> None:
+    if options.module:
+        runpy.run_module(options.script, run_name="__main__", alter_sys=True)
+        return
+    folder = str(Path(options.script).resolve().parent)
+    if folder != _ROOT:
+        sys.path.insert(0, folder)
+    runpy.run_path(options.script, run_name="__main__")
+
+
 def _run(options: argparse.Namespace) -> None:
-    from tests.ptx.machine import cuda, driver
+    from tests.ptx.machine import cuda, driver, gpu
     from tests.ptx.machine.module import Options
 
     driver.install(options.arch, options.cores)
@@ -59,13 +71,8 @@ def _run(options: argparse.Namespace) -> None:
         cuda.take_over()
     sys.argv = [options.script, *options.arguments]
     try:
-        if options.module:
-            runpy.run_module(options.script, run_name="__main__", alter_sys=True)
-        else:
-            folder = str(Path(options.script).resolve().parent)
-            if folder != _ROOT:
-                sys.path.insert(0, folder)
-            runpy.run_path(options.script, run_name="__main__")
+        with gpu.played(options.arch) if options.gpu else nullcontext():
+            _script(options)
     finally:
         print(driver.state.statistics.summary(options.arch), file=sys.stderr)
         launches, executed, kernels = cuda.report()

@@ -39,7 +39,8 @@ class WeightedInfoNCE(ScaledLoss):
         temperature: tau > 0; kept as 1 / tau in log space when learnable, so it stays positive.
         hardness: beta >= 0 in cosine units.
         learn_temperature: make the temperature a parameter (``log_inverse_temperature``, (1,)).
-        learn_hardness: make the hardness a parameter ((1,), clamped at 0 from below).
+        learn_hardness: make the hardness a parameter ((1,)). Below 0 it counts as 0, and each
+            training call first puts it back there.
         max_inverse_temperature: cap of a learnable 1 / tau, as CLIP has one: each training call
             first puts a larger parameter back to it. None for no cap. A fixed temperature stays
             as it is.
@@ -102,6 +103,7 @@ class WeightedInfoNCE(ScaledLoss):
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """The loss of ``functional.weighted_info_nce`` for these tensors; ids as lists pass too."""
         self.cap_temperature()
+        self.floor_hardness()
         options = {
             "temperature": self.temperature,
             "hardness": self.hardness_at_least_zero,
@@ -165,6 +167,7 @@ class ScoreInfoNCE(ScaledLoss):
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
         """The loss of ``functional.score_info_nce`` for these tensors."""
+        self.floor_hardness()
         options = {
             "temperature": self.temperature,
             "hardness": self.hardness_at_least_zero,
@@ -277,6 +280,7 @@ class SEDELoss(WarmUp):
         if warm is not None and not options["in_batch_negatives"]:
             options["in_batch_negatives"] = ~warm
         self.nce.cap_temperature()
+        self.nce.floor_hardness()
         options |= {
             "temperature": self.nce.temperature,
             "hardness": self.nce.hardness_at_least_zero,

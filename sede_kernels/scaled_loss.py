@@ -22,7 +22,8 @@ class ScaledLoss(nn.Module):
         temperature: tau > 0; kept as 1 / tau in log space when learnable, so it stays positive.
         hardness: beta >= 0.
         learn_temperature: make the temperature a parameter (``log_inverse_temperature``, (1,)).
-        learn_hardness: make the hardness a parameter ((1,), clamped at 0 from below).
+        learn_hardness: make the hardness a parameter ((1,)). Below 0 it counts as 0, and each
+            training call first puts it back there.
     """
 
     options: dict[str, Any]
@@ -84,6 +85,15 @@ class ScaledLoss(nn.Module):
             with torch.no_grad():
                 # The data: FSDP hands out views that autograd does not let be changed in place.
                 self.log_inverse_temperature.data.clamp_(max=math.log(cap))
+
+    def floor_hardness(self) -> None:
+        """Put a learnable hardness below 0 back to 0, where it has a gradient and can leave it.
+
+        The losses do so in training mode. Below 0 it would count as 0 and never learn again.
+        """
+        if isinstance(self.hardness, Tensor) and self.training:
+            with torch.no_grad():
+                self.hardness.data.clamp_(min=0.0)
 
     @property
     def bound(self) -> float | None:

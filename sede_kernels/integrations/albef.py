@@ -178,10 +178,10 @@ class RetrievalQueues(nn.Module):
                 value.clone() if value.is_inference() else value
                 for value in (key_m, inverse.detach())
             )
-            probe = query_m.detach().clone().requires_grad_()
+            probe = query_m.detach().to(loss.dtype, copy=True).requires_grad_()
             total = _lse_of_all(probe, keys, bank, factor)
             (slope,) = torch.autograd.grad(total.sum(), probe)
-        expected = (query.to(loss.dtype) * (slope / inverse.detach()).to(loss.dtype)).sum(dim=1)
+        expected = (query.to(loss.dtype) * (slope / inverse.detach())).sum(dim=1)
         soft = mean_of_all(_lse_of_all(query, key_m, bank, inverse) - inverse * expected, bank)
         return (1.0 - alpha) * loss + alpha * soft
 
@@ -229,5 +229,7 @@ class RetrievalQueues(nn.Module):
 def _lse_of_all(query: Tensor, key: Tensor, bank: MemoryBank, inverse: Tensor) -> Tensor:
     """(B,) log-sum-exp over every key of the batch and every stored one."""
     stored = bank_lse(query, bank, inverse.reshape(1))[:, 0]
-    batch = torch.logsumexp(inverse * (query @ key.t()).to(inverse.dtype), dim=1)
+    dtype = torch.promote_types(query.dtype, key.dtype)  # the momentum model may run in half
+    product = query.to(dtype) @ key.to(dtype).t()
+    batch = torch.logsumexp(inverse * product.to(inverse.dtype), dim=1)
     return torch.logaddexp(batch, stored)

@@ -244,3 +244,23 @@ def test_albef_validates_in_inference_mode_as_without_gradients(learnt: bool) ->
         assert torch.equal(queues(*inside, temp=temp, alpha=0.4), want)
         assert torch.equal(copied(*inside, temp=temp, alpha=0.4), want)
     assert len(queues.image_bank) == 4
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_albef_takes_momentum_features_in_half(half: torch.dtype) -> None:
+    """The value and gradient are those of the same numbers in double."""
+    queues, wide = RetrievalQueues(8, 6), RetrievalQueues(8, 6)
+    stored = [unit(5, 8, dtype=torch.float32) for _ in range(2)]
+    for one in (queues, wide):
+        one.dequeue_and_enqueue(*stored, torch.arange(5))
+    features = [unit(3, 8, dtype=torch.float32).requires_grad_() for _ in range(2)]
+    momentum = [unit(3, 8, dtype=half) for _ in range(2)]
+    double = [feature.detach().double().requires_grad_() for feature in features]
+    ids = torch.tensor([1, 1, 9])
+    got = queues(*features, *momentum, ids, temp=0.2, alpha=0.4)
+    want = wide(*double, *(part.double() for part in momentum), ids, temp=0.2, alpha=0.4)
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
+    found = torch.autograd.grad(got, features)
+    expected = torch.autograd.grad(want, double)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)

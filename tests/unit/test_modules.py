@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from sede_kernels import SEDELoss, WeightedInfoNCE, weighted_info_nce
+from sede_kernels import ScoreInfoNCE, SEDELoss, WeightedInfoNCE, weighted_info_nce
 from tests.conftest import unit
 
 
@@ -123,3 +123,32 @@ def test_keys_that_one_bank_cannot_take_enter_neither(wrong) -> None:
     criterion.enqueue(right, right.bfloat16(), ids=[3, 4])  # of two dtypes, both floating
     assert criterion.image_bank.ids.tolist() == criterion.text_bank.ids.tolist()
     torch.testing.assert_close(criterion.text_bank.rows[:2], right)
+
+
+@pytest.mark.parametrize("kind", ["bank", "both", "scores"])
+def test_a_hardness_that_a_step_took_below_zero_learns_again(kind) -> None:
+    """As its clamp has it, it would have no gradient there."""
+    options = {"hardness": 0.5, "learn_hardness": True, "normalize_weights": False}
+    query, bank = unit(3, 4, dtype=torch.float32), -unit(5, 4, dtype=torch.float32).abs()
+    if kind == "scores":
+        module = ScoreInfoNCE(temperature=0.5, **options)
+        call = lambda: module(-unit(3, 5, dtype=torch.float32).abs(), torch.zeros(3))  # noqa: E731
+        loss = module
+    elif kind == "bank":
+        module = WeightedInfoNCE(temperature=0.5, **options)
+        call = lambda: module(query.abs(), query, bank)  # noqa: E731
+        loss = module
+    else:
+        module = SEDELoss(5, 4, temperature=0.5, in_batch_negatives=False, **options)
+        module.enqueue(bank, bank)
+        call = lambda: module(query.abs(), query.abs())  # noqa: E731
+        loss = module.nce
+    with torch.no_grad():
+        loss.hardness.fill_(-0.25)
+    module.eval()
+    call()
+    assert loss.hardness.item() == -0.25  # validation changes nothing
+    module.train()
+    call().backward()
+    assert loss.hardness.item() == 0.0
+    assert loss.hardness.grad.item() < 0  # negatives are unlike: more of it lowers the loss

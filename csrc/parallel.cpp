@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -33,11 +34,16 @@ struct Job {
   }
 };
 
-// Threads that wait for the next job; one job at a time.
+// Threads that wait for the next job; one job at a time. Where the system gives fewer than wanted,
+// those serve.
 class Pool {
  public:
-  explicit Pool(int helpers) {
-    for (int n = 0; n < helpers; ++n) threads_.emplace_back([this] { serve(); });
+  explicit Pool(int wanted) : wanted_(wanted) {
+    threads_.reserve(std::size_t(wanted));
+    try {
+      for (int n = 0; n < wanted; ++n) threads_.emplace_back([this] { serve(); });
+    } catch (const std::system_error&) {
+    }
   }
 
   ~Pool() {
@@ -49,14 +55,14 @@ class Pool {
     for (auto& thread : threads_) thread.join();
   }
 
-  int helpers() const { return int(threads_.size()); }
+  int wanted() const { return wanted_; }
 
   void run(Job& job) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
       ++round_;
-      busy_ = helpers();
+      busy_ = int(threads_.size());
     }
     wake_.notify_all();
     job.run();
@@ -81,6 +87,7 @@ class Pool {
     }
   }
 
+  const int wanted_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
@@ -116,7 +123,7 @@ void run_on_pool(Job& job) {
   const int wanted = wanted_threads();
   // Busy with another caller's job, or called from inside one: this thread does it all.
   if (wanted == 1 || shared->taken.test_and_set(std::memory_order_acquire)) return job.run();
-  if (shared->pool && shared->pool->helpers() != wanted - 1) {
+  if (shared->pool && shared->pool->wanted() != wanted - 1) {
     delete shared->pool;
     shared->pool = nullptr;
   }

@@ -4,6 +4,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,34 @@ def test_own_pool_has_as_many_threads_as_the_host_says() -> None:
     finally:
         module.set_thread_count(_native._torch_function("torch_get_num_threads"))
         module.set_parallel_for(_native._torch_parallel_for())
+
+
+_NO_THREADS = """
+    import ctypes, torch
+    from sede_kernels import hardest_negatives
+    from sede_kernels.backends.cpu import _native
+
+    query, bank = torch.randn(64, 64), torch.randn(8192, 64)
+    module = _native.module()
+    module.set_parallel_for(0)
+    module.set_pool_threads(1)
+    want = hardest_negatives(query, bank, backend="cpu")
+    # A stack of half the address space for each new thread: there is room for one at most.
+    library, attributes = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    assert not library.pthread_attr_init(attributes)
+    assert not library.pthread_attr_setstacksize(attributes, ctypes.c_size_t(100 << 40))
+    assert not library.pthread_setattr_default_np(attributes)
+    module.set_pool_threads(4)
+    for _ in range(2):
+        found = hardest_negatives(query, bank, backend="cpu")
+        assert all(map(torch.equal, found, want))
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "pthread_setattr_default_np"), reason="glibc has the call"
+)
+def test_a_pool_that_gets_no_threads_runs_on_the_caller() -> None:
+    command = [sys.executable, "-c", textwrap.dedent(_NO_THREADS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr

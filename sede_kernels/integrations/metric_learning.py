@@ -251,6 +251,19 @@ class CrossBatchMemory(losses.CrossBatchMemory):  # type: ignore[misc]
             state[prefix + "ptr"], state[prefix + "count"] = (
                 torch.tensor(value, dtype=torch.int64) for value in (position, count)
             )
+        faults = []
+        for name, most in (("ptr", self.memory_size - 1), ("count", self.memory_size)):
+            value = state.get(prefix + name)
+            if not isinstance(value, Tensor) or value.is_meta or value.numel() != 1:
+                continue  # torch says what is wrong, if anything
+            if not 0 <= int(value) <= most:
+                faults.append(
+                    f"{NAME}: {name} must lie in [0, {most}], got {int(value)}; nothing of the "
+                    "memory was loaded."
+                )
+        if faults:
+            arguments[-1].extend(faults)
+            return
         super()._load_from_state_dict(state, prefix, *arguments)
 
     def forward(

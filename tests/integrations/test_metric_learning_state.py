@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -81,6 +82,27 @@ def test_safetensors_and_a_state_of_version_0_1_0(
     old.load_state_dict({**state, "_extra_state": position})
     want = run(memory, range(steps, steps + 3))
     assert run(new, range(steps, steps + 3)) == run(old, range(steps, steps + 3)) == want
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ptr", SIZE, f"ptr must lie in [0, {SIZE - 1}], got {SIZE}"),
+        ("ptr", -1, f"ptr must lie in [0, {SIZE - 1}], got -1"),
+        ("count", SIZE + 1, f"count must lie in [0, {SIZE}], got {SIZE + 1}"),
+        ("count", -2, f"count must lie in [0, {SIZE}], got -2"),
+    ],
+)
+def test_a_damaged_position_is_refused_and_the_memory_kept(
+    twin: ModuleType, name: str, value: int, words: str
+) -> None:
+    memory, other = build(twin), build(twin)
+    run(memory, range(2))
+    run(other, range(3, 5))
+    before = {key: tensor.clone() for key, tensor in other.state_dict().items()}
+    with pytest.raises(RuntimeError, match=re.escape(words)):
+        other.load_state_dict({**memory.state_dict(), name: torch.tensor(value)})
+    assert all(torch.equal(tensor, before[key]) for key, tensor in other.state_dict().items())
 
 
 def test_the_host_s_names_read_and_set_the_position(twin: ModuleType) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 FORWARD, BOTH = "forward", "forward+backward"
-MODES = (FORWARD, BOTH)
 DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,

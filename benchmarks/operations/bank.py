@@ -16,7 +16,6 @@ from ..peers import packages
 from .exact import Exact, exact_loss
 
 TEMPERATURE = 0.07
-_HARDNESS = 5.0
 #: Elements of one block of similarities in the yardstick.
 _BLOCK = 1 << 25
 

@@ -66,7 +66,7 @@ def together(shard: Shard, call: str) -> Iterator["dist.ProcessGroup"]:
                 word in text for word in ("timed out", "timeout", "connection", "closed by peer")
             ):
                 raise
-        absent = _absent(shard, group)
+        absent = _absent(shard)
         who = f"rank {', '.join(map(str, absent))}" if absent else "another rank"
         raise RuntimeError(
             f"{call}: rank {shard.rank} of {shard.world} waited in vain for {who}. Every rank must "
@@ -75,7 +75,7 @@ def together(shard: Shard, call: str) -> Iterator["dist.ProcessGroup"]:
         ) from error
 
 
-def _absent(shard: Shard, group: "dist.ProcessGroup") -> list[int]:
+def _absent(shard: Shard) -> list[int]:
     """The ranks that do not wait in the same call, as far as the store can tell."""
     try:
         store: Any = dist.distributed_c10d._get_default_store()

@@ -12,7 +12,6 @@ from torch._dynamo.utils import counters
 
 from tests.integrations.twins import TWINS, WARMING, batch, run
 
-QUEUES = ["moco", "lightly", "albef"]
 #: The criteria on fragments share one code; it reads counts, so it compiles in pieces.
 COMPILED = [*(name for name, twin in TWINS.items() if twin.compiles), "sgraf"]
 INT8 = [

@@ -1,178 +1,14 @@
-// Driver of the weighted InfoNCE: the passes over bank and batch, and the row by row work around them.
+// Driver of the weighted InfoNCE: the passes over bank and batch, and their gradients.
 #include "info_nce.h"
 
 #include <algorithm>
-#include <type_traits>
 
-#include "dispatch.h"
+#include "buffer.h"
 #include "drivers.h"
-#include "info_nce_row.h"
-#include "parallel.h"
-#include "plan.h"
+#include "info_nce_table.h"
 
 namespace sede {
 namespace {
-
-template <class T>
-const InfoNceOps<T>& row_ops() {
-  if constexpr (std::is_same_v<T, float>) return *kernels().info_nce_f32;
-  else return *kernels().info_nce_f64;
-}
-
-// body(begin, end) over blocks of rows.
-template <class F>
-void over_rows(index_t rows, index_t dim, const F& body) {
-  constexpr index_t kTaskElements = 1 << 16;  // less is not worth a thread
-  const index_t block = std::max<index_t>(kTaskElements / std::max<index_t>(dim, 1), 1);
-  const index_t tasks = (rows + block - 1) / block;
-  if (tasks <= 1) return body(index_t(0), rows);
-  TaskCounter counter(tasks);
-  run_workers(tasks, [&] {
-    for (index_t task; counter.take(task);)
-      body(task * block, std::min(rows, (task + 1) * block));
-  });
-}
-
-template <class T>
-T* table_row(const InfoNceSide& side, int row) {
-  return static_cast<T*>(side.table) + row * side.query.rows;
-}
-
-// exp(part - total): the share of a segment in a sum.
-double share_of(double part, double total, bool alone) {
-  if (part == kMinusInf) return 0;
-  return alone ? 1 : std::exp(part - total);
-}
-
-template <class T>
-RowSums add_up(const std::vector<InfoNceSums>& segments, int exponents, index_t rows, index_t i) {
-  RowSums sum;
-  for (const InfoNceSums& part : segments) sum.count += double(part.count[i]);
-  for (int e = 0; e < exponents; ++e) {
-    const index_t at = e * rows + i;
-    for (const InfoNceSums& part : segments)
-      sum.lse[e] = segments.size() == 1 ? double(static_cast<const T*>(part.lse)[at])
-                                        : log_add(sum.lse[e], static_cast<const T*>(part.lse)[at]);
-    for (const InfoNceSums& part : segments)
-      if (part.moment)
-        sum.moment[e] += share_of(static_cast<const T*>(part.lse)[at], sum.lse[e],
-                                  segments.size() == 1) *
-                         double(static_cast<const T*>(part.moment)[at]);
-  }
-  return sum;
-}
-
-// The weights of the rows in the reduced loss, into the table; returns the reduced loss.
-template <class T>
-double reduce(const InfoNceRule& rule, const InfoNceSide& side, const std::vector<RowLoss>& found) {
-  const std::size_t rows = found.size();
-  T* weight = table_row<T>(side, kWeight);
-  auto focus = [&](double loss) { return std::max(-std::expm1(-loss), 0.0); };
-  double largest = 1, total = double(rows);
-  if (rule.positive_focus != 0 && rule.reduction == Reduction::mean) {
-    // Relative to the largest base, before the power: the bases themselves may underflow.
-    largest = 0, total = 0;
-    for (const RowLoss& row : found) largest = std::max(largest, focus(row.loss));
-    if (largest == 0) largest = 1;
-    for (const RowLoss& row : found) total += std::pow(focus(row.loss) / largest, rule.positive_focus);
-    if (total == 0) total = 1;
-  }
-  double loss = 0;
-  for (std::size_t i = 0; i < rows; ++i) {
-    double w = rule.share;
-    if (rule.positive_focus != 0)
-      w *= std::pow(focus(found[i].loss) / largest, rule.positive_focus);
-    if (rule.reduction == Reduction::mean) w /= total;
-    weight[i] = T(w);
-    loss += w * found[i].loss;
-  }
-  return loss;
-}
-
-template <class T>
-void fill_table(const InfoNceRule& rule, const InfoNceSide& side,
-                const std::vector<InfoNceSums>& sums, const RowLoss& row, const RowSums& all,
-                const RowSums& extra, double weight, index_t i) {
-  auto put = [&](int at, double value) { table_row<T>(side, at)[i] = T(value); };
-  put(kLoss, row.loss);
-  put(kLogNegatives, row.log_negatives);
-  put(kPositiveGrad, weight * row.positive);
-  const double it = 1 / rule.temperature;
-  put(kTemperatureGrad, -it * it * weight * row.inverse);
-  put(kHardnessGrad, weight * row.hardness);
-  for (int e = 0; e < 2; ++e) {
-    put(kLse + e, all.lse[e]);
-    put(kLseGrad + e, weight * row.lse[e]);
-    put(kExtraGrad + e, weight * row.extra[e]);
-  }
-  put(kExtraLse, extra.lse[0]);
-  put(kExtraLse + 1, extra.count > 0 ? std::log(extra.count) : kMinusInf);
-  if (side.negatives) side.negatives[i] = index_t(all.count);
-  T top = T(kMinusInf);
-  index_t index = -1;
-  for (const InfoNceSums& part : sums) {
-    if (!part.top) continue;
-    const T value = static_cast<const T*>(part.top)[i];
-    if (value > top || value != value) {
-      top = value;
-      index = part.in_bank ? part.top_index[i] : -1;
-    }
-  }
-  put(kHardest, double(top));
-  if (side.hardest_index) side.hardest_index[i] = index;
-}
-
-// The gradient of the queries: all accumulators, weighted, and the positives.
-template <class T>
-void combine(const InfoNceRule& rule, const InfoNceSide& side, const std::vector<InfoNceSums>& sums,
-             const std::vector<InfoNceSums>& extra) {
-  const index_t rows = side.query.rows, dim = side.query.cols;
-  std::vector<const T*> part, weight;
-  std::vector<T> weights;
-  auto take = [&](const std::vector<InfoNceSums>& segments, int accumulators, int lse, int grad) {
-    for (const InfoNceSums& segment : segments)
-      for (int a = 0; a < accumulators && segment.acc; ++a) {
-        part.push_back(static_cast<const T*>(segment.acc) + a * rows * dim);
-        for (index_t i = 0; i < rows; ++i)
-          weights.push_back(T(share_of(static_cast<const T*>(segment.lse)[a * rows + i],
-                                       table_row<T>(side, lse + a)[i], segments.size() == 1) *
-                              double(table_row<T>(side, grad + a)[i])));
-      }
-  };
-  take(sums, rule.accumulators(), kLse, kLseGrad);
-  take(extra, 2, kExtraLse, kExtraGrad);
-  for (std::size_t n = 0; n < part.size(); ++n) weight.push_back(weights.data() + index_t(n) * rows);
-  const CombineCall<T> call{part.data(), weight.data(), int(part.size()), side.positive,
-                            table_row<T>(side, kPositiveGrad), static_cast<T*>(side.query_grad)};
-  over_rows(rows, dim, [&](index_t begin, index_t end) { row_ops<T>().combine(call, begin, end); });
-}
-
-template <class T>
-void finish(const InfoNceRule& rule, const InfoNceSide& side, const std::vector<InfoNceSums>& sums,
-            const std::vector<InfoNceSums>& extra, T* loss) {
-  const index_t rows = side.query.rows;
-  std::vector<RowLoss> found(static_cast<std::size_t>(rows));
-  std::vector<RowSums> all(found.size()), more(found.size());
-  constexpr index_t kRowCost = 256;  // of a row's logarithms, in elements
-  over_rows(rows, kRowCost, [&](index_t begin, index_t end) {
-    for (index_t i = begin; i < end; ++i) {
-      const auto at = std::size_t(i);
-      all[at] = add_up<T>(sums, rule.exponents(), rows, i);
-      more[at] = add_up<T>(extra, 2, rows, i);
-      found[at] = row_loss(rule, table_row<T>(side, kPositive)[i], all[at], more[at]);
-    }
-  });
-  const double total = reduce<T>(rule, side, found);
-  const T* weight = table_row<T>(side, kWeight);
-  for (index_t i = 0; i < rows; ++i)
-    fill_table<T>(rule, side, sums, found[std::size_t(i)], all[std::size_t(i)],
-                  more[std::size_t(i)], weight[i], i);
-  if (rule.reduction == Reduction::none)
-    for (index_t i = 0; i < rows; ++i) loss[i] += T(weight[i] * found[std::size_t(i)].loss);
-  else
-    loss[0] += T(total);
-  if (side.query_grad) combine<T>(rule, side, sums, extra);
-}
 
 // Room for the sums of a pass over B queries.
 template <class T>
@@ -286,7 +122,7 @@ void forward(const InfoNceRule& rule, const InfoNceSide& side, T* loss) {
   if (rule.in_batch && rule.extra_positives() && side.ids)
     extra.push_back(batch_extra.run(
         batch_pass(side, scales.extra, 2, Select::positive, nullptr), nullptr, false));
-  finish<T>(rule, side, sums, extra, loss);
+  info_nce_finish(rule, side, sums, extra, loss);
 }
 
 // What in-batch negatives add to the gradients of queries and keys.
@@ -370,16 +206,7 @@ void run_backward(const InfoNceRule& rule, const std::vector<InfoNceSide>& sides
   if (hardness) *hardness = T(dot_with_grad<T>(sides, kHardnessGrad, grad, grad_step));
 }
 
-bool in_double(const InfoNceSide& side) { return side.query.dtype == DType::f64; }
-
 }  // namespace
-
-void info_nce_finish(const InfoNceRule& rule, const InfoNceSide& side,
-                     const std::vector<InfoNceSums>& sums, const std::vector<InfoNceSums>& extra,
-                     void* loss) {
-  if (in_double(side)) return finish<double>(rule, side, sums, extra, static_cast<double*>(loss));
-  finish<float>(rule, side, sums, extra, static_cast<float*>(loss));
-}
 
 void info_nce(const InfoNceRule& rule, const std::vector<InfoNceSide>& sides, void* loss) {
   if (in_double(sides[0])) return run<double>(rule, sides, static_cast<double*>(loss));

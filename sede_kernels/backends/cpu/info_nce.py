@@ -1,4 +1,4 @@
-"""The weighted InfoNCE in native code, passes and all: csrc/info_nce.cpp and csrc/info_nce_finish.cpp.
+"""The weighted InfoNCE in native code, passes and all: the drivers csrc/info_nce*.cpp.
 
 The module takes tensors and checks them. What it would have to convert first, it leaves to Python.
 """

@@ -299,15 +299,9 @@ class Ring(nn.Module):
         return []
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
+        error_msgs: list[str] = arguments[-1]
         given = {name: state_dict[prefix + name] for name in self._buffers
                  if isinstance(state_dict.get(prefix + name), Tensor)}  # fmt: skip
         faults = self._faults(given)
@@ -319,9 +313,7 @@ class Ring(nn.Module):
             state_dict[prefix + "rejected"] = given["ptr"].new_zeros((), dtype=torch.int64)
         for name, value in given.items():
             state_dict[prefix + name] = self._as_said(name, value)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
         if {"rows", "ids", "count"} <= given.keys() and _readable(*self._buffers.values()):
             self._unsettled = False
             self._drop_non_finite()

@@ -150,15 +150,9 @@ class ShardedRing(Ring):
                     destination[prefix + name] = as_part(value, self.part)
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
+        error_msgs: list[str] = arguments[-1]
         given = {
             name: state_dict[prefix + name]
             for name in self._buffers
@@ -177,9 +171,7 @@ class ShardedRing(Ring):
             for name, value in found.items():
                 state_dict[prefix + name] = value
         wrong = len(error_msgs)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
         if "ids" in given and len(error_msgs) == wrong and not self.rows.is_meta:
             for name, value in told.items():
                 self._buffers[name] = value.to(self.rows.device)

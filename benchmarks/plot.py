@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sede_kernels.whole_file import atomic_file, write_text
+
 from . import drawing, flags, machine, records, table
 
 Record = dict[str, Any]
@@ -51,15 +53,15 @@ def draw(found: list[Record], folder: Path) -> list[Path]:
             if figure is None:
                 continue
             drawing.footer(figure, shown)
-            folder.mkdir(parents=True, exist_ok=True)
             for ending in ("png", "svg"):
                 path = folder / f"{name}.{ending}"
                 dates = {"Date": None} if ending == "svg" else {}
-                figure.savefig(path, dpi=150, metadata=dates)
+                with atomic_file(path) as handle:
+                    figure.savefig(handle, format=ending, dpi=150, metadata=dates)
                 written.append(path)
             plt.close(figure)
     page = folder / "summary.md"
-    page.write_text(_page(found), encoding="utf-8")
+    write_text(page, _page(found))
     return [*written, page]
 
 

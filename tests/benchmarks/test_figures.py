@@ -67,6 +67,21 @@ def test_figures_of_named_results_lie_beside_them(tmp_path, monkeypatch):
     assert not (tmp_path / "home").exists()
 
 
+def test_a_full_disk_leaves_earlier_figures_whole(tmp_path, monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure")
+    (tmp_path / "k_sweep.png").write_text("earlier")
+
+    def write_half(_, file, **__):
+        Path(file).write_bytes(b"half") if isinstance(file, Path) else file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(figures.Figure, "savefig", write_half)
+    with pytest.raises(OSError, match="No space left") as caught:
+        plot.draw(_sweep_records(), tmp_path)
+    assert caught.value.filename == str(tmp_path / "k_sweep.png")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
+
+
 def test_a_case_is_drawn_from_its_runs_with_the_most_threads(tmp_path):
     path = tmp_path / "some.jsonl"
     for one in _sweep_records():

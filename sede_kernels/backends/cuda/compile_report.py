@@ -21,6 +21,7 @@ from typing import Any
 
 from sede_kernels.backends.cuda.loops import loop_of
 from sede_kernels.backends.cuda.nvcc import MISSING, nvcc
+from sede_kernels.whole_file import write_text
 
 SOURCES = Path(__file__).parents[3] / "csrc" / "cuda"
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100f", "sm_120")
@@ -204,8 +205,8 @@ def main(argv: list[str] | None = None) -> int:
                 row |= {key.lower(): row.get(key.lower(), 0) for key in COUNTED}
             report["kernels"] += [row for row in kept if row["kernel"] not in known]
         report["kernels"].sort(key=lambda row: (row["kernel"], row["architecture"]))
-        (folder / "cuda.json").write_text(json.dumps(report, indent=1) + "\n")
-        (folder / "cuda.md").write_text(table(report))
+        write_text(folder / "cuda.json", json.dumps(report, indent=1) + "\n")
+        write_text(folder / "cuda.md", table(report))
     return 0
 
 

@@ -21,6 +21,7 @@ import triton
 from sede_kernels.backends.triton import launch
 from sede_kernels.backends.triton.compile_report.cases import Case, cases, served
 from sede_kernels.backends.triton.compile_report.resources import Resources, compile_case, faults
+from sede_kernels.whole_file import write_text
 
 JSON_NAME, TABLE_NAME = "triton_resources.json", "triton_resources.md"
 Rows = dict[str, dict[str, Any]]
@@ -126,10 +127,9 @@ def problems(wanted: list[Case], rows: Rows) -> list[str]:
 def write(folder: Path, wanted: list[Case], rows: Rows) -> None:
     """The two files, one case a line so that changes are readable."""
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())
-    (folder / JSON_NAME).write_text(
-        f'{{"triton": "{triton.__version__}", "cases": {{\n{lines}\n}}}}\n'
-    )
-    (folder / TABLE_NAME).write_text(_HEAD.format(triton=triton.__version__) + table(wanted, rows))
+    text = f'{{"triton": "{triton.__version__}", "cases": {{\n{lines}\n}}}}\n'
+    write_text(folder / JSON_NAME, text)
+    write_text(folder / TABLE_NAME, _HEAD.format(triton=triton.__version__) + table(wanted, rows))
 
 
 def main(arguments: list[str] | None = None) -> int:

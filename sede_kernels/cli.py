@@ -158,6 +158,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _bench(rest: Sequence[str]) -> int:
+    require({"tqdm": "tqdm"}, "`sede bench`", "bench")
     try:
         suite = importlib.import_module("sede_kernels._bench.run")
     except ModuleNotFoundError as error:

@@ -40,12 +40,13 @@ def data_home() -> Path:
     return Path(os.environ.get("SEDE_DATA") or Path.home() / ".cache" / "sede").expanduser()
 
 
-def require(packages: Mapping[str, str], purpose: str) -> None:
+def require(packages: Mapping[str, str], purpose: str, extra: str = "train") -> None:
     """Check that packages can be imported, without importing them.
 
     Args:
         packages: import name -> requirement to install, e.g. ``{"PIL": "pillow"}``.
         purpose: what needs them, for the message.
+        extra: of this package, which brings them all.
 
     Raises:
         UserError: a package is missing; the message has the pip line.
@@ -54,7 +55,7 @@ def require(packages: Mapping[str, str], purpose: str) -> None:
     if missing:
         raise UserError(
             f"{purpose} needs {', '.join(missing)}: run `pip install {' '.join(missing)}` "
-            '(or `pip install "sede-kernels[train]"`).'
+            f'(or `pip install "sede-kernels[{extra}]"`).'
         )
 
 

@@ -1,5 +1,6 @@
 """What `sede` says can be copied into a shell, and names no more than a reader needs."""
 
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -123,3 +124,26 @@ def test_an_environment_that_torchrun_did_not_make(variable, value, told, monkey
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(variable, value)
     assert told in refused(capfd, "eval", "run")
+
+
+def without_packages(name: str, *_: object) -> None:
+    """Stands for ``find_spec`` where only torch and numpy are installed."""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["bench", "--list"], 'tqdm` (or `pip install "sede-kernels[bench]"`).'),
+        (["bench", "plot"], 'tqdm` (or `pip install "sede-kernels[bench]"`).'),
+        (["train"], 'pillow tqdm` (or `pip install "sede-kernels[train]"`).'),
+        (["eval", "run"], 'pillow tqdm` (or `pip install "sede-kernels[train]"`).'),
+        (["prepare", "icons"], 'pillow tqdm` (or `pip install "sede-kernels[train]"`).'),
+        (["demo"], 'pillow tqdm` (or `pip install "sede-kernels[train]"`).'),
+        (["ablate"], 'pillow tqdm matplotlib` (or `pip install "sede-kernels[train]"`).'),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_missing_package_is_named_with_its_extra(words, told, monkeypatch, capfd):
+    monkeypatch.setattr(importlib.util, "find_spec", without_packages)
+    said = refused(capfd, *words)
+    assert said.endswith(f"run `pip install {told}") and f"`sede {words[0]}" in said

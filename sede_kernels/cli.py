@@ -14,6 +14,7 @@ from sede_kernels.errors import BackendUnavailableError
 from sede_kernels.training.files import UserError, data_home, describe_os_error, require
 
 _PACKAGES = {"PIL": "pillow", "tqdm": "tqdm"}
+_OF_RUNS = {**_PACKAGES, "tensorboard": "tensorboard"}
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -27,7 +28,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    require(_PACKAGES, "`sede train`")
+    require(_OF_RUNS, "`sede train`")
     from sede_kernels.training import ranks
 
     with ranks.started():
@@ -109,7 +110,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    require({**_PACKAGES, "matplotlib": "matplotlib"}, "`sede ablate`")
+    require({**_OF_RUNS, "matplotlib": "matplotlib"}, "`sede ablate`")
     from sede_kernels.study import ablate
     from sede_kernels.training import config, loop
 
@@ -141,7 +142,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    require(_PACKAGES, "`sede demo`")
+    require(_OF_RUNS, "`sede demo`")
     from sede_kernels.training import demo, loop
 
     out = arguments.out or data_home() / "demo"

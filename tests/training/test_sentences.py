@@ -135,11 +135,14 @@ def without_packages(name: str, *_: object) -> None:
     [
         (["bench", "--list"], 'tqdm` (or `pip install "sede-kernels[bench]"`).'),
         (["bench", "plot"], 'tqdm` (or `pip install "sede-kernels[bench]"`).'),
-        (["train"], 'pillow tqdm` (or `pip install "sede-kernels[train]"`).'),
+        (["train"], 'pillow tqdm tensorboard` (or `pip install "sede-kernels[train]"`).'),
         (["eval", "run"], 'pillow tqdm` (or `pip install "sede-kernels[train]"`).'),
         (["prepare", "icons"], 'pillow tqdm` (or `pip install "sede-kernels[train]"`).'),
-        (["demo"], 'pillow tqdm` (or `pip install "sede-kernels[train]"`).'),
-        (["ablate"], 'pillow tqdm matplotlib` (or `pip install "sede-kernels[train]"`).'),
+        (["demo"], 'pillow tqdm tensorboard` (or `pip install "sede-kernels[train]"`).'),
+        (
+            ["ablate"],
+            'pillow tqdm tensorboard matplotlib` (or `pip install "sede-kernels[train]"`).',
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -229,7 +229,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     records, status = _measure(runner, cases, None if seconds is None else started + seconds)
     print(f"\n{table.summary(records)}")
     if not arguments.no_figures:
-        for path in plot.draw(plot.newest([out.parent]) if shared else records, figures):
+        shown = plot.newest([out.parent]) if shared and records else records
+        for path in plot.draw(shown, figures):
             print(f"figure: {path}")
     print(f"{len(records)} records in {out}; {time.monotonic() - started:.0f} s")
     if status != _LOST:

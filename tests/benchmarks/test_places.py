@@ -30,7 +30,8 @@ def test_a_smoke_run_leaves_the_results_of_the_machine_alone(home, tmp_path):
 def test_figures_beside_earlier_results_hold_them_too(named, home, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plot, "draw", lambda found, _: drawn.extend(found) or [])
-    monkeypatch.setattr(run, "_cases", lambda arguments, _: smoke_cases())
+    small = run.cases_of("cpu", quick=True, smoke=True, op=["erase_mean"])
+    monkeypatch.setattr(run, "cases_of", lambda *_, **__: small)
     device = machine.device_name(torch.device("cpu"))
     folder = tmp_path / "own" if named else home / machine.slug(device)
     records.append(folder / "earlier.jsonl", record(device=device, op="enqueue"))
@@ -39,10 +40,6 @@ def test_figures_beside_earlier_results_hold_them_too(named, home, tmp_path, mon
     assert {r["op"] for r in drawn} == {"erase_mean"} | (set() if named else {"enqueue"})
 
 
-def smoke_cases():
-    """The smallest case of one op, as a real run would have larger ones."""
-    arguments = run._parser().parse_args(WORDS)
-    return CASES(arguments, torch.device("cpu"))
-
-
-CASES = run._cases
+def test_a_run_without_a_record_draws_nothing(home):
+    assert run.main(["--device=cpu", "--quick", *WORDS[1:], "--seconds=1e-9"]) == 0
+    assert not list(home.rglob("*.*"))

@@ -314,8 +314,11 @@ class Ring(nn.Module):
         for name, value in given.items():
             state_dict[prefix + name] = self._as_said(name, value)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        if {"rows", "ids", "count"} <= given.keys() and _readable(*self._buffers.values()):
-            self._unsettled = False
+        # A part of a state, by strict=False or before torch's own error, fills slots too.
+        if {"rows", "ids"} <= given.keys() and _readable(*self._buffers.values()):
+            self._unsettled &= "count" not in given
+            if self._unsettled:  # the first use looks at it
+                return
             self._drop_non_finite()
             if int(self.count) != self._filled():
                 self.count = torch.full_like(self.count, self._filled())

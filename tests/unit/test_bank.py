@@ -171,3 +171,19 @@ def test_rows_of_the_bank_itself_are_stored_as_they_were(backend) -> None:
     assert torch.equal(sets.rows, torch.stack([rows[1], rows[2], rows[2], rows[0]]))
     assert torch.equal(sets.lengths, torch.stack([lengths[1], lengths[2], lengths[2], lengths[0]]))
     assert sets.ids.tolist() == [1, 2, 2, 0]
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["strict=False", "refused"])
+def test_rows_and_ids_alone_are_counted(strict) -> None:
+    """Of a state dict that somebody cut; torch refuses it when all of it has been taken."""
+    bank, cut = MemoryBank(4, 2), MemoryBank(4, 2)
+    bank.enqueue(torch.eye(2), torch.tensor([1, 2]))
+    part = {name: bank.state_dict()[name] for name in ("rows", "ids")}
+    if strict:
+        with pytest.raises(RuntimeError, match="Missing key"):
+            cut.load_state_dict(part)
+    else:
+        cut.load_state_dict(part, strict=False)
+    assert (len(cut), cut.ids.tolist()) == (2, [1, 2, -1, -1])
+    cut.enqueue(torch.eye(2).repeat(2, 1)[:3])
+    assert (len(cut), cut.ids.tolist()) == (3, [-2, -2, -2, -1])

@@ -4,7 +4,8 @@ SANITIZERS ?= address,undefined thread
 CLANG ?= clang++-19
 DOCS_TOOLS := $(shell sed -n 's/^docs = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ',')
 
-.PHONY: develop test interpret gpu ptx ptx-sanitize triton-matrix host-matrix sanitize clang arm
+.PHONY: develop test interpret gpu ptx ptx-sanitize triton-matrix host-matrix matrix
+.PHONY: sanitize clang arm
 .PHONY: docs tutorial notebook lint format bench clean
 
 develop: ## editable install with every tool
@@ -33,6 +34,9 @@ triton-matrix: ## compiler report and executed kernels with the other versions o
 
 host-matrix: ## tests of each PyPI host with its oldest allowed version (docs/integrations.md)
 	PYTHON=$(PYTHON) bash .ci/host-matrix oldest
+
+matrix: ## all tests with VERSIONS=oldest or newest of torch, numpy and Triton, in an environment of its own
+	PYTHON=$(PYTHON) bash .ci/matrix $(or $(VERSIONS),newest)
 
 # All instruction sets are compiled from one text: for data races the narrowest and the widest do.
 sanitize: ## the native tests under each sanitizer

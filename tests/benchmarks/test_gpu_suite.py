@@ -82,6 +82,7 @@ def _tree(folder):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="stands in for a GPU where there is none")
 def test_gpu_suite_goes_on_after_failures_and_ends_in_a_short_table(tmp_path):
     (tmp_path / "bin").mkdir()

@@ -8,7 +8,7 @@ import pytest
 from tests.distributed import losses, state, training
 from tests.distributed.ranks import run_ranks
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

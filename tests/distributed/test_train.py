@@ -20,7 +20,7 @@ from tests.distributed.test_example import environment, free_port
 from tests.training.conftest import write_family_folder
 from tests.training.test_resume import same
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

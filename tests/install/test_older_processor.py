@@ -35,6 +35,7 @@ print(_native.module().isa(), max(float((a - b).abs().max()) for a, b in pairs))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="it emulates x86 on x86")
 @pytest.mark.skipif(EMULATOR is None, reason="qemu-user is not installed")
 @pytest.mark.skipif(_native.unavailable_reason() is not None, reason="the native module is absent")

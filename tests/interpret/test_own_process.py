@@ -43,6 +43,7 @@ def _check(files: list[Path]) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-8000:]
 
 
+@pytest.mark.slow
 def test_short_files_pass_on_the_interpreter():
     _check([path for path in FILES if path.name not in LONG])
 

@@ -56,3 +56,17 @@ def test_what_was_asked_for_stays(conftest) -> None:
 def test_tests_of_a_gpu_have_one(conftest, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert chosen(conftest) == (None, "no")
+
+
+def test_slow_files_come_first_and_stay_whole(conftest) -> None:
+    names = [("a", False), ("a", False), ("b", False), ("b", True), ("b", False), ("c", True)]
+    items = [
+        SimpleNamespace(path=path, place=place, get_closest_marker=lambda _, slow=slow: slow)
+        for place, (path, slow) in enumerate(names)
+    ]
+    config = SimpleNamespace()
+    conftest.pytest_collection_modifyitems(config, items)
+    assert [item.place for item in items] == [0, 1, 2, 3, 4, 5], "one process goes by the folders"
+    config.workerinput = {}
+    conftest.pytest_collection_modifyitems(config, items)
+    assert [item.place for item in items] == [2, 3, 4, 5, 0, 1]

@@ -34,7 +34,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # on a read-only disk also where there is none
             os.unlink(temporary)
 
 

@@ -73,6 +73,8 @@ def describe_os_error(error: OSError, then: str = "run the same command again") 
         return f"a file stands where a folder is expected{where}: choose another folder."
     if error.errno == errno.EISDIR:
         return f"a folder stands where a file is expected{where}: choose another name."
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{error.strerror}{where}: choose another place, or change who may write there."
     return f"{error.strerror or error}{where}."
 
 

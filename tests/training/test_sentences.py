@@ -1,5 +1,6 @@
 """What `sede` says can be copied into a shell, and names no more than a reader needs."""
 
+import errno
 import importlib.util
 import re
 import shlex
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 import sede_kernels
+from sede_kernels import whole_file
 from sede_kernels.cli import main
+from sede_kernels.training import files
 from sede_kernels.training.files import UserError
 from sede_kernels.training.limits import choose_device, device_problem
 
@@ -150,3 +153,22 @@ def test_a_missing_package_is_named_with_its_extra(words, told, monkeypatch, cap
     monkeypatch.setattr(importlib.util, "find_spec", without_packages)
     said = refused(capfd, *words)
     assert said.endswith(f"run `pip install {told}") and f"`sede {words[0]}" in said
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    """A read-only disk refuses to delete as well, also what is not there."""
+
+    def read_only(path, *_):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("builtins.open", read_only)
+    monkeypatch.setattr(whole_file.os, "unlink", read_only)
+    with (
+        pytest.raises(OSError, match="Read-only") as caught,
+        whole_file.atomic_file(tmp_path / "p"),
+    ):
+        pass
+    assert files.describe_os_error(caught.value) == (
+        f"Read-only file system at {tmp_path / 'p'}: choose another place, or change who may write "
+        "there."
+    )

@@ -11,6 +11,7 @@
 #include "bind_enqueue.h"
 #include "bind_fragments.h"
 #include "bind_info_nce.h"
+#include "bind_late_interaction.h"
 #include "bind_ranks.h"
 #include "bind_score_info_nce.h"
 #include "bind_tensors.h"
@@ -199,6 +200,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_enqueue(m);
   bind_fragments(m);
   bind_info_nce(m);
+  bind_late_interaction(m);
   bind_ranks(m);
   bind_score_info_nce(m);
 }

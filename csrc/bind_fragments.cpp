@@ -178,42 +178,6 @@ void cross_attention_pairs_backward(const Pairs& pairs, const Settings& settings
   sede::cross_attention_pairs_backward(op);
 }
 
-// Fields of Nearest in their order.
-using Columns = std::tuple<Address, index_t, index_t, Address, Address, Address, Address, index_t>;
-
-void nearest(const Columns& columns) {
-  sede::Nearest op{};
-  Address s, begin, count, score, source;
-  std::tie(s, op.sets, op.columns, begin, count, score, source, op.stride) = columns;
-  op.s = pointer<const float>(s);
-  op.begin = pointer<const index_t>(begin);
-  op.count = pointer<const index_t>(count);
-  op.score = pointer<float>(score);
-  op.source = pointer<std::int32_t>(source);
-  py::gil_scoped_release release;
-  sede::nearest(op);
-}
-
-// Fields of NearestBackward in their order, up to the gradients of the sides.
-using Shares = std::tuple<index_t, index_t, index_t, index_t, Address, Address, Address, Address, Address,
-                          Address>;
-
-void nearest_backward(const Shares& shares, Address d_rows, Address d_queries) {
-  sede::NearestBackward op{};
-  Address begin, count, rows, queries, share, source;
-  std::tie(op.groups, op.sets, op.columns, op.dim, begin, count, rows, queries, share, source) = shares;
-  op.begin = pointer<const index_t>(begin);
-  op.count = pointer<const index_t>(count);
-  op.rows = pointer<const float>(rows);
-  op.queries = pointer<const float>(queries);
-  op.share = pointer<const float>(share);
-  op.source = pointer<const std::int32_t>(source);
-  op.d_rows = pointer<float>(d_rows);
-  op.d_queries = pointer<float>(d_queries);
-  py::gil_scoped_release release;
-  sede::nearest_backward(op);
-}
-
 }  // namespace
 
 void bind_fragments(py::module_& m) {
@@ -224,6 +188,4 @@ void bind_fragments(py::module_& m) {
   m.def("cross_attention_backward", &cross_attention_backward);
   m.def("cross_attention_pairs", &cross_attention_pairs);
   m.def("cross_attention_pairs_backward", &cross_attention_pairs_backward);
-  m.def("nearest", &nearest);
-  m.def("nearest_backward", &nearest_backward);
 }

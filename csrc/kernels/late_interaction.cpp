@@ -1,14 +1,15 @@
 // The nearest source of each query fragment, and the gradients: sums of the rows that were nearest.
 #include "late_interaction_api.h"
 
-#include "simd.h"
+#include "pack.h"
 
 namespace sede {
 namespace SEDE_ISA {
 namespace {
 
-constexpr index_t kLanes = Simd<float>::width;
 constexpr int kVectors = 8;  // of a fragment, held in registers
+constexpr index_t kPart = kPanel<float>;
+constexpr index_t kDepth = 128;  // elements of a panel that stay in L1 for all sources of a set
 
 // V vectors of columns of one set.
 template <int V>
@@ -70,26 +71,29 @@ SEDE_INLINE float share_of(const NearestBackward& op, index_t set, index_t colum
   return source >= 0 && source < op.count[set] ? op.share[at] : 0.0f;
 }
 
-template <int V>
+// V vectors of every row, or single elements.
+template <class Vec, int V>
 void query_part(const NearestBackward& op, index_t group, index_t column, index_t at) {
   float* out = op.d_queries + (group * op.columns + column) * op.dim + at;
-  VecF sum[V];
+  constexpr index_t width = sizeof(Vec) / sizeof(float);
+  Vec sum[V];
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) sum[v] = load<VecF>(out + v * kLanes);
+  for (int v = 0; v < V; ++v) sum[v] = load<Vec>(out + v * width);
   for (index_t set = group * op.sets; set < (group + 1) * op.sets; ++set) {
     index_t source;
     const float share = share_of(op, set, column, source);
     if (share == 0.0f) continue;
     const float* row = op.rows + (op.begin[set] + source) * op.dim + at;
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sum[v] += share * load<VecF>(row + v * kLanes);
+    for (int v = 0; v < V; ++v) sum[v] += share * load<Vec>(row + v * width);
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < V; ++v) store(out + v * kLanes, sum[v]);
+  for (int v = 0; v < V; ++v) store(out + v * width, sum[v]);
 }
 
-template <int V>
+template <class Vec, int V>
 void row_part(const NearestBackward& op, index_t set, index_t at) {
+  constexpr index_t width = sizeof(Vec) / sizeof(float);
   const float* query = op.queries + set / op.sets * op.columns * op.dim + at;
   float* rows = op.d_rows + op.begin[set] * op.dim + at;
   for (index_t column = 0; column < op.columns; ++column, query += op.dim) {
@@ -99,27 +103,52 @@ void row_part(const NearestBackward& op, index_t set, index_t at) {
     float* out = rows + source * op.dim;
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v)
-      store(out + v * kLanes, load<VecF>(out + v * kLanes) + share * load<VecF>(query + v * kLanes));
+      store(out + v * width, load<Vec>(out + v * width) + share * load<Vec>(query + v * width));
   }
+}
+
+// part(vector, count, at): what is taken together of the elements from `at` on.
+template <class F>
+SEDE_INLINE void in_parts(index_t dim, index_t at, F part) {
+  if (at + kVectors * kLanes <= dim)
+    return part(VecF{}, std::integral_constant<int, kVectors>(), at);
+  for (; at + kLanes <= dim; at += kLanes) part(VecF{}, std::integral_constant<int, 1>(), at);
+  for (; at < dim; ++at) part(0.0f, std::integral_constant<int, 1>(), at);
 }
 
 void queries(const NearestBackward& op, index_t group, index_t begin, index_t end, index_t at) {
-  const bool whole = at + kVectors * kLanes <= op.dim;
-  for (index_t column = begin; column < end; ++column) {
-    if (whole) query_part<kVectors>(op, group, column, at);
-    for (index_t d = whole ? op.dim : at; d < op.dim; d += kLanes)
-      query_part<1>(op, group, column, d);
-  }
+  for (index_t column = begin; column < end; ++column)
+    in_parts(op.dim, at, [&](auto like, auto count, index_t d) {
+      query_part<decltype(like), decltype(count)::value>(op, group, column, d);
+    });
 }
 
 void rows(const NearestBackward& op, index_t set, index_t at) {
-  if (at + kVectors * kLanes <= op.dim) return row_part<kVectors>(op, set, at);
-  for (; at < op.dim; at += kLanes) row_part<1>(op, set, at);
+  in_parts(op.dim, at, [&](auto like, auto count, index_t d) {
+    row_part<decltype(like), decltype(count)::value>(op, set, d);
+  });
+}
+
+void pack(const float* query, index_t count, index_t dim, float* out) {
+  for (index_t first = 0; first < count; first += kPart, query += kPart * dim, out += kPart * dim)
+    pack_panel(query, dim, count - first < kPart ? count - first : kPart, dim, out);
+}
+
+void panels(const LateSets& op, index_t set, const float* packed, index_t count, float* s, float* score,
+            std::int32_t* source) {
+  const index_t begin = 0, rows = op.source_lengths ? op.source_lengths[set] : op.sources;
+  const float* at = op.source + set * op.sources * op.dim;
+  for (index_t first = 0; first < count; first += kPart, packed += kPart * op.dim) {
+    const index_t some = count - first < kPart ? count - first : kPart;
+    const Nearest found{s, 1, kPart, &begin, &rows, score + first, source + first, kPart};
+    similarities(at, op.dim, 1, rows, packed, op.dim, some, kDepth, s);
+    forward(found, 0, 0, some > kLanes ? kPart : kLanes);
+  }
 }
 
 }  // namespace
 
-extern const NearestOps nearest_ops = {kVectors * kLanes, forward, queries, rows};
+extern const NearestOps nearest_ops = {kVectors * kLanes, kPart, forward, queries, rows, pack, panels};
 
 }  // namespace SEDE_ISA
 }  // namespace sede

@@ -85,13 +85,83 @@ void test_backward(index_t dim, index_t columns, bool for_rows, bool for_queries
     near(d_queries[n], for_queries ? want_queries[n] : -0.5, 2e-6, "d_queries " + std::to_string(n));
 }
 
+// Groups, ragged sets and all aggregates, from the fragments on; gradients of sum_n weight_n out_n.
+void test_sets(index_t dim, sede::Aggregate aggregate, bool by_query, bool ragged) {
+  const index_t groups = 2, S = 3, Q = 4, R = 5, L = 11, pairs = groups * S * Q;
+  const std::vector<float> source = random_matrix<float>(groups * S * R, dim, 4);
+  const std::vector<float> query = random_matrix<float>(groups * Q * L, dim, 5);
+  const std::vector<float> weight = random_matrix<float>(1, pairs, 6);
+  std::vector<index_t> counts(std::size_t(groups * S), R), lengths(std::size_t(groups * Q), L);
+  if (ragged) counts = {5, 0, 2, 1, 4, 5}, lengths = {3, 11, 0, 7, 1, 2, 10, 11};
+  const float scale = 1.5f;
+  const sede::LateAggregate how{aggregate, scale, by_query};
+  const sede::LateSets op{groups, S, Q, R, L, dim, source.data(), query.data(),
+                          ragged ? counts.data() : nullptr, ragged ? lengths.data() : nullptr};
+  std::vector<float> out(std::size_t(pairs), -7.0f), score(std::size_t(pairs * L), -7.0f);
+  std::vector<std::int32_t> nearest(score.size(), -7);
+  sede::late_interaction(op, how, out.data(), score.data(), nearest.data());
+  std::vector<float> d_source(source.size(), -7.0f), d_query(query.size(), -7.0f);
+  sede::late_interaction_backward(op, how, weight.data(), score.data(), nearest.data(), d_source.data(),
+                                  d_query.data());
+  std::vector<double> want_source(source.size()), want_query(query.size());
+  for (index_t g = 0; g < groups; ++g)
+    for (index_t s = 0; s < S; ++s)
+      for (index_t q = 0; q < Q; ++q) {
+        const index_t set = g * S + s, other = g * Q + q;
+        const index_t valid = lengths[std::size_t(other)];
+        const std::size_t at = std::size_t(by_query ? other * S + s : set * Q + q);
+        std::vector<double> best(std::size_t(valid), -1e30), share(best.size());
+        std::vector<index_t> where(best.size());
+        for (index_t l = 0; l < valid; ++l)
+          for (index_t r = 0; r < counts[std::size_t(set)]; ++r) {
+            double x = 0;
+            for (index_t d = 0; d < dim; ++d)
+              x += double(source[std::size_t((set * R + r) * dim + d)]) *
+                   query[std::size_t((other * L + l) * dim + d)];
+            if (x > best[std::size_t(l)]) best[std::size_t(l)] = x, where[std::size_t(l)] = r;
+          }
+        double total = 0, number = 0, most = -1e30;
+        for (const double x : best) {
+          total += std::exp(scale * x);
+          number += x;
+          most = x > most ? x : most;
+        }
+        if (aggregate == sede::Aggregate::mean) number /= double(valid);
+        if (aggregate == sede::Aggregate::max) number = most;
+        if (aggregate == sede::Aggregate::lse) number = std::log(total) / scale;
+        if (valid == 0 || counts[std::size_t(set)] == 0) {
+          near(out[at], 0, 0, "an empty side");
+          continue;
+        }
+        near(out[at], number, 4e-6, "similarity " + std::to_string(at));
+        for (index_t l = 0; l < valid; ++l) {
+          const double x = best[std::size_t(l)];
+          double of = weight[at];
+          if (aggregate == sede::Aggregate::mean) of /= double(valid);
+          if (aggregate == sede::Aggregate::max) of *= x == most ? 1 : 0;
+          if (aggregate == sede::Aggregate::lse) of *= std::exp(scale * x) / total;
+          const std::size_t row = std::size_t(set * R + where[std::size_t(l)]), column = std::size_t(other * L + l);
+          for (std::size_t d = 0; d < std::size_t(dim); ++d) {
+            want_source[row * std::size_t(dim) + d] += of * query[column * std::size_t(dim) + d];
+            want_query[column * std::size_t(dim) + d] += of * source[row * std::size_t(dim) + d];
+          }
+        }
+      }
+  for (std::size_t n = 0; n < d_source.size(); ++n)
+    near(d_source[n], want_source[n], 1e-5, "d_source " + std::to_string(n));
+  for (std::size_t n = 0; n < d_query.size(); ++n)
+    near(d_query[n], want_query[n], 1e-5, "d_query " + std::to_string(n));
+}
+
 }  // namespace
 
 int main() {
   return on_every_isa([] {
     for (const index_t columns : {0, 1, 3, 4, 15, 16, 17, 63, 64, 79, 300}) test_nearest(columns);
-    for (const index_t dim : {0, 16, 48, 128, 144, 272}) test_backward(dim, 21, true, true);
+    for (const index_t dim : {0, 1, 16, 23, 48, 128, 141, 144, 272}) test_backward(dim, 21, true, true);
     test_backward(32, 1, true, false);
     test_backward(32, 40, false, true);
+    for (int n = 0; n < 16; ++n)
+      test_sets(n % 3 ? 37 : 130, sede::Aggregate(n % 4), n / 4 % 2 == 1, n / 8 == 1);
   });
 }

@@ -1,12 +1,13 @@
 """Region-word similarity of all image-caption pairs."""
 
+from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from sede_kernels import ops, reference, reference_late
-from sede_kernels.backends.registry import requested
+from sede_kernels.backends.registry import requested, serves_natively
 from sede_kernels.checks import (
     check_backend,
     check_choice,
@@ -18,6 +19,7 @@ from sede_kernels.checks import (
 )
 from sede_kernels.erase_checks import check_erase
 from sede_kernels.fragment_types import Attend, Erase, Fragments, LateInteraction
+from sede_kernels.ops.transforms import nothing_looks_on
 from sede_kernels.types import result_dtype
 
 SMOOTHING = 9.0  # SCAN's on Flickr30K, t2i
@@ -103,6 +105,34 @@ def check_similarity(
         check_number(name, "smoothing", smoothing, low=0.0, open_low=True),
         check_number(name, "aggregate_scale", aggregate_scale, low=0.0, open_low=True),
     )
+
+
+@lru_cache(maxsize=256, typed=True)
+def _late(direction: str, aggregate: str, scale: float) -> LateInteraction:
+    checked = check_similarity("", direction, SMOOTHING, aggregate, scale, "max", None)
+    return LateInteraction(direction, aggregate, checked[1])
+
+
+def late_at_once(
+    sides: Fragments,
+    ndim: int,
+    direction: str,
+    aggregate: str,
+    aggregate_scale: float,
+    backend: str,
+) -> Tensor | None:
+    """Late interaction of arguments that fit as they came, else None: then the checks look."""
+    if not (nothing_looks_on() and serves_natively(backend)):
+        return None
+    if not isinstance(sides.regions, Tensor) or sides.regions.ndim != ndim:
+        return None
+    if type(aggregate_scale) not in (int, float):
+        return None
+    try:
+        how = _late(direction, aggregate, aggregate_scale)
+    except (TypeError, ValueError):
+        return None  # the checks find it again, in their order
+    return ops.late_interaction.at_once(sides, how, backend)
 
 
 def check_call(
@@ -223,6 +253,11 @@ def cross_attention_similarity(
         >>> cross_attention_similarity(one, one, aggregate="mean")
         tensor([[1.]])
     """
+    if attention == "max" and erase is None and smoothing is SMOOTHING:
+        plain = Fragments(regions, words, region_lengths, word_lengths)
+        found = late_at_once(plain, 3, direction, aggregate, aggregate_scale, backend)
+        if found is not None:
+            return found
     name = "cross_attention_similarity"
     sides, how = check_call(
         name,

@@ -4,11 +4,12 @@ from torch import Tensor
 
 from sede_kernels import ops, reference, reference_late
 from sede_kernels.checks import check_backend, shape_of
-from sede_kernels.fragment_types import LateInteraction
+from sede_kernels.fragment_types import Fragments, LateInteraction
 from sede_kernels.functional.cross_attention import (
     SMOOTHING,
     EraseSettings,
     check_call,
+    late_at_once,
     reference_keywords,
     widened,
     will_learn,
@@ -77,6 +78,11 @@ def cross_attention_pairs(
         >>> cross_attention_pairs(image, captions, aggregate="mean")
         tensor([[1., 1., 1.]])
     """
+    if attention == "max" and erase is None and smoothing is SMOOTHING:
+        plain = Fragments(regions, words, region_lengths, word_lengths)
+        found = late_at_once(plain, 4, direction, aggregate, aggregate_scale, backend)
+        if found is not None:
+            return found
     name = "cross_attention_pairs"
     sides, how = check_call(
         name,

@@ -5,9 +5,12 @@ caller will want one (``keep``), as ``ops/cross_attention.py`` does; ``late_inte
 how many.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from sede_kernels.backends.registry import resolve
+from sede_kernels.backends.registry import native_function, native_look, resolve
 from sede_kernels.fragment_types import Attended, Fragments, LateInteraction, Wanted
 from sede_kernels.ops._op import op
 from sede_kernels.ops.cross_attention import SIDES, gradients_by
@@ -74,3 +77,20 @@ late_interaction.gradients(saves=("kept", *SIDES))(gradients_by(late_interaction
 late_interaction_pairs.gradients(saves=("kept", *SIDES))(
     gradients_by(late_interaction_pairs_backward)
 )
+
+
+def at_once(sides: Fragments, how: LateInteraction, backend: str) -> Tensor | None:
+    """The native result of plain arguments as they came, or None: then the checks have to look.
+
+    Native code looks at classes, dtypes, shapes, addresses and lengths. The caller has seen that
+    nothing but autograd looks on, and that ``cpu`` serves ``backend``.
+    """
+    fits = native_look("late_interaction", "late_interaction_fits")
+    if fits is None or not fits(sides, how):
+        return None
+    if torch.is_grad_enabled() and (sides.regions.requires_grad or sides.words.requires_grad):
+        pairs = late_interaction if sides.regions.dim() == 3 else late_interaction_pairs
+        return pairs(sides, how, True, backend).similarity
+    run: Any = native_function("late_interaction", "late_interaction_at_once")
+    found: Tensor = run(sides, how, False).similarity
+    return found

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sede_kernels import cross_attention_pairs, cross_attention_similarity
-from sede_kernels.backends.cpu import _native, late_interaction
+from sede_kernels.backends.cpu import _native, late_interaction, late_interaction_call
 from sede_kernels.errors import BackendUnavailableError
 from sede_kernels.testing import assert_within_budget
 
@@ -68,8 +68,15 @@ def problem(size: str, padded: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("aggregate", AGGREGATES)
 def test_all_pairs(size, direction, aggregate, monkeypatch) -> None:
-    for padded, packed in ((False, 0), (True, 0), (True, 1 << 24)):
+    for padded, packed, call in (
+        (False, 0, 0),
+        (True, 0, 0),
+        (True, 1 << 24, 0),
+        (False, 0, 1 << 26),
+        (True, 0, 1 << 26),
+    ):
         monkeypatch.setattr(late_interaction, "_PACKED_WORK", packed)
+        monkeypatch.setattr(late_interaction_call, "_CALL_WORK", call)
         sides, lengths = problem(size, padded)
         check(sides, direction=direction, aggregate=aggregate, **lengths)
 
@@ -84,31 +91,37 @@ def test_chosen_pairs(shared, direction, aggregate, monkeypatch) -> None:
         for name, length in (("regions", 7), ("words", 6))
     ]
     options = {"direction": direction, "aggregate": aggregate}
-    check(sides, **options)
-    options |= {"region_lengths": ragged(sides[0]), "word_lengths": ragged(sides[1])}
-    check(sides, **options)
+    whole = [side.clone() for side in sides]
+    lengths = {"region_lengths": ragged(sides[0]), "word_lengths": ragged(sides[1])}
+    for call in (1 << 26, 0):
+        monkeypatch.setattr(late_interaction_call, "_CALL_WORK", call)
+        check(whole, **options)
+        check(sides, **options, **lengths)
     monkeypatch.setattr(late_interaction, "_BLOCK_ELEMENTS", 100)
-    monkeypatch.setattr(late_interaction, "_KEPT_ELEMENTS", 0)
-    check(sides, **options)
+    monkeypatch.setattr(late_interaction_call, "_KEPT_ELEMENTS", 0)
+    check(sides, **options, **lengths)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_every_instruction_set(isa, direction) -> None:
-    for size in ("small", "many-words"):
+def test_every_instruction_set(isa, direction, monkeypatch) -> None:
+    for size, call in itertools.product(("small", "many-words"), (0, 1 << 26)):
+        monkeypatch.setattr(late_interaction_call, "_CALL_WORK", call)
         sides, lengths = problem(size, True)
         check(sides, direction=direction, **lengths)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
-def test_half_precision(dtype) -> None:
+def test_half_precision(dtype, monkeypatch) -> None:
     sides, _ = problem("odd", False)
-    check([side.to(dtype) for side in sides], dtype)
+    for call in (0, 1 << 26):
+        monkeypatch.setattr(late_interaction_call, "_CALL_WORK", call)
+        check([side.to(dtype) for side in sides], dtype)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "ragged"])
 def test_many_blocks_and_what_is_kept(direction, padded, monkeypatch) -> None:
-    """Blocks of S of any size, scores kept or computed again, one side alone: the same numbers."""
+    """One call, blocks of any size, scores kept or not, one side alone: the same numbers."""
     sides, lengths = problem("many-words", padded)
     sides = [side * 0 + torch.randint_like(side, -3, 4) for side in sides]  # exact sums
     monkeypatch.setattr(late_interaction, "_PACKED_WORK", 0)
@@ -116,15 +129,18 @@ def test_many_blocks_and_what_is_kept(direction, padded, monkeypatch) -> None:
     want = gradients("cpu", torch.float32, sides, **options)
     exact = gradients("reference", torch.float64, sides, **options)
     assert torch.equal(want[0].double(), exact[0])
+    monkeypatch.setattr(late_interaction_call, "_CALL_WORK", 0)
     for block, columns, scores, kept in itertools.product(
         (1, 1 << 19), (16, 33), (1, 400), (0, 9**9)
     ):
         monkeypatch.setattr(late_interaction, "_BLOCK_ELEMENTS", block)
         monkeypatch.setattr(late_interaction, "_COLUMNS", columns)
         monkeypatch.setattr(late_interaction, "_SCORE_ELEMENTS", scores)
-        monkeypatch.setattr(late_interaction, "_KEPT_ELEMENTS", kept)
+        monkeypatch.setattr(late_interaction_call, "_KEPT_ELEMENTS", kept)
         got = gradients("cpu", torch.float32, sides, **options)
         assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+    monkeypatch.setattr(late_interaction_call, "_CALL_WORK", 1 << 26)
+    monkeypatch.setattr(late_interaction_call, "_KEPT_ELEMENTS", 1 << 24)
     leaf = sides[1].clone().requires_grad_()
     found = cross_attention_similarity(sides[0], leaf, attention="max", backend="cpu", **options)
     weight = torch.linspace(-1.0, 1.0, found.numel()).view(found.shape)
@@ -143,10 +159,11 @@ def test_a_whole_product_is_never_in_memory(monkeypatch) -> None:
         return multiply(*operands, out=out)
 
     monkeypatch.setattr(torch, "mm", seen)
+    monkeypatch.setattr(late_interaction_call, "_CALL_WORK", 0)
     regions = torch.randn(60, 50, 2, requires_grad=True)
     words = torch.randn(90, 40, 2, requires_grad=True)
     for kept, calls in ((1 << 24, 1), (0, 2)):
-        monkeypatch.setattr(late_interaction, "_KEPT_ELEMENTS", kept)
+        monkeypatch.setattr(late_interaction_call, "_KEPT_ELEMENTS", kept)
         largest.clear()
         found = cross_attention_similarity(regions, words, attention="max", backend="cpu")
         torch.autograd.grad(found.sum(), [regions, words])
@@ -154,8 +171,10 @@ def test_a_whole_product_is_never_in_memory(monkeypatch) -> None:
         assert max(largest) <= late_interaction._BLOCK_ELEMENTS
 
 
-def test_ties_zeros_and_infinities() -> None:
+@pytest.mark.parametrize("call", [0, 1 << 26], ids=["blocks", "one-call"])
+def test_ties_zeros_and_infinities(call, monkeypatch) -> None:
     """The first of equal products wins, -0 equals 0, and the first NaN beats all."""
+    monkeypatch.setattr(late_interaction_call, "_CALL_WORK", call)
     nan, inf = torch.nan, torch.inf
     columns = torch.tensor(
         [[0.0, -0.0, 0.0], [-1.0, 2.0, 2.0], [-inf, -inf, -inf], [inf, 1.0, inf], [3.0, nan, nan]]
@@ -172,7 +191,8 @@ def test_ties_zeros_and_infinities() -> None:
 
 
 def test_one_thread_and_several_give_the_same_bits() -> None:
-    sides, lengths = problem("odd", True)
+    sides = [torch.randn(13, 21, 40), torch.randn(11, 9, 40)]  # enough work to be shared
+    lengths = {"region_lengths": ragged(sides[0]), "word_lengths": ragged(sides[1])}
     before = torch.get_num_threads()
     found = []
     for threads in (1, 3):
@@ -212,3 +232,48 @@ def test_lengths_beyond_the_sets_are_refused() -> None:
                 cross_attention_similarity(
                     sides, sides, attention="max", backend="cpu", **{name: wrong}
                 )
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_scores_by_hand(direction, aggregate) -> None:
+    """One query fragment sees 2 and 3, the other 1 and -1: nearest are 3 and 1."""
+    sources = torch.tensor([[[2.0, 1.0], [3.0, -1.0], [9.0, 9.0]]])
+    queries = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    sides, names = [sources, queries], ["region_lengths", "word_lengths"]
+    sides, names = (sides[::-1], names[::-1]) if direction == "i2t" else (sides, names)
+    leaves = [side.requires_grad_() for side in sides]
+    found = cross_attention_similarity(
+        *leaves, attention="max", direction=direction, aggregate=aggregate, aggregate_scale=2.0,
+        backend="cpu", **{names[0]: torch.tensor([2])},
+    )  # fmt: skip
+    shares = {"sum": [1.0, 1.0], "mean": [0.5, 0.5], "max": [1.0, 0.0]}.get(aggregate)
+    large, small = shares or torch.tensor([6.0, 2.0]).softmax(0).tolist()
+    value = {"sum": 4.0, "mean": 2.0, "max": 3.0}.get(aggregate)
+    value = torch.tensor([6.0, 2.0]).logsumexp(0).item() / 2 if value is None else value
+    assert found.shape == (1, 1)
+    assert found.item() == pytest.approx(value, rel=1e-6)
+    found.sum().backward()
+    want = torch.tensor([[[0.0, small], [large, 0.0], [0.0, 0.0]]])
+    torch.testing.assert_close(sources.grad, want)
+    torch.testing.assert_close(
+        queries.grad, torch.tensor([[[3.0, -1.0], [2.0, 1.0]]]) * torch.tensor([[large], [small]])
+    )
+
+
+def test_infinite_and_nan_scores_aggregate_as_in_torch(monkeypatch) -> None:
+    """Sums of several scores, of which some are infinite or NaN."""
+    inf, nan = torch.inf, torch.nan
+    for values in ([inf, 1.0, 2.0], [-inf, 1.0, 2.0], [-inf, -inf, -inf], [nan, 1.0, inf]):
+        queries = torch.tensor(values).view(1, 3, 1)
+        for aggregate in AGGREGATES:
+            seen = []
+            for call in (0, 1 << 26):
+                monkeypatch.setattr(late_interaction_call, "_CALL_WORK", call)
+                leaf = queries.clone().requires_grad_()
+                found = cross_attention_similarity(
+                    torch.ones(1, 1, 1), leaf, attention="max", aggregate=aggregate, backend="cpu"
+                )
+                seen.append((found.detach(), *torch.autograd.grad(found.sum(), leaf)))
+            for one, other in zip(*seen, strict=True):
+                torch.testing.assert_close(one, other, equal_nan=True)

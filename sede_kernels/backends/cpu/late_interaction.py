@@ -2,10 +2,10 @@
 
 A block of S is looked through and thrown away; what stays is the score of each query fragment and
 its nearest source, (sets, query fragments) of both. They are kept for the backward where they are
-small, and computed again where not. The gradients add up rows that were nearest: no product.
+small, and computed again where not. The gradients add up rows that were nearest: no product. Few
+fragments take one native call instead, see ``late_interaction_call.py``.
 """
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sede_kernels.backends._chosen_pairs import shape_of
-from sede_kernels.backends.cpu import _native
+from sede_kernels.backends.cpu import _native, late_interaction_call
+from sede_kernels.backends.cpu.late_interaction_call import late_interaction_kept
 from sede_kernels.backends.torch.cross_attention_block import aggregated, aggregated_backward
 from sede_kernels.fragment_types import Attended, Fragments, LateInteraction, Wanted
 from sede_kernels.precision import full_precision
@@ -23,7 +24,6 @@ from sede_kernels.types import SideGradients
 _BLOCK_ELEMENTS = 1 << 19  # of S: 2 MB, within a cache
 _COLUMNS = 1024  # of a block, at most
 _SCORE_ELEMENTS = 1 << 20  # that are in memory at once, where they are not kept
-_KEPT_ELEMENTS = 1 << 24  # of scores and sources together: 64 MB
 _PACKED_WORK = 1 << 24  # multiply-adds from which on sets are packed to their lengths
 _WIDTH = 16  # the kernels take rows of whole vectors
 
@@ -170,19 +170,15 @@ def nearest(
     )
 
 
-def late_interaction_kept(regions: Tensor, words: Tensor, direction: str) -> int:
-    """Elements that the forward keeps where a gradient will be asked for, from the shapes alone."""
-    sources, queries = (words, regions) if direction == "i2t" else (regions, words)
-    if regions.dim() == 4:  # (B, N or 1, F, D): chosen pairs
-        pairs, fragments = math.prod(shape_of(regions, words)), queries.shape[2]
-    else:
-        pairs, fragments = sources.shape[0] * queries.shape[0], queries.shape[1]
-    most = 2 * pairs * fragments
-    return most if most <= _KEPT_ELEMENTS else 0
+#: Whether the arguments fit as they came; what the caller of ``ops`` asks first.
+late_interaction_fits = late_interaction_call.fits
+late_interaction_at_once = late_interaction_call.forward
 
 
 def late_interaction(sides: Fragments, how: LateInteraction, keep: bool) -> Attended:
     """See ``sede_kernels.ops.late_interaction``."""
+    if late_interaction_call.is_small(sides, how.direction):
+        return late_interaction_call.forward(sides, how, keep)
     with full_precision("cpu"):
         size = late_interaction_kept(sides.regions, sides.words, how.direction) if keep else 0
         kept = _native.empty(size)
@@ -200,6 +196,8 @@ def late_interaction_backward(
     grad: Tensor, kept: Tensor, sides: Fragments, how: LateInteraction, wanted: Wanted
 ) -> SideGradients:
     """See ``sede_kernels.ops.late_interaction``."""
+    if kept.numel() and late_interaction_call.is_small(sides, how.direction):
+        return late_interaction_call.backward(grad, kept, sides, how, wanted)
     with full_precision("cpu"):
         problem = _Problem(sides, how, kept)
         by_source = grad.to(torch.float32)
@@ -320,6 +318,8 @@ def _flat(sets: Tensor, lengths: Tensor | None) -> _Side:
 
 def late_interaction_pairs(sides: Fragments, how: LateInteraction, keep: bool) -> Attended:
     """See ``sede_kernels.ops.late_interaction``."""
+    if late_interaction_call.is_small(sides, how.direction):
+        return late_interaction_call.forward(sides, how, keep)
     with full_precision("cpu"):
         size = late_interaction_kept(sides.regions, sides.words, how.direction) if keep else 0
         kept = _native.empty(size)
@@ -339,6 +339,8 @@ def late_interaction_pairs_backward(
     grad: Tensor, kept: Tensor, sides: Fragments, how: LateInteraction, wanted: Wanted
 ) -> SideGradients:
     """See ``sede_kernels.ops.late_interaction``."""
+    if kept.numel() and late_interaction_call.is_small(sides, how.direction):
+        return late_interaction_call.backward(grad, kept, sides, how, wanted)
     with full_precision("cpu"):
         pairs = _Pairs(sides, how, kept)
         asked = wanted[::-1] if pairs.swap else wanted

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 FILES = (
     "bank_lse", "bank_lse_pair", "enqueue", "enqueue_fragments", "erase", "hardest", "info_nce",
-    "public", "score_info_nce", "selection", "two_sums",
+    "public", "score_info_nce", "selection", "strided", "two_sums",
 )  # fmt: skip
 #: Tests of Triton's own host code: its launches, its tables, its name.
 OF_TRITON = (
@@ -32,7 +32,9 @@ WITHOUT = {
     "exp": "a function of Triton's kernels alone",
     "own_process": "starts the other files",
 }
-LEFT_OUT = " and ".join(f"not {name}" for name in OF_TRITON)
+#: A test of the region-word similarity in a file whose other tests are served.
+OF_SETS = ("test_lengths_of_a_table",)
+LEFT_OUT = " and ".join(f"not {name}" for name in OF_TRITON + OF_SETS)
 
 
 def test_every_file_is_named() -> None:

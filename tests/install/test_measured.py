@@ -39,14 +39,13 @@ def native(pure_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Enviro
 )
 def test_the_installed_package_is_measured(native, tmp_path, start, in_clone):
     folder = copy_sources(tmp_path / "clone") if in_clone else tmp_path
-    done = run([native.scripts / start[0], *start[1:], *WORDS], folder)
+    file = tmp_path / "found.jsonl"
+    done = run([native.scripts / start[0], *start[1:], *WORDS, "--out", file], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == f"measured: {native.package / '__init__.py'}"
     assert lines[2].startswith(f"native:   {native.package}/_cpu")
     assert lines[3] == "backends: sede cpu, sede torch"
-    where = "records/bench" if in_clone else "sede-bench"
-    (file,) = (folder / where).rglob("*.jsonl")
     found = {r["implementation"]: r for r in map(json.loads, file.read_text().splitlines())}
     # The clone has no native module: with it, the process that measures memory would lack `cpu`.
     assert found["sede cpu"]["status"] == "ok"

@@ -52,9 +52,9 @@ def test_every_drop_in_is_documented() -> None:
     modules = [path.stem for path in folder.glob("[a-z]*.py")]
     assert len(modules) == 16
     for name in modules:
-        assert f".{name}`" in RECIPES, name
+        assert f"`{name}`" in RECIPES, name
     for path in EXAMPLES:
-        assert f"`examples/{path.name}`" in RECIPES, path.name
+        assert f"`{path.name}`" in RECIPES, path.name
 
 
 def test_the_first_hour_draws_its_curves(

@@ -55,6 +55,17 @@ def test_figures_come_from_the_lines_alone(tmp_path, capsys):
     assert "unreadable" in capsys.readouterr().err
 
 
+def test_a_figure_of_runs_of_several_commits_says_so():
+    plt = pytest.importorskip("matplotlib.pyplot")
+    found = [dict(one, git="first") for one in _sweep_records()]
+    found[-1] |= {"git": "last", "utc": "2099-01-01T00:00:00Z"}
+    for some, said in ((found[:-1], "sede-kernels first ·"), (found, "2 commits up to last ·")):
+        figure = plt.figure()
+        drawing.footer(figure, some)
+        assert said in figure.texts[0].get_text()
+        plt.close(figure)
+
+
 def test_figures_of_named_results_lie_beside_them(tmp_path, monkeypatch):
     """And not over those of all results of the machine."""
     monkeypatch.setattr(run.machine, "home", lambda: tmp_path / "home")

@@ -86,13 +86,13 @@ def footer(figure: Any, found: list[Record]) -> None:
     dates = sorted({r["utc"][:10] for r in found})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     commits = len({r["git"] for r in found})
-    of = last["git"] if commits == 1 else f"of {commits} commits up to {last['git']}"
+    of = last["git"] if commits == 1 else f"of {commits} commits up to {last['git'][:7]}"
     text = (
         f"{last['device']}, {records.threads_of(found)} · torch {last['torch']} · "
         f"sede-kernels {of} · {when} UTC · "
-        "medians of interleaved runs, each result checked against fp64"
+        "medians of interleaved runs, checked against fp64"
     )
-    figure.text(0.01, 0.005, text, fontsize=7.5, color="#666666", ha="left", va="bottom")
+    figure.text(0.01, 0.005, text, fontsize=7.2, color="#666666", ha="left", va="bottom")
 
 
 def _sweeps(found: list[Record]) -> dict[tuple[Any, ...], list[Record]]:
